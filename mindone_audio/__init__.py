@@ -1,0 +1,28 @@
+"""Audio-language models on MindSpore, with Hugging Face checkpoints.
+
+The public names are imported when they are first used, because MindSpore and MindONE take seconds to import.
+"""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AutoModelForAudioTextToText": "mindone_audio.models",
+    "AutoProcessor": "mindone_audio.processing",
+    "Qwen2AudioForConditionalGeneration": "mindone_audio.models.qwen2_audio",
+    "load_audio": "mindone_audio.audio",
+    "to_mindspore": "mindone_audio.conversion",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

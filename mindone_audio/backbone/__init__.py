@@ -1,0 +1,1 @@
+"""The bodies that all families share."""

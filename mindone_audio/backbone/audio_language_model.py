@@ -1,0 +1,178 @@
+"""Encoder, projector and decoder put together: the model that every family is."""
+
+import logging
+import os
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+from mindspore import ops as msops
+from mindspore.nn.utils import no_init_parameters
+
+from mindone_audio import device, hub, weights
+from mindone_audio.backbone import ops
+from mindone_audio.backbone.decoder import Decoder, DecoderConfig, additive, visible
+from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig
+from mindone_audio.backbone.mindone import CausalLMOutput, GenerationConfig, PreTrainedModel
+from mindone_audio.backbone.prompt import Prompt, build_prompt
+
+logger = logging.getLogger(__name__)
+
+
+def to_numpy(value) -> np.ndarray | None:
+    """A NumPy array of a MindSpore tensor (bfloat16 as float32), an array or nested lists; None stays None."""
+    if isinstance(value, Tensor):
+        return (value.astype(ms.float32) if value.dtype == ms.bfloat16 else value).asnumpy()
+    return None if value is None else np.asarray(value)
+
+
+def merge_audio(text: Tensor, audio: Tensor, audio_index: Tensor) -> Tensor:
+    """Token embeddings (batch, length, n) with rows of audio (rows, n) wherever audio_index (batch, length) >= 0."""
+    rows = ops.embed(audio, msops.maximum(audio_index, 0))
+    return msops.where((audio_index >= 0).expand_dims(-1), rows.astype(text.dtype), text)
+
+
+class AudioLanguageModel(PreTrainedModel):
+    """An audio encoder, a projector and a language model with Hugging Face's parameter names.
+
+    A family subclasses it with `config_class`, and an `__init__(config)` that describes its parts. The class takes part
+    in MindONE: `save_pretrained`, `mindone.peft` and its Trainer accept it.
+    """
+
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+
+    def __init__(self, config, encoder: EncoderConfig, decoder: DecoderConfig, projector: nn.Cell, audio_token_id: int):
+        device.prepare()
+        super().__init__(config)
+        self.audio_token_id = audio_token_id
+        self.audio_tower = AudioEncoder(encoder)
+        self.multi_modal_projector = projector
+        self.language_model = Decoder(decoder)
+        self.post_init()
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        return True
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        *,
+        config=None,
+        mindspore_dtype: ms.Type | None = None,
+        attn_implementation: str | None = "eager",
+        tie_word_embeddings: bool | None = None,
+        device_map: str | None = None,
+        **download,
+    ):
+        """Load a checkpoint from a local folder or the Hugging Face hub.
+
+        mindspore_dtype: dtype of the weights, None for the stored one; on CPU half precision becomes float32, which
+        one log line says. attn_implementation: "eager". tie_word_embeddings: False gives the output layer its own
+        copy where the checkpoint ties it. device_map: "auto" or None, both the current MindSpore device. download:
+        revision, cache_dir, token, local_files_only, subfolder. Raises `hub.CheckpointError` (missing, unexpected or
+        wrongly shaped tensors), `FileNotFoundError` or `ValueError`; no keyword is ignored.
+        """
+        if attn_implementation not in (None, "eager"):
+            raise ValueError(f"attn_implementation {attn_implementation!r} is not supported: use 'eager'")
+        if device_map not in (None, "auto"):
+            raise ValueError(f"device_map {device_map!r} is not supported: call mindspore.set_device before loading")
+        folder = hub.checkpoint_folder(pretrained_model_name_or_path, **download)
+        stored = hub.read_config(folder)
+        if config is None:
+            if stored.get("model_type") != cls.config_class.model_type:
+                raise ValueError(
+                    f"{folder} holds a {stored.get('model_type')!r} model, {cls.__name__} loads "
+                    f"{cls.config_class.model_type!r}: use AutoModelForAudioTextToText"
+                )
+            config = cls.config_class.from_pretrained(folder)
+        if tie_word_embeddings is not None:
+            config.text_config.tie_word_embeddings = config.tie_word_embeddings = tie_word_embeddings
+        config._attn_implementation = "eager"
+        with no_init_parameters():
+            model = cls(config)
+        weights.load_parameters(model, folder, mindspore_dtype)
+        if (folder / "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        model.name_or_path = str(pretrained_model_name_or_path)
+        return model.set_train(False)
+
+    def get_input_embeddings(self) -> nn.Cell:
+        return self.language_model.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Cell | None:
+        """The output layer; None where it is tied to the input embeddings."""
+        return self.language_model.lm_head
+
+    def audio_tokens(self, frames: np.ndarray) -> np.ndarray:
+        """How many tokens the decoder sees of clips of so many mel frames."""
+        frames = (frames - 1) // 2 + 1  # conv2
+        return (frames - 2) // 2 + 1 if self.audio_tower.config.pool_pairs else frames
+
+    def encode_audio(self, input_features: Tensor, lengths: Tensor) -> Tensor:
+        """Clips (clips, mel bins, frames), lengths int32 in frames, to decoder embeddings (clips, tokens, hidden)."""
+        return self.multi_modal_projector(self.audio_tower(input_features, lengths))
+
+    def prompt(self, input_ids, attention_mask, input_features, feature_attention_mask, labels=None):
+        """Check the inputs on the host: a `Prompt`, the features (or None) and int32 lengths in frames of the clips."""
+        input_ids = to_numpy(input_ids)
+        if input_ids is None or input_ids.ndim != 2 or not input_ids.size:
+            shape = None if input_ids is None else input_ids.shape
+            raise ValueError(f"input_ids must be (batch, length) with at least one token, not {shape}")
+        features, lengths = self._clips(input_features, to_numpy(feature_attention_mask))
+        tokens = self.audio_tokens(lengths)
+        per_clip = int(self.audio_tokens(np.array(self.audio_tower.config.num_mel_frames)))
+        mask, labels = to_numpy(attention_mask), to_numpy(labels)
+        return build_prompt(input_ids, mask, self.audio_token_id, tokens, per_clip, labels), features, lengths
+
+    def _clips(self, input_features, feature_mask: np.ndarray | None) -> tuple[Tensor | None, np.ndarray]:
+        if input_features is None:
+            return None, np.zeros(0, np.int32)
+        config = self.audio_tower.config
+        expected = (config.num_mel_bins, config.num_mel_frames)
+        shape = tuple(np.shape(input_features))
+        if len(shape) != 3 or shape[1:] != expected:
+            raise ValueError(
+                f"input_features has shape {shape}, this model takes (clips, {expected[0]}, {expected[1]}): "
+                "use the checkpoint's own processor, which pads each clip to the window"
+            )
+        if feature_mask is None:
+            feature_mask = np.ones((shape[0], shape[2]), np.int32)
+        if feature_mask.shape != (shape[0], shape[2]):
+            raise ValueError(f"feature_attention_mask has shape {feature_mask.shape}, not {(shape[0], shape[2])}")
+        features = input_features if isinstance(input_features, Tensor) else Tensor(np.asarray(input_features))
+        return features.astype(self.dtype), (feature_mask != 0).sum(1).astype(np.int32)
+
+    def construct(
+        self, input_ids, input_features=None, attention_mask=None, feature_attention_mask=None, labels=None
+    ) -> CausalLMOutput:
+        """Scores of every next token, and the loss where labels are given.
+
+        input_ids int (batch, length); input_features (clips, mel bins, frames), the clips of all samples in the order
+        of their placeholders; attention_mask and feature_attention_mask: nonzero for what counts, of any dtype; labels
+        like input_ids, -100 where nothing is to be learned. NumPy arrays and MindSpore tensors are both taken.
+
+        Returns logits fp32 (batch, length, vocab_size), where length is that of the expanded prompt if placeholders
+        came singly, and the mean cross-entropy of each label given the tokens before it, padding left out.
+        """
+        prompt, features, lengths = self.prompt(
+            input_ids, attention_mask, input_features, feature_attention_mask, labels
+        )
+        embeddings = self.language_model.embed(Tensor(prompt.input_ids))
+        if features is not None:
+            audio = self.encode_audio(features, Tensor(lengths))
+            audio = audio.reshape((-1, audio.shape[-1]))
+            embeddings = merge_audio(embeddings, audio, Tensor(prompt.audio_index))
+        positions = np.maximum(np.cumsum(prompt.mask, 1) - 1, 0).astype(np.int32)
+        columns = msops.arange(positions.shape[1], dtype=ms.int32)
+        seen = msops.logical_and(visible(columns, columns), Tensor(prompt.mask[:, None, :]))
+        logits = self.language_model.logits(self.language_model(embeddings, Tensor(positions), additive(seen)))
+        return CausalLMOutput(loss=None if prompt.labels is None else _loss(logits, prompt), logits=logits)
+
+
+def _loss(logits: Tensor, prompt: Prompt) -> Tensor:
+    """Mean cross-entropy of labels[1:] given logits[:-1], over unpadded places whose label is not -100."""
+    labels = np.where(prompt.mask, prompt.labels, -100)[:, 1:].astype(np.int32).reshape(-1)
+    return msops.cross_entropy(logits[:, :-1].reshape((-1, logits.shape[-1])), Tensor(labels), ignore_index=-100)

@@ -1,0 +1,126 @@
+"""The Whisper-shaped audio encoder (arXiv 2212.04356), with the variations of the audio-language models as fields."""
+
+import math
+from dataclasses import dataclass
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+from mindspore import ops as msops
+
+from mindone_audio.backbone import ops
+from mindone_audio.backbone.layers import Conv1d, Embedding, LayerNorm, Linear
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of an encoder and what its family does differently.
+
+    `pool_pairs`: average neighbouring frames before the final norm (Qwen2-Audio, Audio Flamingo 3).
+    `mask_padding`: frames beyond a clip's length are not attended to.
+    """
+
+    num_mel_bins: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    max_positions: int
+    pool_pairs: bool
+    mask_padding: bool
+
+    def __post_init__(self):
+        if self.hidden_size % self.num_heads:
+            raise ValueError(
+                f"the audio encoder's width {self.hidden_size} is not a multiple of its {self.num_heads} heads: "
+                "correct d_model or encoder_attention_heads in config.json"
+            )
+
+    @property
+    def num_mel_frames(self) -> int:
+        """Frames of one whole window: the strided convolution halves them to `max_positions`."""
+        return 2 * self.max_positions
+
+
+def sinusoids(positions: int, width: int) -> np.ndarray:
+    """Whisper's fixed position table, fp32 (positions, width): sines of geometric wavelengths, then cosines."""
+    half = max(1, math.ceil(width / 2))
+    rates = np.exp(-math.log(10000) / max(1, half - 1) * np.arange(half))
+    angles = np.arange(positions)[:, None] * rates[None, :]
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, :width].astype(np.float32)
+
+
+class EncoderAttention(nn.Cell):
+    """Full attention over all frames; the key projection has no bias."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.k_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.v_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
+        self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
+        self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
+
+    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        split = (batch, length, self.num_heads, width // self.num_heads)
+        query = self.q_proj(x).reshape(split).transpose(0, 2, 1, 3)
+        key = self.k_proj(x).reshape(split).transpose(0, 2, 1, 3)
+        value = self.v_proj(x).reshape(split).transpose(0, 2, 1, 3)
+        mixed = ops.attention(query, key, value, mask)
+        return self.out_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, length, width)))
+
+
+class EncoderLayer(nn.Cell):
+    """Pre-norm attention and GELU feed-forward, each with a residual."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.self_attn = EncoderAttention(config)
+        self.self_attn_layer_norm = LayerNorm(config.hidden_size)
+        self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
+        self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
+        self.final_layer_norm = LayerNorm(config.hidden_size)
+
+    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+        x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
+        return x + self.fc2(ops.gelu(self.fc1(self.final_layer_norm(x))))
+
+
+class AudioEncoder(nn.Cell):
+    """Log-mel spectrograms to frames of features."""
+
+    def __init__(self, config: EncoderConfig):
+        super().__init__()
+        self.config = config
+        self.pool_pairs, self.mask_padding = config.pool_pairs, config.mask_padding  # graphs cannot read a dataclass
+        self.conv1 = Conv1d(config.num_mel_bins, config.hidden_size, stride=1)
+        self.conv2 = Conv1d(config.hidden_size, config.hidden_size, stride=2)
+        table = Tensor(sinusoids(config.max_positions, config.hidden_size))
+        self.embed_positions = Embedding(config.max_positions, config.hidden_size, table, trainable=False)
+        self.layers = nn.CellList([EncoderLayer(config) for _ in range(config.num_layers)])
+        self.layer_norm = LayerNorm(config.hidden_size)
+
+    def construct(self, input_features: Tensor, lengths: Tensor) -> Tensor:
+        """input_features (clips, mel bins, frames); lengths int32 (clips), the frames that are not padding.
+
+        Returns (clips, positions, hidden_size): half as many positions as frames, a quarter where pairs are pooled.
+        """
+        x = input_features.astype(self.conv1.weight.dtype).transpose(0, 2, 1)
+        x = ops.gelu(self.conv1(x))
+        x = ops.gelu(self.conv2(x))
+        x = x + self.embed_positions.weight[: x.shape[1]]
+        mask = self._mask(lengths, x.shape[1])
+        for layer in self.layers:
+            x = layer(x, mask)
+        if self.pool_pairs:
+            x = ops.average_pairs(x)
+        return self.layer_norm(x)
+
+    def _mask(self, lengths: Tensor, positions: int) -> Tensor:
+        """fp32 (clips, 1, 1, positions): zero for frames to attend to."""
+        if not self.mask_padding:
+            return msops.zeros((1, 1, 1, 1), ms.float32)
+        valid = (lengths - 1) // 2 + 1  # what conv2 leaves of each length
+        hidden = msops.arange(positions, dtype=ms.int32).expand_dims(0) >= valid.expand_dims(1)
+        return (hidden.astype(ms.float32) * ops.MASKED).reshape((-1, 1, 1, positions))

@@ -1,0 +1,81 @@
+"""The few parameter-holding layers, with the parameter names and shapes of Hugging Face checkpoints.
+
+MindSpore's own layers rename parameters (`gamma`, `embedding_table`) or reshape them, so a checkpoint would need a
+translation in both directions. `Linear` is an `nn.Dense` so that adapters (`mindone.peft`) recognise it.
+"""
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn
+from mindspore.common.initializer import Normal, initializer
+
+from mindone_audio.backbone import ops
+
+_INIT_STD = 0.02
+
+
+def parameter(shape: tuple[int, ...], init="normal", trainable: bool = True) -> Parameter:
+    """A named-by-its-cell fp32 parameter; nothing is allocated inside `mindspore.nn.utils.no_init_parameters()`."""
+    init = Normal(_INIT_STD) if init == "normal" else init
+    return Parameter(initializer(init, shape, ms.float32), requires_grad=trainable)
+
+
+class Linear(nn.Dense):
+    """`ops.linear` with `weight` (out, in) and, where `bias`, `bias` (out)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool):
+        nn.Cell.__init__(self)  # nn.Dense would draw random weights twice
+        self.in_channels, self.out_channels, self.has_bias = in_features, out_features, bias
+        self.activation, self.activation_flag = None, False
+        self.weight = parameter((out_features, in_features))
+        self.bias = parameter((out_features,), "zeros") if bias else None
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+
+class Conv1d(nn.Cell):
+    """`ops.conv1d` with `weight` (out, in, 3) and `bias` (out)."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        self.weight = parameter((out_channels, in_channels, 3))
+        self.bias = parameter((out_channels,), "zeros")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.conv1d(x, self.weight, self.bias, self.stride)
+
+
+class Embedding(nn.Cell):
+    """Rows of `weight` (rows, width) by index."""
+
+    def __init__(self, rows: int, width: int, init="normal", trainable: bool = True):
+        super().__init__()
+        self.weight = parameter((rows, width), init, trainable)
+
+    def construct(self, ids: Tensor) -> Tensor:
+        return ops.embed(self.weight, ids)
+
+
+class LayerNorm(nn.Cell):
+    """`ops.layer_norm` with `weight` and `bias` (width)."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.weight = parameter((width,), "ones")
+        self.bias = parameter((width,), "zeros")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias)
+
+
+class RMSNorm(nn.Cell):
+    """`ops.rms_norm` with `weight` (width)."""
+
+    def __init__(self, width: int, epsilon: float):
+        super().__init__()
+        self.epsilon = epsilon
+        self.weight = parameter((width,), "ones")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.rms_norm(x, self.weight, self.epsilon)

@@ -1,0 +1,91 @@
+"""Every tensor operation of the backbone, each once: the only place where a device may get its own version.
+
+All of them exist in fp32 on CPU and in bf16 on Ascend. Names that end in `_rows` work on 2-D tables.
+"""
+
+import mindspore as ms
+from mindspore import Tensor, ops
+
+# Added to the score of a key that must not be seen. Finite, so that a row with nothing to see stays finite.
+MASKED = -1.0e9
+
+_matmul_transposed = ops.MatMul(transpose_b=True)
+_scores = ops.BatchMatMul(transpose_b=True)
+_weighted_sum = ops.BatchMatMul()
+_layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
+_write = ops.ScatterUpdate()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`x @ weight.T + bias` for x (..., in) and weight (out, in)."""
+    y = _matmul_transposed(x.reshape((-1, x.shape[-1])), weight)
+    if bias is not None:
+        y = y + bias
+    return y.reshape(x.shape[:-1] + (weight.shape[0],))
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Layer normalisation over the last axis, epsilon 1e-5 (PyTorch's default, which Whisper's encoder uses)."""
+    return _layer_norm(x, weight, bias)[0]
+
+
+def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
+    """`x / sqrt(mean(x^2) + epsilon) * weight` over the last axis, computed in fp32 (arXiv 1910.07467)."""
+    wide = x.astype(ms.float32)
+    wide = wide * ops.rsqrt(ops.mean(wide * wide, -1, True) + epsilon)
+    return weight * wide.astype(x.dtype)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Scaled dot-product attention with grouped key and value heads, softmax in fp32.
+
+    query (batch, heads, queries, head_dim); key and value (batch, key_value_heads, keys, head_dim), where every
+    `heads / key_value_heads` neighbouring query heads share one key head; mask fp32, added to the scores, broadcast to
+    (batch, 1, queries, keys). Returns (batch, heads, queries, head_dim).
+    """
+    batch, heads, queries, head_dim = query.shape
+    key_value_heads, keys = key.shape[1], key.shape[2]
+    groups = heads // key_value_heads
+    query = (query * head_dim**-0.5).reshape((batch, key_value_heads, groups * queries, head_dim))
+    scores = _scores(query, key).astype(ms.float32).reshape((batch, heads, queries, keys)) + mask
+    weights = ops.softmax(scores, -1).astype(value.dtype)
+    mixed = _weighted_sum(weights.reshape((batch, key_value_heads, groups * queries, keys)), value)
+    return mixed.reshape((batch, heads, queries, head_dim))
+
+
+def conv1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
+    """1-D convolution with kernel 3 and padding 1 as one matrix product: x (batch, time, in) to (batch, time', out).
+
+    weight (out, in, 3) as PyTorch stores it. time' = (time - 1) // stride + 1.
+    """
+    batch, time, channels = x.shape
+    edge = ops.zeros((batch, 1, channels), x.dtype)
+    padded = ops.concat((edge, x, edge), 1)
+    taps = ops.concat([padded[:, k : k + time : stride] for k in range(3)], -1)  # (batch, time', 3 * in)
+    return linear(taps, weight.transpose(0, 2, 1).reshape((weight.shape[0], -1)), bias)
+
+
+def average_pairs(x: Tensor) -> Tensor:
+    """The mean of each two neighbours in time, an odd last one dropped: (batch, time, n) to (batch, time // 2, n)."""
+    batch, time, channels = x.shape
+    return x[:, : time // 2 * 2].reshape((batch, time // 2, 2, channels)).mean(2)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """x * Phi(x) with the exact Gauss error function."""
+    return ops.gelu(x, approximate="none")
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x)."""
+    return ops.silu(x)
+
+
+def embed(table: Tensor, ids: Tensor) -> Tensor:
+    """Rows of `table` (rows, n) by `ids` (...): (..., n)."""
+    return ops.gather(table, ids, 0)
+
+
+def write_rows(table: ms.Parameter, rows: Tensor, values: Tensor) -> Tensor:
+    """Overwrite `table[rows]` (n, width) in place with `values` (len(rows), width); returns the table as written."""
+    return _write(table, rows, values)

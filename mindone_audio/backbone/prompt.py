@@ -1,0 +1,95 @@
+"""Token ids and audio lengths to the integer arrays that the graphs take, in NumPy on the host."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass
+class Prompt:
+    """A batch of prompts in which every audio token has its own place.
+
+    input_ids int32, mask bool and labels int32 or None: (batch, length). audio_index int32 (batch, length): which row
+    of the encoded clips' tokens stands at a place, -1 where a text token does.
+    """
+
+    input_ids: np.ndarray
+    mask: np.ndarray
+    audio_index: np.ndarray
+    labels: np.ndarray | None
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sample that are not padding, int (batch)."""
+        return self.mask.sum(1)
+
+
+def build_prompt(
+    input_ids: np.ndarray,
+    attention_mask: np.ndarray | None,
+    audio_token_id: int,
+    audio_lengths: np.ndarray,
+    tokens_per_clip: int,
+    labels: np.ndarray | None = None,
+) -> Prompt:
+    """Give each placeholder its row of audio, expanding prompts that have one placeholder a clip (the legacy form).
+
+    audio_lengths int (clips): audio tokens of each clip, in the order of the placeholders over the whole batch;
+    tokens_per_clip: rows that the encoder makes of one window. Raises `ValueError` where placeholders and clips differ.
+    """
+    mask = np.ones(input_ids.shape, bool) if attention_mask is None else attention_mask != 0
+    if mask.shape != input_ids.shape:
+        raise ValueError(f"attention_mask has shape {mask.shape}, input_ids has {input_ids.shape}: they must be equal")
+    is_audio = (input_ids == audio_token_id) & mask
+    placeholders, clips, tokens = int(is_audio.sum()), len(audio_lengths), int(audio_lengths.sum())
+    if placeholders != tokens and placeholders == clips:
+        input_ids, mask, labels = _expand(input_ids, mask, labels, is_audio, audio_lengths)
+        is_audio = (input_ids == audio_token_id) & mask
+    elif placeholders != tokens:
+        raise ValueError(
+            f"the prompts hold {placeholders} audio tokens, but the {clips} given clips need {tokens} "
+            f"({', '.join(map(str, audio_lengths)) or 'none'}), or one for each clip: "
+            "give the clips and the prompts to the processor in one call"
+        )
+    rows = [clip * tokens_per_clip + np.arange(length) for clip, length in enumerate(audio_lengths)]
+    audio_index = np.full(input_ids.shape, -1, np.int32)
+    audio_index[is_audio] = np.concatenate(rows) if rows else []
+    return Prompt(input_ids.astype(np.int32), mask, audio_index, labels)
+
+
+def _expand(input_ids, mask, labels, is_audio, audio_lengths):
+    """Repeat each placeholder once for each of its clip's tokens; padding goes to the side where the mask has it."""
+    repeats = np.ones(input_ids.shape, np.int64)
+    repeats[is_audio] = audio_lengths
+    repeats[~mask] = 0
+    width = int(repeats.sum(1).max())
+    pad_right = bool((~mask[:, -1]).any())
+    outputs = []
+    for array, fill in ((input_ids, 0), (mask, False), (labels, -100)):
+        if array is None:
+            outputs.append(None)
+            continue
+        expanded = np.full((len(array), width), fill, array.dtype)
+        for row, target in enumerate(expanded):
+            values = np.repeat(array[row], repeats[row])
+            if array is labels:
+                values = np.where(np.repeat(is_audio[row], repeats[row]), -100, values)
+            start = 0 if pad_right else width - len(values)
+            target[start : start + len(values)] = values
+        outputs.append(expanded)
+    return outputs
+
+
+def left_align(prompt: Prompt, width: int, pad_token_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Move each sample's tokens to the right end of `width` columns, whatever side or gaps its padding had.
+
+    Returns input_ids and audio_index, int32 (batch, width), and start int32 (batch): the first column of each sample.
+    """
+    batch = len(prompt.input_ids)
+    input_ids = np.full((batch, width), pad_token_id, np.int32)
+    audio_index = np.full((batch, width), -1, np.int32)
+    start = (width - prompt.lengths).astype(np.int32)
+    for row in range(batch):
+        input_ids[row, start[row] :] = prompt.input_ids[row, prompt.mask[row]]
+        audio_index[row, start[row] :] = prompt.audio_index[row, prompt.mask[row]]
+    return input_ids, audio_index, start

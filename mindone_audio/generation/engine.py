@@ -1,0 +1,144 @@
+"""The compiled graphs behind `generate`: encode clips, prefill a prompt, decode one token, copy sequences.
+
+Shapes are rounded up to buckets, so that a new prompt or clip seldom compiles anything: the step graph is compiled once
+for each (batch, cache bucket), a prefill graph once for each prompt bucket in it.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn
+from mindspore import ops as msops
+
+from mindone_audio.backbone.audio_language_model import AudioLanguageModel, merge_audio
+from mindone_audio.backbone.cache import CopySequences, KVCache
+from mindone_audio.backbone.decoder import Decoder, additive, visible
+
+_SMALLEST_PROMPT = 64
+_SMALLEST_CACHE = 256
+_CACHES_KEPT = 4  # beams need two at once; more only save compilations
+
+
+def prompt_bucket(length: int) -> int:
+    """The next of 64, 96, 128, 192, 256, 384, ...: at most half of a prompt is padding."""
+    bucket = _SMALLEST_PROMPT
+    while bucket < length:
+        if bucket * 3 // 2 >= length:
+            return bucket * 3 // 2
+        bucket *= 2
+    return bucket
+
+
+def cache_bucket(length: int) -> int:
+    """The next power of two from 256 on."""
+    return max(_SMALLEST_CACHE, 1 << (length - 1).bit_length())
+
+
+def clips_bucket(clips: int) -> int:
+    """The next power of two."""
+    return 1 << (clips - 1).bit_length()
+
+
+class EncodeAudio(nn.Cell):
+    """Encoder and projector as one graph: clips to rows of decoder embeddings."""
+
+    def __init__(self, model: AudioLanguageModel):
+        super().__init__(auto_prefix=False)
+        self.audio_tower, self.multi_modal_projector = model.audio_tower, model.multi_modal_projector
+
+    def construct(self, input_features: Tensor, lengths: Tensor) -> Tensor:
+        audio = self.multi_modal_projector(self.audio_tower(input_features, lengths))
+        return audio.reshape((-1, audio.shape[-1]))
+
+
+class Forward(nn.Cell):
+    """Prefill and decode step: tokens in at `offset`, the next token's scores out, the cache written in between."""
+
+    def __init__(self, language_model: Decoder, cache: KVCache):
+        super().__init__(auto_prefix=False)
+        self.language_model, self.cache = language_model, cache
+
+    def construct(self, input_ids: Tensor, audio, audio_index, offset: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
+        """input_ids int32 (batch, length); audio (rows, hidden) with audio_index int32 (batch, length), or None twice;
+        offset int32: column of the first token; start int32 (batch): first column of each sample that is not padding.
+
+        Returns scores fp32 (batch, vocab) after the last token, and the best token int32 (batch).
+        """
+        length = input_ids.shape[1]
+        embeddings = self.language_model.embed(input_ids)
+        if audio is not None:
+            embeddings = merge_audio(embeddings, audio, audio_index)
+        columns = offset + msops.arange(length, dtype=ms.int32)
+        keys = msops.arange(self.cache.positions, dtype=ms.int32)
+        positions = msops.maximum(columns.expand_dims(0) - start.expand_dims(1), 0)
+        seen = msops.logical_and(visible(columns, keys).expand_dims(0), (keys >= start.expand_dims(1)).expand_dims(1))
+        rows = self.cache.rows(offset, length)
+        hidden = self.language_model(embeddings, positions, additive(seen), self.cache, rows)
+        scores = self.language_model.logits(hidden[:, -1])
+        return scores, msops.argmax(scores, -1).astype(ms.int32)
+
+
+class Sequences:
+    """A batch under generation: its cache, the graph that extends it, and how far it is."""
+
+    def __init__(self, cache: KVCache, forward: Callable):
+        self.cache, self.forward = cache, forward
+        self.length, self.start = 0, None
+
+    def extend(self, input_ids: np.ndarray, audio: Tensor | None = None, audio_index: np.ndarray | None = None):
+        """Run tokens int32 (batch, length) through the model: scores and best token, still on the device."""
+        index = None if audio_index is None else Tensor(audio_index)
+        offset = Tensor(self.length, ms.int32)
+        self.length += input_ids.shape[1]
+        return self.forward(Tensor(input_ids), audio, index, offset, self.start)
+
+
+class Engine:
+    """Owns the caches and graphs of one model; `compiled=False` runs the same cells interpreted."""
+
+    def __init__(self, model: AudioLanguageModel, compiled: bool):
+        self.model, self.compiled = model, compiled
+        self._encode = self._graph(EncodeAudio(model))
+        self._sequences: OrderedDict[tuple, Sequences] = OrderedDict()
+        self._copies: dict[tuple[int, int], Callable] = {}
+
+    def _graph(self, cell: nn.Cell) -> Callable:
+        return ms.jit(cell.construct) if self.compiled else cell
+
+    def encode(self, input_features: Tensor, lengths: np.ndarray) -> Tensor:
+        """Rows of decoder embeddings (clips * tokens, hidden) of clips (clips, mel bins, frames)."""
+        spare = clips_bucket(len(lengths)) - len(lengths)
+        if spare:
+            empty = msops.zeros((spare,) + input_features.shape[1:], input_features.dtype)
+            input_features = msops.concat((input_features, empty))
+            lengths = np.concatenate([lengths, np.ones(spare, np.int32)])
+        return self._encode(input_features, Tensor(lengths))
+
+    def sequences(self, batch: int, positions: int, role: str = "prompt") -> Sequences:
+        """A batch of empty sequences with room for `positions` tokens; its cache may have been used before."""
+        key = (role, batch, cache_bucket(positions))
+        if key not in self._sequences:
+            while len(self._sequences) >= _CACHES_KEPT:
+                _, dropped = self._sequences.popitem(last=False)
+                self._copies = {k: v for k, v in self._copies.items() if id(dropped.cache) not in k}
+            decoder = self.model.language_model
+            sizes = decoder.config
+            cache = KVCache(
+                sizes.num_layers, batch, sizes.num_key_value_heads, key[2], sizes.head_dim, self.model.dtype
+            )
+            self._sequences[key] = Sequences(cache, self._graph(Forward(decoder, cache)))
+        self._sequences.move_to_end(key)
+        sequences = self._sequences[key]
+        sequences.length = 0
+        return sequences
+
+    def copy(self, source: Sequences, target: Sequences, index: np.ndarray) -> None:
+        """Make each sequence of `target` a copy of sequence index[i] of `source`, which may be the same object."""
+        key = (id(source.cache), id(target.cache))
+        if key not in self._copies:
+            self._copies[key] = self._graph(CopySequences(source.cache, target.cache))
+        self._copies[key](Tensor(index.astype(np.int32)))
+        target.start = Tensor(source.start.asnumpy()[index])
+        target.length = source.length

@@ -1,0 +1,166 @@
+"""`generate`: the layers of generators over the engine, step to token stream to sequences."""
+
+from collections.abc import Callable, Iterator
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from mindone_audio.backbone.prompt import Prompt, left_align
+from mindone_audio.generation import sampling
+from mindone_audio.generation.beam import BeamSearch
+from mindone_audio.generation.engine import Engine, Sequences, prompt_bucket
+from mindone_audio.generation.settings import GenerationSettings, settle
+
+
+class GenerationMixin:
+    """Gives an `AudioLanguageModel` its `generate`."""
+
+    def generate(
+        self,
+        input_ids=None,
+        input_features=None,
+        attention_mask=None,
+        feature_attention_mask=None,
+        *,
+        generation_config=None,
+        streamer=None,
+        tokenizer=None,
+        compile: bool = True,
+        **settings,
+    ) -> Tensor:
+        """Continue each prompt of a batch: int32 (batch * num_return_sequences, length), the prompt first.
+
+        input_ids int (batch, length), padded on either side where attention_mask is 0; input_features (clips, mel bins,
+        frames) and feature_attention_mask (clips, frames): the clips of all prompts in the order of their placeholders.
+        Masks may be of any dtype, and everything may be NumPy or MindSpore. `settings` are the fields of
+        `GenerationSettings` and change `generation_config` (default: the checkpoint's). streamer: an object with `put`
+        and `end` such as transformers' TextStreamer, for one prompt. tokenizer: needed for stop_strings.
+        compile=False interprets the same code, many times slower. Sequences that end early are filled with the padding
+        token. Raises `ValueError` for inputs that do not fit together or a setting that is not supported.
+        """
+        chosen = settle(self.generation_config if generation_config is None else generation_config, settings)
+        prompt, features, lengths = self.prompt(input_ids, attention_mask, input_features, feature_attention_mask)
+        chosen = chosen.resolve_length(prompt.input_ids.shape[1], self.language_model.config.max_positions)
+        _check_streamer(streamer, len(prompt.input_ids), chosen)
+        ended = _end_test(chosen, tokenizer)
+        engine = self._engine(compile)
+        audio = None if features is None else engine.encode(features, lengths)
+        given = np.asarray(input_ids.asnumpy() if isinstance(input_ids, Tensor) else input_ids).astype(np.int32)
+        if streamer is not None:
+            streamer.put(given)
+        if chosen.num_beams > 1:
+            new_tokens = _beams(engine, prompt, audio, chosen, ended)
+        else:
+            columns = []
+            for tokens in token_stream(engine, prompt, audio, chosen, ended):
+                columns.append(tokens)
+                if streamer is not None:
+                    streamer.put(tokens)
+            new_tokens = np.stack(columns, 1)
+        if streamer is not None:
+            streamer.end()
+        return Tensor(np.concatenate([np.repeat(given, chosen.num_return_sequences, 0), new_tokens], 1), ms.int32)
+
+    def _engine(self, compiled: bool) -> Engine:
+        engines = self.__dict__.setdefault("_engines", {})
+        if compiled not in engines:
+            engines[compiled] = Engine(self, compiled)
+        return engines[compiled]
+
+
+def token_stream(
+    engine: Engine, prompt: Prompt, audio: Tensor | None, settings: GenerationSettings, ended: Callable
+) -> Iterator[np.ndarray]:
+    """The next token of every sequence, int32 (rows), until all have ended or max_new_tokens is reached."""
+    copies = settings.num_return_sequences
+    rows = len(prompt.input_ids) * copies
+    sequences, (scores, best) = _prefill(engine, prompt, audio, settings, copies)
+    history = np.repeat(prompt.input_ids, copies, 0)
+    chain = sampling.score_functions(settings, history.shape[1])
+    choose = sampling.Sampler(rows, settings.seed) if settings.do_sample else sampling.greedy
+    prompt_length, done = history.shape[1], np.zeros(rows, bool)
+    for produced in range(1, settings.max_new_tokens + 1):
+        if chain or settings.do_sample or produced == 1:
+            tokens = choose(sampling.process(chain, _rows(scores, rows), history))
+        else:
+            tokens = best.asnumpy()  # greedy: the graph has already chosen, the scores stay on the device
+        tokens = np.where(done, settings.padding, tokens).astype(np.int32)
+        history = np.concatenate([history, tokens[:, None]], 1)
+        done |= ended(history[:, prompt_length:])
+        yield tokens
+        if done.all() or produced == settings.max_new_tokens:
+            return
+        scores, best = sequences.extend(tokens[:, None])
+
+
+def _rows(scores: Tensor, rows: int) -> np.ndarray:
+    """Scores as NumPy (rows, vocab); right after the prefill there may be fewer, one for each prompt."""
+    scores = scores.asnumpy()
+    return np.repeat(scores, rows // len(scores), 0)
+
+
+def _prefill(
+    engine: Engine, prompt: Prompt, audio: Tensor | None, settings: GenerationSettings, copies: int
+) -> tuple[Sequences, tuple[Tensor, Tensor]]:
+    """Run the prompts once, then give each `copies` sequences: these, and the scores and best token of each prompt."""
+    width = prompt_bucket(int(prompt.lengths.max()))
+    room = width + settings.max_new_tokens
+    input_ids, audio_index, start = left_align(prompt, width, settings.padding)
+    sequences = engine.sequences(len(input_ids), room)
+    sequences.start = Tensor(start)
+    outputs = sequences.extend(input_ids, audio, None if audio is None else audio_index)
+    if copies > 1:
+        copied = engine.sequences(len(input_ids) * copies, room, role="copies")
+        engine.copy(sequences, copied, np.repeat(np.arange(len(input_ids)), copies))
+        sequences = copied
+    return sequences, outputs
+
+
+def _beams(
+    engine: Engine, prompt: Prompt, audio: Tensor | None, settings: GenerationSettings, ended: Callable
+) -> np.ndarray:
+    """Beam search: int32 (batch * num_return_sequences, new tokens)."""
+    batch, beams = len(prompt.input_ids), settings.num_beams
+    sequences, (scores, _) = _prefill(engine, prompt, audio, settings, beams)
+    repeated = np.repeat(prompt.input_ids, beams, 0)
+    chain = sampling.score_functions(settings, repeated.shape[1])
+    search = BeamSearch(batch, settings)
+    while True:
+        log_probabilities = sampling.log_softmax(_rows(scores, batch * beams))
+        history = np.concatenate([repeated, search.running.reshape(batch * beams, -1)], 1)
+        rows, tokens = search.step(sampling.process(chain, log_probabilities, history), ended)
+        if search.done:
+            return search.result()
+        if (rows != np.arange(batch * beams)).any():
+            engine.copy(sequences, sequences, rows)
+        scores, _ = sequences.extend(tokens[:, None])
+
+
+def _end_test(settings: GenerationSettings, tokenizer) -> Callable[[np.ndarray], np.ndarray]:
+    """A test of new tokens int (rows, length): which rows end here, by token, by string or by length."""
+    eos = np.array(settings.eos_token_ids, np.int32)
+    stops = settings.stops
+    if stops and tokenizer is None:
+        raise ValueError("stop_strings needs the tokenizer: generate(..., tokenizer=processor.tokenizer)")
+    # A stop string is at most as many tokens as it has bytes; a few more, since a token can hold more than its end.
+    tail = max((len(s.encode()) for s in stops), default=0) + 8
+
+    def ended(new_tokens: np.ndarray) -> np.ndarray:
+        result = np.isin(new_tokens[:, -1], eos)
+        if new_tokens.shape[1] >= settings.max_new_tokens:
+            result[:] = True
+        for row in np.flatnonzero(~result) if stops else ():
+            text = tokenizer.decode(new_tokens[row, -tail:].tolist(), skip_special_tokens=False)
+            result[row] = any(stop in text for stop in stops)
+        return result
+
+    return ended
+
+
+def _check_streamer(streamer, batch: int, settings: GenerationSettings) -> None:
+    if streamer is not None and (batch * settings.num_return_sequences > 1 or settings.num_beams > 1):
+        raise ValueError(
+            f"a streamer takes one sequence without beams, not {batch} prompts with num_return_sequences="
+            f"{settings.num_return_sequences} and num_beams={settings.num_beams}: leave the streamer out"
+        )

@@ -1,0 +1,119 @@
+"""Tiny random Qwen2-Audio checkpoints and the PyTorch models they come from."""
+
+import numpy as np
+import torch
+from transformers import Qwen2AudioConfig
+from transformers import Qwen2AudioForConditionalGeneration as TorchQwen2Audio
+
+AUDIO_TOKEN = 90
+VOCAB = 97
+MEL_BINS = 16
+FRAMES = 40  # a window of 0.4 s, so 10 audio tokens
+
+
+def tiny_config(audio: dict | None = None, text: dict | None = None) -> Qwen2AudioConfig:
+    """Sizes that share no divisor by accident: grouped heads, a width that is no power of two."""
+    return Qwen2AudioConfig(
+        audio_config={
+            "num_mel_bins": MEL_BINS,
+            "d_model": 24,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 3,
+            "encoder_ffn_dim": 40,
+            "max_source_positions": FRAMES // 2,
+            **(audio or {}),
+        },
+        text_config={
+            "model_type": "qwen2",
+            "vocab_size": VOCAB,
+            "hidden_size": 48,
+            "intermediate_size": 72,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 512,
+            "tie_word_embeddings": False,
+            **(text or {}),
+        },
+        audio_token_index=AUDIO_TOKEN,
+    )
+
+
+def torch_model(config: Qwen2AudioConfig, seed: int = 0) -> TorchQwen2Audio:
+    """A PyTorch model in fp32 whose weights are large enough that logits are far from flat."""
+    torch.manual_seed(seed)
+    model = TorchQwen2Audio._from_config(config, attn_implementation="eager").eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 1.6 / parameter[0].numel() ** 0.5)
+            elif name.endswith("bias"):
+                parameter.normal_(0, 0.3)
+            else:
+                parameter.normal_(1, 0.2)
+        model.language_model.model.embed_tokens.weight.normal_(0, 1.0)
+        model.audio_tower.embed_positions.weight.normal_(0, 1.0)
+    model.tie_weights()
+    return model
+
+
+def clips(lengths: list[int], seed: int = 0) -> dict[str, np.ndarray]:
+    """Random features of clips of so many frames, padded to the window, as the processor gives them."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((len(lengths), FRAMES), np.int32)
+    for row, length in enumerate(lengths):
+        mask[row, :length] = 1
+    features = rng.normal(size=(len(lengths), MEL_BINS, FRAMES)).astype(np.float32)
+    return {"input_features": features, "feature_attention_mask": mask}
+
+
+def audio_tokens(frames: int) -> int:
+    return ((frames - 1) // 2 + 1 - 2) // 2 + 1
+
+
+def prompt(parts: list, seed: int = 0) -> list[int]:
+    """Token ids of a prompt: an int n is n random text tokens, a string "a<frames>" the placeholders of a clip."""
+    rng = np.random.default_rng(seed)
+    ids = []
+    for part in parts:
+        if isinstance(part, int):
+            ids += rng.integers(3, AUDIO_TOKEN, part).tolist()
+        else:
+            ids += [AUDIO_TOKEN] * (audio_tokens(int(part[1:])) if part != "a" else 1)
+    return ids
+
+
+def batch(prompts: list[list[int]], side: str = "left", pad: int = 0) -> dict[str, np.ndarray]:
+    """input_ids and attention_mask, int64 as tokenizers give them."""
+    width = max(map(len, prompts))
+    ids, mask = np.full((len(prompts), width), pad), np.zeros((len(prompts), width), np.int64)
+    for row, tokens in enumerate(prompts):
+        where = slice(width - len(tokens), width) if side == "left" else slice(0, len(tokens))
+        ids[row, where], mask[row, where] = tokens, 1
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def to_torch(inputs: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(value) for name, value in inputs.items()}
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return float(np.abs(ours - theirs).max() / np.abs(theirs).max())
+
+
+def torch_beams(model: TorchQwen2Audio, inputs: dict[str, np.ndarray], **settings) -> np.ndarray:
+    """New tokens of PyTorch's beam search.
+
+    The language model generates from the merged embeddings, because transformers 4.57's own Qwen2-Audio `generate`
+    repeats the clips one by one for the beams, which gives prompts with two clips the wrong ones.
+    """
+    merged = {}
+
+    def keep(module, args, kwargs):
+        merged.update(inputs_embeds=kwargs["inputs_embeds"], attention_mask=kwargs["attention_mask"])
+
+    hook = model.language_model.register_forward_pre_hook(keep, with_kwargs=True)
+    with torch.no_grad():
+        model(**to_torch(inputs))
+        hook.remove()
+        return model.language_model.generate(**merged, **settings).numpy()
