@@ -3,7 +3,11 @@
 The public names are imported when they are first used, because MindSpore and MindONE take seconds to import.
 """
 
+import os
 from importlib import import_module
+
+# Without PyTorch transformers advises at each import that models won't be available; here they are MindSpore's.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 __version__ = "0.1.0"
 

@@ -1,7 +1,6 @@
 """Safetensors checkpoints to MindSpore parameters: strict about names and shapes."""
 
 import json
-import logging
 import mmap
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,6 @@ from mindspore.common.np_dtype import bfloat16 as np_bfloat16
 
 from mindone_audio.device import compute_dtype
 from mindone_audio.hub import CheckpointError
-
-logger = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -34,13 +31,13 @@ _NUMPY_DTYPES = {
 _MINDSPORE_DTYPES = {"F32": ms.float32, "F16": ms.float16, "BF16": ms.bfloat16, "F64": ms.float64}
 
 
-def load_parameters(model: nn.Cell, folder: Path, dtype: ms.Type | None) -> None:
+def load_parameters(model: nn.Cell, folder: Path, dtype: ms.Type | None, untie: bool = False) -> None:
     """Replace every parameter of `model` by the tensor of its name in the folder's safetensors files.
 
     dtype: what floating-point weights are converted to, None for the dtype they are stored in; half precision becomes
     float32 on CPU (`device.compute_dtype`). Raises `CheckpointError` that names every missing and unexpected tensor and
-    every wrong shape. A missing `lm_head.weight` is filled with the token embedding, which is what a checkpoint without
-    one means.
+    every wrong shape. untie: the checkpoint ties its output layer and the model does not, so the layer starts as a copy of
+    the token embedding.
     """
     owners = {name: (cell, attribute) for name, cell, attribute in _parameters(model)}
     loaded: dict[str, Parameter] = {}
@@ -59,7 +56,7 @@ def load_parameters(model: nn.Cell, folder: Path, dtype: ms.Type | None) -> None
                 )
             tensor = _to_tensor(array, compute_dtype(dtype or stored))
             loaded[name] = Parameter(tensor, name=name, requires_grad=expected.requires_grad)
-    _fill_output_embedding(owners, loaded, unexpected)
+    _settle_output_layer(owners, loaded, unexpected, untie)
     missing = sorted(set(owners) - set(loaded))
     if missing or unexpected:
         raise CheckpointError(_mismatch(folder, missing, sorted(unexpected)))
@@ -75,11 +72,11 @@ def _parameters(model: nn.Cell) -> Iterator[tuple[str, nn.Cell, str]]:
             yield f"{prefix}.{attribute}" if prefix else attribute, cell, attribute
 
 
-def _fill_output_embedding(owners: dict, loaded: dict[str, Parameter], unexpected: list[str]) -> None:
+def _settle_output_layer(owners: dict, loaded: dict[str, Parameter], unexpected: list[str], untie: bool) -> None:
+    """Where tying differs between checkpoint and model, `lm_head.weight` is copied from the embedding or left out."""
     for embedding in [name for name in loaded if name.endswith("model.embed_tokens.weight")]:
         head = embedding.removesuffix("model.embed_tokens.weight") + "lm_head.weight"
-        if head in owners and head not in loaded:
-            logger.info("%s is not in the checkpoint: it starts as a copy of %s", head, embedding)
+        if untie and head in owners and head not in loaded:
             loaded[head] = Parameter(loaded[embedding].copy(), name=head)
         if head not in owners and head in unexpected:  # tied by the config, stored all the same
             unexpected.remove(head)

@@ -88,12 +88,13 @@ class AudioLanguageModel(PreTrainedModel):
                     f"{cls.config_class.model_type!r}: use AutoModelForAudioTextToText"
                 )
             config = cls.config_class.from_pretrained(folder)
+        was_tied = config.text_config.tie_word_embeddings
         if tie_word_embeddings is not None:
             config.text_config.tie_word_embeddings = config.tie_word_embeddings = tie_word_embeddings
         config._attn_implementation = "eager"
         with no_init_parameters():
             model = cls(config)
-        weights.load_parameters(model, folder, mindspore_dtype)
+        weights.load_parameters(model, folder, mindspore_dtype, untie=was_tied)
         if (folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         model.name_or_path = str(pretrained_model_name_or_path)

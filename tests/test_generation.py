@@ -1,0 +1,269 @@
+"""generate: sampling, stopping, streaming, buckets, and what it refuses."""
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from helpers import VOCAB, batch, clips, prompt, tiny_config, torch_model
+from mindspore import Tensor
+from transformers import GenerationConfig, TextStreamer
+
+from mindone_audio import AutoModelForAudioTextToText
+from mindone_audio.generation import sampling
+from mindone_audio.generation.beam import BeamSearch
+from mindone_audio.generation.engine import cache_bucket, clips_bucket, prompt_bucket
+from mindone_audio.generation.settings import GenerationSettings, settle
+
+INPUTS = {**batch([prompt([3, "a40", 5])]), **clips([40])}
+LENGTH = INPUTS["input_ids"].shape[1]
+CHAIN = {"temperature": 0.8, "top_k": 30, "top_p": 0.9, "min_p": 0.01}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    torch_model(tiny_config()).save_pretrained(folder)
+    return AutoModelForAudioTextToText.from_pretrained(folder)
+
+
+def new_tokens(model, inputs=INPUTS, **settings):
+    return model.generate(**inputs, **settings).asnumpy()[:, inputs["input_ids"].shape[1] :]
+
+
+def filtered_probabilities(scores: np.ndarray, settings: dict) -> np.ndarray:
+    """What transformers' own filters leave of a row of scores."""
+    row = torch.from_numpy(scores)[None]
+    for filter_ in (
+        transformers.TemperatureLogitsWarper(settings["temperature"]),
+        transformers.TopKLogitsWarper(settings["top_k"]),
+        transformers.TopPLogitsWarper(settings["top_p"]),
+        transformers.MinPLogitsWarper(settings["min_p"]),
+    ):
+        row = filter_(None, row)
+    return row.softmax(-1)[0].numpy()
+
+
+def test_sampling_follows_the_filtered_distribution(model):
+    """Pearson's chi-square of 3200 first tokens: the statistic stays below the 99.9 % point for its freedom."""
+    scores = model(**INPUTS).logits.asnumpy()[0, -1]
+    expected = filtered_probabilities(scores, CHAIN)
+    allowed = np.flatnonzero(expected)
+    assert 5 < len(allowed) < 31
+    draws = np.concatenate(
+        [
+            new_tokens(model, max_new_tokens=1, do_sample=True, num_return_sequences=64, seed=seed, **CHAIN)[:, 0]
+            for seed in range(50)
+        ]
+    )
+    counts = np.bincount(draws, minlength=VOCAB)
+    assert counts.sum() == 3200
+    assert set(np.flatnonzero(counts)) <= set(allowed)
+    frequent = allowed[expected[allowed] * 3200 >= 5]
+    statistic = (((counts - 3200 * expected) ** 2)[frequent] / (3200 * expected[frequent])).sum()
+    freedom = len(frequent) - 1
+    assert statistic < freedom * (1 - 2 / (9 * freedom) + 3.09 * (2 / (9 * freedom)) ** 0.5) ** 3  # Wilson-Hilferty
+
+
+@pytest.mark.parametrize("name", CHAIN)
+def test_each_filter_equals_transformers(name):
+    scores = np.random.default_rng(1).normal(size=(4, 50)).astype(np.float32) * 3
+    function = getattr(sampling, name)(CHAIN[name])
+    warper = {
+        "temperature": transformers.TemperatureLogitsWarper,
+        "top_k": transformers.TopKLogitsWarper,
+        "top_p": transformers.TopPLogitsWarper,
+        "min_p": transformers.MinPLogitsWarper,
+    }[name](CHAIN[name])
+    expected = warper(None, torch.from_numpy(scores)).numpy()
+    np.testing.assert_allclose(function(scores, None), expected, rtol=1e-6)
+
+
+def test_one_seed_gives_one_text(model):
+    def draw(seed):
+        return new_tokens(model, max_new_tokens=12, do_sample=True, temperature=1.5, seed=seed).tolist()
+
+    assert draw(1) == draw(1)
+    assert draw(1) != draw(2)
+    assert draw(None) != draw(None)
+
+
+def test_a_sampled_row_of_a_batch_is_what_it_is_alone(model):
+    both = {**batch([prompt([3, "a40", 5]), prompt([6], 2)]), **clips([40])}
+    settings = {"max_new_tokens": 10, "do_sample": True, "seed": 5}
+    assert new_tokens(model, both, **settings)[0].tolist() == new_tokens(model, **settings)[0].tolist()
+
+
+def test_returned_sequences_of_one_prompt_differ(model):
+    tokens = new_tokens(model, max_new_tokens=10, do_sample=True, seed=0, num_return_sequences=4)
+    assert tokens.shape == (4, 10)
+    assert len({tuple(row) for row in tokens.tolist()}) == 4
+
+
+def test_top_k_one_is_greedy(model):
+    greedy = new_tokens(model, max_new_tokens=10)
+    assert new_tokens(model, max_new_tokens=10, do_sample=True, top_k=1, seed=3).tolist() == greedy.tolist()
+
+
+def test_the_result_starts_with_the_prompt_and_is_int32(model):
+    tokens = model.generate(**INPUTS, max_new_tokens=4)
+    assert isinstance(tokens, Tensor)
+    assert str(tokens.dtype) == "Int32"
+    assert tokens.asnumpy()[:, :LENGTH].tolist() == INPUTS["input_ids"].tolist()
+
+
+def test_the_checkpoints_generation_config_is_honoured(model):
+    greedy = new_tokens(model, max_new_tokens=8)
+    model.generation_config, kept = GenerationConfig(max_new_tokens=8, eos_token_id=int(greedy[0, 3])), None
+    try:
+        first = greedy[0].tolist().index(greedy[0, 3]) + 1
+        assert new_tokens(model).tolist() == greedy[:, :first].tolist()
+        assert new_tokens(model, eos_token_id=None).tolist() == greedy.tolist()
+        assert new_tokens(model, max_new_tokens=2).shape == (1, 2)
+    finally:
+        model.generation_config = kept
+
+
+def test_stop_strings(model):
+    class Tokenizer:
+        def decode(self, ids, **kwargs):
+            return "".join(f"[{i}]" for i in ids)
+
+    greedy = new_tokens(model, max_new_tokens=12)[0].tolist()
+    stop = f"{greedy[4]}][{greedy[5]}"  # neither starts nor ends where a token does
+    text = Tokenizer().decode(greedy)
+    length = text[: text.index(stop) + len(stop)].count("[")
+    for stops in (stop, ["never", stop]):
+        tokens = new_tokens(model, max_new_tokens=12, stop_strings=stops, tokenizer=Tokenizer())
+        assert tokens[0].tolist() == greedy[:length]
+    with pytest.raises(ValueError, match="stop_strings needs the tokenizer"):
+        new_tokens(model, stop_strings="x")
+
+
+def test_streamer(model):
+    class Streamer:
+        def __init__(self):
+            self.received, self.ended = [], False
+
+        def put(self, value):
+            self.received.append(np.asarray(value).tolist())
+
+        def end(self):
+            self.ended = True
+
+    streamer = Streamer()
+    tokens = new_tokens(model, max_new_tokens=5, streamer=streamer)
+    assert streamer.ended
+    assert streamer.received[0] == INPUTS["input_ids"].tolist()
+    assert [token for step in streamer.received[1:] for token in step] == tokens[0].tolist()
+    for settings in ({"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}):
+        with pytest.raises(ValueError, match="streamer takes one sequence"):
+            new_tokens(model, streamer=streamer, **settings)
+
+
+def test_text_streamer_of_transformers(model, capsys):
+    class Tokenizer:
+        def decode(self, ids, **kwargs):
+            return " ".join(map(str, ids)) + " "
+
+    tokens = new_tokens(model, max_new_tokens=6, streamer=TextStreamer(Tokenizer(), skip_prompt=True))
+    assert capsys.readouterr().out.split() == [str(token) for token in tokens[0]]
+
+
+def test_buckets_hold_what_they_are_asked_for():
+    for length in range(1, 3000, 7):
+        assert length <= prompt_bucket(length) <= max(64, 1.5 * length)
+        assert length <= cache_bucket(length) <= max(256, 2 * length)
+        assert length <= clips_bucket(length) < 2 * length
+    assert len({prompt_bucket(length) for length in range(1, 1025)}) == 9
+
+
+def test_a_new_prompt_of_the_same_bucket_compiles_nothing(model, monkeypatch):
+    new_tokens(model, max_new_tokens=3)
+    engine = model._engines[True]
+    monkeypatch.setattr(engine, "_graph", lambda cell: pytest.fail("compiled again"))
+    other = {**batch([prompt([9, "a33", 7], 4)]), **clips([33], 5)}
+    assert new_tokens(model, other, max_new_tokens=20).shape == (1, 20)
+
+
+def test_many_shapes_keep_few_caches_and_stay_right(model):
+    first = new_tokens(model, max_new_tokens=6, num_beams=2).tolist()
+    for rows in range(2, 8):
+        inputs = batch([prompt([4 + row], row) for row in range(rows)])
+        assert new_tokens(model, inputs, max_new_tokens=2, compile=False).shape == (rows, 2)
+    assert len(model._engines[False]._sequences) <= 4
+    assert new_tokens(model, max_new_tokens=6, num_beams=2).tolist() == first
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
+        ({"temperature": 0.0}, "temperature must be greater than 0, not 0.0; .*do_sample=False"),
+        ({"temperature": "hot"}, "temperature must be greater than 0, not 'hot'"),
+        ({"top_p": 1.5}, "top_p must be between 0 and 1, not 1.5"),
+        ({"top_k": -1}, "top_k must be at least 0"),
+        ({"num_beams": 0}, "num_beams must be at least 1"),
+        ({"num_beams": 2, "do_sample": True}, "num_beams > 1 with do_sample=True is not supported"),
+        ({"num_return_sequences": 2}, "num_return_sequences=2 is more than the 1"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences=3 is more than the 2"),
+        ({"early_stopping": "soon"}, "early_stopping must be"),
+        ({"max_length": 5}, f"max_length=5 leaves no room after the {LENGTH} tokens"),
+        ({"penalty_alpha": 0.6}, "penalty_alpha=0.6 is not supported"),
+        ({"logits_processor": []}, "logits_processor=.* is not supported. Supported: do_sample"),
+        ({"use_cache": False}, "use_cache=False is not supported.*always used"),
+        ({"maximum_tokens": 5}, "maximum_tokens=5 is not supported"),
+        ({"generation_config": GenerationConfig(no_repeat_ngram_size=2)}, "config no_repeat_ngram_size=2 is not supp"),
+    ],
+)
+def test_refused_settings(model, settings, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(**INPUTS, **settings)
+
+
+def test_sampling_settings_without_sampling_are_reported(model, caplog):
+    new_tokens(model, max_new_tokens=1, temperature=0.5, top_p=0.5)
+    assert "temperature, top_p has no effect without do_sample=True" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"input_ids": INPUTS["input_ids"][0]}, r"input_ids must be \(batch, length\)"),
+        ({"input_ids": None}, r"input_ids must be \(batch, length\)"),
+        ({"attention_mask": np.ones((1, 3))}, r"attention_mask has shape \(1, 3\)"),
+        ({"input_features": INPUTS["input_features"][:, :, :-2]}, r"\(1, 16, 38\).*takes \(clips, 16, 40\)"),
+        ({"feature_attention_mask": np.ones((2, 40))}, r"feature_attention_mask has shape \(2, 40\)"),
+        ({"input_features": None}, "hold 10 audio tokens, but the 0 given clips need 0"),
+        ({**clips([40, 40])}, "hold 10 audio tokens, but the 2 given clips need 20"),
+        ({**batch([prompt([4])])}, "hold 0 audio tokens, but the 1 given clips need 10"),
+    ],
+)
+def test_inputs_that_do_not_fit(model, change, message):
+    for call in (model, model.generate):
+        with pytest.raises(ValueError, match=message):
+            call(**{**INPUTS, **change})
+
+
+def test_prompts_and_answers_beyond_the_models_positions(model, caplog):
+    with pytest.raises(ValueError, match="the prompt has 600 tokens.*the model has 512 positions"):
+        model.generate(**batch([prompt([600])]))
+    assert new_tokens(model, batch([prompt([505])]), max_new_tokens=100).shape == (1, 7)
+    assert "max_new_tokens=100 is cut to 7" in caplog.text
+
+
+def test_settings_merge():
+    settings = settle(GenerationConfig(temperature=0.5, do_sample=True, eos_token_id=[3, 4]), {"top_p": 0.3})
+    assert (settings.temperature, settings.top_p, settings.top_k, settings.eos_token_ids) == (0.5, 0.3, 50, [3, 4])
+    assert settings.padding == 3
+    assert settle({}, {"pad_token_id": 0, "eos_token_id": 7}).padding == 0
+    assert settle(None, {}) == GenerationSettings()
+
+
+def test_beams_of_a_tiny_vocabulary():
+    """Fewer tokens than candidates wanted: every continuation is a candidate."""
+    settings = GenerationSettings(num_beams=2, max_new_tokens=2, eos_token_id=[1])
+    search = BeamSearch(1, settings)
+    scores = np.log(np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]], np.float32))
+    for _ in range(2):
+        search.step(scores, lambda tokens: (tokens[:, -1] == 1) | (tokens.shape[1] == 2))
+    assert search.result().tolist() == [[0, 0]] or search.result().tolist() == [[1]]

@@ -1,0 +1,131 @@
+"""The backbone's operations against NumPy, and the pieces that no other test reaches."""
+
+import math
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+import transformers
+from mindspore import Tensor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from mindone_audio.backbone import ops
+from mindone_audio.backbone.cache import CopySequences, KVCache
+from mindone_audio.backbone.decoder import DecoderConfig
+from mindone_audio.backbone.encoder import EncoderConfig, sinusoids
+from mindone_audio.backbone.rotary import inverse_frequencies
+
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return RNG.normal(size=shape).astype(np.float32)
+
+
+def check(actual: Tensor, expected: np.ndarray, tolerance: float = 2e-6):
+    assert actual.shape == expected.shape
+    assert np.abs(actual.asnumpy() - expected).max() < tolerance * max(1, np.abs(expected).max())
+
+
+def test_linear():
+    x, weight, bias = normal(2, 3, 5), normal(7, 5), normal(7)
+    check(ops.linear(Tensor(x), Tensor(weight), Tensor(bias)), x @ weight.T + bias)
+    check(ops.linear(Tensor(x), Tensor(weight)), x @ weight.T)
+
+
+def test_norms():
+    x, weight, bias = normal(2, 3, 8) * 3, normal(8), normal(8)
+    centred = x - x.mean(-1, keepdims=True)
+    expected = centred / np.sqrt(x.var(-1, keepdims=True) + 1e-5) * weight + bias
+    check(ops.layer_norm(Tensor(x), Tensor(weight), Tensor(bias)), expected, 1e-5)
+    expected = x / np.sqrt((x**2).mean(-1, keepdims=True) + 0.1) * weight
+    check(ops.rms_norm(Tensor(x), Tensor(weight), 0.1), expected)
+
+
+@pytest.mark.parametrize("key_value_heads", [1, 2, 6])
+def test_attention(key_value_heads):
+    query, key, value = normal(2, 6, 3, 4), normal(2, key_value_heads, 5, 4), normal(2, key_value_heads, 5, 4)
+    mask = np.where(RNG.random((2, 1, 3, 5)) < 0.3, ops.MASKED, 0).astype(np.float32)
+    wide = [np.repeat(x, 6 // key_value_heads, 1) for x in (key, value)]
+    scores = query @ wide[0].swapaxes(2, 3) / math.sqrt(4) + mask
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    expected = weights / weights.sum(-1, keepdims=True) @ wide[1]
+    check(ops.attention(Tensor(query), Tensor(key), Tensor(value), Tensor(mask)), expected)
+
+
+@pytest.mark.parametrize(("stride", "time"), [(1, 6), (2, 6), (2, 7)])
+def test_conv1d(stride, time):
+    x, weight, bias = normal(2, time, 3), normal(4, 3, 3), normal(4)
+    padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
+    expected = np.stack(
+        [np.einsum("bki,oik->bo", padded[:, t : t + 3], weight) + bias for t in range(0, time, stride)], 1
+    )
+    check(ops.conv1d(Tensor(x), Tensor(weight), Tensor(bias), stride), expected)
+
+
+def test_activations_and_pooling():
+    x = normal(2, 5, 4) * 3
+    check(ops.silu(Tensor(x)), x / (1 + np.exp(-x)))
+    check(ops.gelu(Tensor(x)), x * np.vectorize(lambda v: 0.5 * (1 + math.erf(v / math.sqrt(2))))(x))
+    check(ops.average_pairs(Tensor(x)), (x[:, 0:4:2] + x[:, 1:4:2]) / 2)
+
+
+def test_cache_writes_at_positions_and_copies_sequences():
+    cache = KVCache(layers=2, batch=2, key_value_heads=3, positions=5, head_dim=4, dtype=ms.float32)
+    key, value = normal(2, 3, 2, 4), normal(2, 3, 2, 4)
+    rows = cache.rows(Tensor(1, ms.int32), 2)
+    keys, values = cache.update(1, rows, Tensor(key), Tensor(value))
+    for actual, written in ((keys, key), (values, value)):
+        expected = np.zeros((2, 3, 5, 4), np.float32)
+        expected[:, :, 1:3] = written
+        np.testing.assert_array_equal(actual.asnumpy(), expected)
+    assert not cache.keys[0].asnumpy().any()
+    target = KVCache(layers=2, batch=3, key_value_heads=3, positions=5, head_dim=4, dtype=ms.float32)
+    CopySequences(cache, target)(Tensor([1, 0, 1], ms.int32))
+    np.testing.assert_array_equal(
+        target.values[1].asnumpy().reshape(3, 3, 5, 4), values.asnumpy().reshape(2, 3, 5, 4)[[1, 0, 1]]
+    )
+
+
+def test_sinusoids_are_whispers():
+    log_step = math.log(10000) / (12 - 1)
+    angles = torch.arange(30)[:, None] * torch.exp(-log_step * torch.arange(12))[None]
+    expected = torch.cat([angles.sin(), angles.cos()], 1).numpy()
+    np.testing.assert_allclose(sinusoids(30, 24), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        None,
+        {"rope_type": "default"},
+        {"type": "linear", "factor": 4.0},
+        {
+            "rope_type": "llama3",
+            "factor": 32.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192,
+        },
+    ],
+)
+def test_rotary_frequencies_are_those_of_transformers(scaling):
+    config = transformers.LlamaConfig(
+        hidden_size=256, num_attention_heads=2, head_dim=128, rope_theta=5e5, rope_scaling=scaling and dict(scaling)
+    )
+    kind = (scaling or {}).get("rope_type", (scaling or {}).get("type", "default"))
+    if kind == "default":
+        expected = 1.0 / 5e5 ** (np.arange(0, 128, 2) / 128)
+    else:
+        expected = ROPE_INIT_FUNCTIONS[kind](config, "cpu")[0].numpy()
+    np.testing.assert_allclose(inverse_frequencies(128, 5e5, scaling), expected, rtol=2e-6)
+
+
+def test_refused_sizes():
+    with pytest.raises(ValueError, match="rope_type 'yarn'.*default, linear, llama3"):
+        inverse_frequencies(64, 1e4, {"rope_type": "yarn", "factor": 2.0})
+    with pytest.raises(ValueError, match="7 attention heads cannot share 2 key-value heads"):
+        DecoderConfig(8, 8, 8, 1, 7, 2, 4, 8, 1e4, None, 1e-6, True, False, False)
+    with pytest.raises(ValueError, match="width 8 is not a multiple of its 3 heads"):
+        EncoderConfig(8, 8, 8, 1, 3, 8, True, True)

@@ -1,0 +1,263 @@
+"""Qwen2-Audio here against transformers' PyTorch class, in fp32, in one process: the same weights, the same numbers."""
+
+import numpy as np
+import pytest
+import torch
+from helpers import (
+    audio_tokens,
+    batch,
+    clips,
+    prompt,
+    relative_error,
+    tiny_config,
+    to_torch,
+    torch_beams,
+    torch_model,
+)
+
+from mindone_audio import AutoModelForAudioTextToText, to_mindspore
+
+TOLERANCE = 1e-4
+PAD = 96  # not 0, which transformers' beam search takes for "none given"
+
+MODELS = {
+    "grouped": {},
+    "tied": {"text": {"tie_word_embeddings": True, "num_key_value_heads": 6, "rope_theta": 1e6}},
+    "odd": {
+        "audio": {"d_model": 21, "encoder_attention_heads": 7, "encoder_ffn_dim": 13, "num_mel_bins": 16},
+        "text": {"hidden_size": 30, "num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 37},
+    },
+}
+
+
+def inputs_one_clip():
+    return {**batch([prompt([3, "a40", 5])]), **clips([40])}
+
+
+def inputs_two_clips():
+    return {**batch([prompt([2, "a17", 3, "a38", 4], 1)]), **clips([17, 38], 1)}
+
+
+def inputs_padded_batch(side="left"):
+    prompts = [prompt([1, "a40", 9], 2), prompt([4], 3), prompt([2, "a9", 1, "a21", 1, "a33", 2], 4)]
+    return {**batch(prompts, side), **clips([40, 9, 21, 33], 2)}
+
+
+def inputs_text_only():
+    return batch([prompt([7], 5), prompt([3], 6)])
+
+
+def inputs_legacy():
+    return {**batch([prompt([3, "a", 5, "a", 2], 7), prompt([2, "a", 3], 8)]), **clips([40, 13, 27], 3)}
+
+
+CASES = {
+    "one clip": inputs_one_clip,
+    "two clips": inputs_two_clips,
+    "padded batch": inputs_padded_batch,
+    "text only": inputs_text_only,
+    "legacy": inputs_legacy,
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def models(request, tmp_path_factory):
+    """The PyTorch model and ours, loaded from the checkpoint that PyTorch saved."""
+    folder = tmp_path_factory.mktemp(request.param)
+    reference = torch_model(tiny_config(**MODELS[request.param]))
+    reference.save_pretrained(folder)
+    return reference, AutoModelForAudioTextToText.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """One PyTorch model and ours."""
+    folder = tmp_path_factory.mktemp("pair")
+    reference = torch_model(tiny_config(), seed=1)
+    reference.save_pretrained(folder)
+    return reference, AutoModelForAudioTextToText.from_pretrained(folder)
+
+
+def torch_forward(model, inputs, **more):
+    with torch.no_grad():
+        return model(**to_torch({**inputs, **more}))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits(models, case):
+    reference, ours = models
+    inputs = CASES[case]()
+    expected = torch_forward(reference, inputs)
+    mask = (expected.attention_mask if case == "legacy" else torch.from_numpy(inputs["attention_mask"])).numpy() != 0
+    logits = ours(**inputs).logits.asnumpy()
+    assert logits.shape == tuple(expected.logits.shape)
+    assert expected.logits.std() > 0.5  # flat logits would agree about anything
+    assert relative_error(logits[mask], expected.logits.numpy()[mask]) < TOLERANCE
+
+
+def test_logits_of_a_right_padded_batch(pair):
+    reference, ours = pair
+    inputs = inputs_padded_batch("right")
+    mask = inputs["attention_mask"] != 0
+    expected = torch_forward(reference, inputs).logits.numpy()
+    assert relative_error(ours(**inputs).logits.asnumpy()[mask], expected[mask]) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_loss(pair, case):
+    reference, ours = pair
+    inputs = CASES[case]()
+    labels = np.where(np.random.default_rng(0).random(inputs["input_ids"].shape) < 0.3, -100, inputs["input_ids"])
+    labels[inputs["attention_mask"] == 0] = 5  # padding must not count whatever its label
+    if case == "legacy":
+        labels[labels == 90] = -100
+        reference.config.ignore_index = -100  # transformers 4.57 reads it on this path and never sets it
+    expected = torch_forward(reference, inputs, labels=labels).loss.item()
+    assert abs(ours(**inputs, labels=labels).loss.asnumpy() - expected) < TOLERANCE * abs(expected)
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name != "legacy"])
+def test_greedy_tokens(models, case):
+    reference, ours = models
+    inputs = CASES[case]()
+    with torch.no_grad():
+        expected = reference.generate(**to_torch(inputs), max_new_tokens=64, do_sample=False, pad_token_id=PAD)
+    tokens = ours.generate(**inputs, max_new_tokens=64, pad_token_id=PAD)
+    assert tokens.asnumpy().tolist() == expected.tolist()
+    assert len(set(tokens.asnumpy()[:, -64:].reshape(-1).tolist())) > 3  # one token for ever would prove little
+
+
+@pytest.mark.parametrize("case", [name for name in CASES if name != "legacy"])
+def test_beams(models, case):
+    reference, ours = models
+    inputs = CASES[case]()
+    length = inputs["input_ids"].shape[1]
+    expected = torch_beams(reference, inputs, max_new_tokens=12, num_beams=3, do_sample=False, pad_token_id=PAD)
+    tokens = ours.generate(**inputs, max_new_tokens=12, num_beams=3, pad_token_id=PAD).asnumpy()
+    assert tokens[:, length:].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"early_stopping": True, "num_return_sequences": 2},
+        {"early_stopping": "never", "length_penalty": 2.0, "num_return_sequences": 3},
+        {"length_penalty": -1.0, "min_new_tokens": 5, "num_beams": 4},
+    ],
+)
+def test_beams_that_end(pair, settings):
+    reference, ours = pair
+    inputs = inputs_padded_batch()
+    settings = {"max_new_tokens": 20, "num_beams": 3, "pad_token_id": PAD, "eos_token_id": list(range(8)), **settings}
+    expected = torch_beams(reference, inputs, do_sample=False, **settings)
+    tokens = ours.generate(**inputs, **settings).asnumpy()[:, inputs["input_ids"].shape[1] :]
+    assert tokens.tolist() == expected.tolist()
+    assert np.isin(tokens, settings["eos_token_id"]).any()
+
+
+def test_beams_equal_the_whole_reference_for_one_clip_each(pair):
+    """Where transformers' own `generate` repeats clips rightly, its beams with a repetition penalty are ours too."""
+    reference, ours = pair
+    inputs = inputs_one_clip()
+    settings = {"max_new_tokens": 16, "num_beams": 3, "pad_token_id": PAD, "repetition_penalty": 1.4}
+    with torch.no_grad():
+        expected = reference.generate(**to_torch(inputs), do_sample=False, **settings)
+    assert ours.generate(**inputs, **settings).asnumpy().tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"eos_token_id": 17},
+        {"eos_token_id": list(range(30))},
+        {"eos_token_id": list(range(30)), "min_new_tokens": 6},
+        {"eos_token_id": list(range(30)), "min_length": 30},
+        {"repetition_penalty": 1.3},
+        {"max_length": 60, "max_new_tokens": None},
+        {"max_new_tokens": None},
+    ],
+)
+def test_greedy_settings(pair, settings):
+    reference, ours = pair
+    inputs = inputs_padded_batch()
+    settings = {"max_new_tokens": 24, "pad_token_id": PAD, **settings}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    with torch.no_grad():
+        expected = reference.generate(**to_torch(inputs), do_sample=False, **settings)
+    assert ours.generate(**inputs, **settings).asnumpy().tolist() == expected.tolist()
+
+
+def test_a_batch_equals_its_singles(pair):
+    ours = pair[1]
+    inputs = inputs_padded_batch()
+    together = ours.generate(**inputs, max_new_tokens=40).asnumpy()[:, inputs["input_ids"].shape[1] :]
+    first_clip = 0
+    for row, count in enumerate((1, 0, 3)):
+        kept = inputs["attention_mask"][row] != 0
+        single = {"input_ids": inputs["input_ids"][row : row + 1, kept]}
+        if count:
+            single |= {
+                name: inputs[name][first_clip : first_clip + count]
+                for name in ("input_features", "feature_attention_mask")
+            }
+        first_clip += count
+        for settings in ({}, {"num_beams": 2}):
+            alone = ours.generate(**single, max_new_tokens=40, **settings).asnumpy()[0, kept.sum() :]
+            if not settings:
+                assert alone.tolist() == together[row].tolist()
+    assert ours.generate(**inputs, max_new_tokens=3).shape == (3, inputs["input_ids"].shape[1] + 3)
+
+
+def test_right_padding_gives_the_same_tokens_as_left_padding(pair):
+    ours = pair[1]
+    left, right = inputs_padded_batch("left"), inputs_padded_batch("right")
+    width = left["input_ids"].shape[1]
+    tokens = [ours.generate(**inputs, max_new_tokens=20).asnumpy()[:, width:].tolist() for inputs in (left, right)]
+    assert tokens[0] == tokens[1]
+
+
+def test_the_legacy_placeholder_gives_the_tokens_of_the_expanded_prompt(pair):
+    ours = pair[1]
+    legacy = inputs_legacy()
+    expanded = {**batch([prompt([3, "a40", 5, "a13", 2], 7), prompt([2, "a27", 3], 8)]), **clips([40, 13, 27], 3)}
+    assert audio_tokens(13) != audio_tokens(40)
+    tokens = [ours.generate(**inputs, max_new_tokens=20).asnumpy()[:, -20:].tolist() for inputs in (legacy, expanded)]
+    assert tokens[0] == tokens[1]
+
+
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True, "seed": 3, "num_return_sequences": 2}])
+def test_compiled_equals_interpreted(pair, settings):
+    ours = pair[1]
+    inputs = inputs_padded_batch()
+    compiled, interpreted = (
+        ours.generate(**inputs, max_new_tokens=16, compile=compile, **settings).asnumpy() for compile in (True, False)
+    )
+    assert compiled.tolist() == interpreted.tolist()
+
+
+def test_float_masks_and_tensors_are_taken(pair):
+    """The published loop casts masks to the model's dtype."""
+    ours = pair[1]
+    inputs = inputs_padded_batch()
+    cast = {name: value.astype(np.float32) for name, value in inputs.items() if "mask" in name}
+    tensors = to_mindspore({**inputs, **cast}, dtype=ours.dtype)
+    np.testing.assert_array_equal(ours(**tensors).logits.asnumpy(), ours(**inputs).logits.asnumpy())
+    assert ours.generate(**tensors, max_new_tokens=8).asnumpy().tolist() == (
+        ours.generate(**inputs, max_new_tokens=8).asnumpy().tolist()
+    )
+
+
+def test_every_parameter_is_proved(pair, tmp_path):
+    """The logits test can fail: a 2 % change of any one parameter is beyond its tolerance."""
+    reference, ours = pair
+    inputs = inputs_padded_batch()
+    mask = inputs["attention_mask"] != 0
+    expected = torch_forward(reference, inputs).logits.numpy()[mask]
+    for parameter in ours.get_parameters():
+        value = parameter.asnumpy().copy()
+        parameter.set_data(to_mindspore(value * 1.02 + 0.02 * np.abs(value).mean()))
+        error = relative_error(ours(**inputs).logits.asnumpy()[mask], expected)
+        parameter.set_data(to_mindspore(value))
+        # Softmax does not see what is added to all scores alike, so a key bias hides behind the rotation.
+        assert error > (2 if "k_proj.bias" not in parameter.name else 0.1) * TOLERANCE, parameter.name

@@ -1,0 +1,197 @@
+"""Loading: what is stored is what is computed with, and whatever is wrong with a checkpoint is named."""
+
+import json
+import logging
+import shutil
+import struct
+
+import mindspore as ms
+import numpy as np
+import pytest
+import torch
+from helpers import batch, clips, prompt, relative_error, tiny_config, to_torch, torch_model
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2AudioForConditionalGeneration as TorchQwen2Audio
+
+from mindone_audio import AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, device
+from mindone_audio.hub import CheckpointError
+
+INPUTS = {**batch([prompt([3, "a40", 5])]), **clips([40])}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return torch_model(tiny_config())
+
+
+@pytest.fixture
+def folder(reference, tmp_path):
+    reference.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def logits(model):
+    return model(**INPUTS).logits.asnumpy()
+
+
+def torch_logits(model):
+    with torch.no_grad():
+        return model(**to_torch(INPUTS)).logits.numpy()
+
+
+def edit_weights(folder, change):
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def edit_config(folder, change):
+    config = json.loads((folder / "config.json").read_text())
+    change(config)
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_becomes_float32_on_cpu_and_one_line_says_so(folder, dtype, caplog):
+    edit_weights(folder, lambda tensors: tensors.update({k: v.to(dtype) for k, v in tensors.items()}))
+    expected = torch_logits(TorchQwen2Audio.from_pretrained(folder, dtype=torch.float32))
+    device._log_promotion.cache_clear()
+    with caplog.at_level(logging.INFO, logger="mindone_audio"):
+        model = AutoModelForAudioTextToText.from_pretrained(folder, mindspore_dtype=ms.bfloat16)
+        model = AutoModelForAudioTextToText.from_pretrained(folder)
+    assert model.dtype == ms.float32
+    assert relative_error(logits(model), expected) < 1e-4
+    lines = [record.message for record in caplog.records if "converted to Float32" in record.message]
+    assert 1 <= len(lines) <= 2  # one for each dtype that was asked for or stored
+    assert len(lines) == len(set(lines))
+
+
+def test_shards(reference, tmp_path):
+    reference.save_pretrained(tmp_path, max_shard_size="50KB")
+    shards = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    model = Qwen2AudioForConditionalGeneration.from_pretrained(tmp_path)
+    assert relative_error(logits(model), torch_logits(reference)) < 1e-4
+    shards[1].unlink()
+    with pytest.raises(CheckpointError, match=f"{shards[1].name} does not exist"):
+        Qwen2AudioForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_missing_and_unexpected_tensors_are_named(folder):
+    def change(tensors):
+        del tensors["language_model.lm_head.weight"], tensors["audio_tower.conv2.bias"]
+        tensors["language_model.extra"] = torch.zeros(2)
+
+    edit_weights(folder, change)
+    with pytest.raises(CheckpointError) as error:
+        AutoModelForAudioTextToText.from_pretrained(folder)
+    message = str(error.value)
+    assert "2 missing: audio_tower.conv2.bias, language_model.lm_head.weight" in message
+    assert "1 unexpected: language_model.extra" in message
+
+
+def test_a_wrong_shape_is_named(folder):
+    name = "language_model.model.layers.1.self_attn.k_proj.weight"
+    edit_weights(folder, lambda tensors: tensors.update({name: tensors[name][:-1].clone()}))
+    with pytest.raises(CheckpointError, match=rf"{name}.*\(15, 48\).*needs \(16, 48\)"):
+        AutoModelForAudioTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("keep", [4, 100, -40])
+def test_a_cut_file_is_named(folder, keep):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[:keep])
+    with pytest.raises(CheckpointError, match="model.safetensors is damaged or cut off"):
+        AutoModelForAudioTextToText.from_pretrained(folder)
+
+
+def test_a_file_that_is_no_safetensors_is_named(folder):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 10) + b"not json at all")
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
+        AutoModelForAudioTextToText.from_pretrained(folder)
+
+
+def test_no_weights(folder):
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="model.safetensors does not exist"):
+        AutoModelForAudioTextToText.from_pretrained(folder)
+
+
+def test_model_type(folder):
+    edit_config(folder, lambda config: config.update(model_type="bert"))
+    with pytest.raises(ValueError, match="unknown model_type 'bert': known are .*qwen2_audio"):
+        AutoModelForAudioTextToText.from_pretrained(folder)
+    with pytest.raises(ValueError, match="'bert' model.*AutoModelForAudioTextToText"):
+        Qwen2AudioForConditionalGeneration.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"])
+def test_broken_config(folder, content):
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    for cls in (AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration):
+        with pytest.raises(OSError, match="config.json"):
+            cls.from_pretrained(folder)
+
+
+def test_no_such_checkpoint(tmp_path, monkeypatch):
+    for cls in (AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration):
+        with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
+            cls.from_pretrained(tmp_path / "nowhere")
+        with pytest.raises(OSError, match="nobody/nothing"):
+            cls.from_pretrained("nobody/nothing", local_files_only=True, cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keywords", "error", "message"),
+    [
+        ({"attn_implementation": "flash_attention_2"}, ValueError, "'flash_attention_2'.*use 'eager'"),
+        ({"device_map": "cuda:0"}, ValueError, "device_map 'cuda:0'"),
+        ({"load_in_4bit": True}, TypeError, "load_in_4bit"),
+    ],
+)
+def test_refused_keywords(folder, keywords, error, message):
+    with pytest.raises(error, match=message):
+        AutoModelForAudioTextToText.from_pretrained(folder, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "message"),
+    [
+        ("audio_config", {"activation_function": "relu"}, "activation_function 'relu'"),
+        ("text_config", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ("text_config", {"use_sliding_window": True}, "use_sliding_window"),
+        ("text_config", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type 'yarn'"),
+    ],
+)
+def test_refused_configs(folder, part, change, message):
+    edit_config(folder, lambda config: config[part].update(change))
+    with pytest.raises(ValueError, match=message):
+        AutoModelForAudioTextToText.from_pretrained(folder)
+
+
+def test_subfolder(folder, tmp_path_factory, reference):
+    outer = tmp_path_factory.mktemp("outer")
+    shutil.copytree(folder, outer / "inner")
+    model = AutoModelForAudioTextToText.from_pretrained(outer, subfolder="inner")
+    assert relative_error(logits(model), torch_logits(reference)) < 1e-4
+
+
+def test_tying(tmp_path):
+    """A tied checkpoint has no output layer of its own; asked not to tie, the layer starts as the embedding."""
+    reference = torch_model(tiny_config(text={"tie_word_embeddings": True}))
+    reference.save_pretrained(tmp_path)
+    expected = torch_logits(reference)
+    names = []
+    for keywords in ({}, {"tie_word_embeddings": True}, {"tie_word_embeddings": False}):
+        model = AutoModelForAudioTextToText.from_pretrained(tmp_path, **keywords)
+        assert relative_error(logits(model), expected) < 1e-4
+        names.append("language_model.lm_head.weight" in {p.name for p in model.get_parameters()})
+    assert names == [False, False, True]
+
+
+def test_a_model_made_from_a_config_alone_is_random_and_works():
+    model = Qwen2AudioForConditionalGeneration(tiny_config())
+    assert np.isfinite(logits(model)).all()
+    assert model.generate(**INPUTS, max_new_tokens=2, compile=False).shape == (1, INPUTS["input_ids"].shape[1] + 2)
