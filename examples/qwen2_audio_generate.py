@@ -56,8 +56,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse_arguments()
-    names = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "seed")
-    settings = {name: value for name in names if (value := getattr(arguments, name)) not in (None, False)}
+    settings = {"max_new_tokens": arguments.max_new_tokens, "do_sample": arguments.do_sample}
+    for name in ("temperature", "top_p", "top_k", "seed"):
+        if getattr(arguments, name) is not None:
+            settings[name] = getattr(arguments, name)
     if arguments.device:
         set_device(arguments.device)
 

@@ -36,8 +36,8 @@ def load_parameters(model: nn.Cell, folder: Path, dtype: ms.Type | None, untie: 
 
     dtype: what floating-point weights are converted to, None for the dtype they are stored in; half precision becomes
     float32 on CPU (`device.compute_dtype`). Raises `CheckpointError` that names every missing and unexpected tensor and
-    every wrong shape. untie: the checkpoint ties its output layer and the model does not, so the layer starts as a copy of
-    the token embedding.
+    every wrong shape. untie: the checkpoint ties its output layer and the model does not, so the layer starts as a copy
+    of the token embedding.
     """
     owners = {name: (cell, attribute) for name, cell, attribute in _parameters(model)}
     loaded: dict[str, Parameter] = {}

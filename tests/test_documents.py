@@ -1,0 +1,79 @@
+"""Code that users have from elsewhere runs here when imports and names are changed, and nothing else."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mindone_audio.checkpoints import demo_checkpoint
+
+TESTS = Path(__file__).parent
+CLIPS = TESTS.parent / "examples" / "audio"
+IMPORT = "from mindone_audio import AutoProcessor, Qwen2AudioForConditionalGeneration"
+
+
+def code_blocks(document: str, changes: dict[str, str]) -> list[str]:
+    """The python blocks of a document after the changes, each of which must apply."""
+    text = (TESTS / "documents" / document).read_text(encoding="utf-8")
+    for old, new in changes.items():
+        assert old in text, old
+        text = text.replace(old, new)
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_mindone_quick_start(capsys):
+    blocks = code_blocks(
+        "qwen2_audio.md",
+        {
+            "from transformers import AutoProcessor\n": "",
+            "from mindone.transformers import Qwen2AudioForConditionalGeneration": IMPORT,
+            "Qwen/Qwen2-Audio-7B": str(demo_checkpoint()),
+            "/path/to/audio.wav": str(CLIPS / "spoken_command.wav"),
+        },
+    )
+    assert len(blocks) == 2
+    namespace = {}
+    for block in blocks:
+        exec(block, namespace)
+    described, answered = capsys.readouterr().out.strip().splitlines()
+    assert re.fullmatch(r"Audio description: \S.*", described)
+    assert re.fullmatch(r"Question answering: \S.*", answered)
+
+
+def test_the_task_page(capsys):
+    (block,) = code_blocks(
+        "audio_text_to_text.md",
+        {
+            "import torch\n": "",
+            "from transformers import Qwen2AudioForConditionalGeneration, AutoProcessor": IMPORT,
+            "Qwen/Qwen2-Audio-7B-Instruct": str(demo_checkpoint()),
+            "https://qianwen-res.oss-cn-beijing.aliyuncs.com/Qwen2-Audio/audio/glass-breaking-151256.mp3": (
+                CLIPS / "rain.mp3"
+            ).as_uri(),
+            # A NumPy array has no `.to` and spells `.size(1)` as `.shape[1]`.
+            'return_tensors="pt"': 'return_tensors="np"',
+            'inputs.input_ids = inputs.input_ids.to("cuda")\n': "",
+            "inputs.input_ids.size(1)": "inputs.input_ids.shape[1]",
+        },
+    )
+    exec(block, {})
+    assert "noise" in capsys.readouterr().out
+
+
+def readme_blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", (TESTS.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_readmes_python(capsys, monkeypatch, tmp_path):
+    (block,) = readme_blocks("python")
+    shutil.copy(CLIPS / "three_beeps.wav", tmp_path / "clip.wav")
+    monkeypatch.chdir(tmp_path)
+    exec(block.replace('"Qwen/Qwen2-Audio-7B"', repr(str(demo_checkpoint()))), {})
+    assert capsys.readouterr().out.strip()
+
+
+@pytest.mark.parametrize("script", ["scripts/demo.sh", "scripts/test.sh"])
+def test_the_readme_names_the_commands(script):
+    assert f"bash {script}" in "".join(readme_blocks("bash"))
+    assert (TESTS.parent / script).exists()
