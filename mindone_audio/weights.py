@@ -94,8 +94,11 @@ def _mismatch(folder: Path, missing: list[str], unexpected: list[str]) -> str:
 def _files(folder: Path) -> list[Path]:
     index = folder / INDEX_FILE
     if index.exists():
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        files = [folder / name for name in names]
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{index} is not an index of safetensors files ({error!r})") from error
+        files = [folder / name for name in sorted(names)]
     else:
         files = [folder / SINGLE_FILE]
     for file in files:
@@ -117,21 +120,23 @@ def read_safetensors(file: Path) -> Iterator[tuple[str, np.ndarray, ms.Type]]:
             raise CheckpointError(f"{file} is damaged or cut off: its header does not fit in its {size} bytes")
         try:
             header = json.loads(stream.read(length))
-        except ValueError as error:
-            raise CheckpointError(f"{file} is not a safetensors file: {error}") from error
+            tensors = [
+                (name, entry["dtype"], tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
+                for name, entry in header.items()
+                if name != "__metadata__"
+            ]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{file} is not a safetensors file: its header cannot be read ({error!r})") from error
         mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        begin, end = entry["data_offsets"]
-        if entry["dtype"] not in _NUMPY_DTYPES:
-            raise CheckpointError(f"{file}: tensor {name!r} has dtype {entry['dtype']}, which is not supported")
-        dtype = np.dtype(_NUMPY_DTYPES[entry["dtype"]])
-        count = (end - begin) // dtype.itemsize
-        if 8 + length + end > size or count != int(np.prod(entry["shape"], dtype=np.int64)):
+    for name, kind, shape, begin, end in tensors:
+        if kind not in _NUMPY_DTYPES:
+            raise CheckpointError(f"{file}: tensor {name!r} has dtype {kind}, which is not supported")
+        dtype = np.dtype(_NUMPY_DTYPES[kind])
+        count = int(np.prod(shape, dtype=np.int64))
+        if begin < 0 or end - begin != count * dtype.itemsize or 8 + length + end > size:
             raise CheckpointError(f"{file} is damaged or cut off: tensor {name!r} does not fit in its {size} bytes")
-        array = np.frombuffer(mapped, dtype, count, 8 + length + begin).reshape(entry["shape"])
-        yield name, array, _MINDSPORE_DTYPES.get(entry["dtype"], ms.float32)
+        array = np.frombuffer(mapped, dtype, count, 8 + length + begin).reshape(shape)
+        yield name, array, _MINDSPORE_DTYPES.get(kind, ms.float32)
 
 
 def _to_tensor(array: np.ndarray, dtype: ms.Type) -> Tensor:

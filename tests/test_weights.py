@@ -105,8 +105,9 @@ def test_a_cut_file_is_named(folder, keep):
         AutoModelForAudioTextToText.from_pretrained(folder)
 
 
-def test_a_file_that_is_no_safetensors_is_named(folder):
-    (folder / "model.safetensors").write_bytes(struct.pack("<Q", 10) + b"not json at all")
+@pytest.mark.parametrize("header", [b"not json at all", b"[1, 2]", b'{"a": 3}', b'{"a": {"dtype": "F32"}}'])
+def test_a_file_that_is_no_safetensors_is_named(folder, header):
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     with pytest.raises(CheckpointError, match="is not a safetensors file"):
         AutoModelForAudioTextToText.from_pretrained(folder)
 

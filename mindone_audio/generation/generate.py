@@ -81,10 +81,10 @@ def token_stream(
     choose = sampling.Sampler(rows, settings.seed) if settings.do_sample else sampling.greedy
     prompt_length, done = history.shape[1], np.zeros(rows, bool)
     for produced in range(1, settings.max_new_tokens + 1):
-        if chain or settings.do_sample or produced == 1:
+        if chain or settings.do_sample:
             tokens = choose(sampling.process(chain, _rows(scores, rows), history))
         else:
-            tokens = best.asnumpy()  # greedy: the graph has already chosen, the scores stay on the device
+            tokens = _rows(best, rows)  # greedy: the graph has chosen, the scores stay on the device
         tokens = np.where(done, settings.padding, tokens).astype(np.int32)
         history = np.concatenate([history, tokens[:, None]], 1)
         done |= ended(history[:, prompt_length:])
@@ -94,10 +94,10 @@ def token_stream(
         scores, best = sequences.extend(tokens[:, None])
 
 
-def _rows(scores: Tensor, rows: int) -> np.ndarray:
-    """Scores as NumPy (rows, vocab); right after the prefill there may be fewer, one for each prompt."""
-    scores = scores.asnumpy()
-    return np.repeat(scores, rows // len(scores), 0)
+def _rows(outputs: Tensor, rows: int) -> np.ndarray:
+    """NumPy with one entry for each of `rows` sequences; right after the prefill there is one for each prompt."""
+    outputs = outputs.asnumpy()
+    return np.repeat(outputs, rows // len(outputs), 0)
 
 
 def _prefill(
