@@ -12,9 +12,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import CopySequences, KVCache
-from mindone_audio.backbone.decoder import DecoderConfig
+from mindone_audio.backbone.decoder import DecoderConfig, look_up
 from mindone_audio.backbone.encoder import EncoderConfig, sinusoids
-from mindone_audio.backbone.rotary import inverse_frequencies
+from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables, turn_matrix
 
 RNG = np.random.default_rng(0)
 
@@ -48,7 +48,7 @@ def test_attention(key_value_heads):
     query, key, value = normal(2, 6, 3, 4), normal(2, key_value_heads, 5, 4), normal(2, key_value_heads, 5, 4)
     mask = np.where(RNG.random((2, 1, 3, 5)) < 0.3, ops.MASKED, 0).astype(np.float32)
     wide = [np.repeat(x, 6 // key_value_heads, 1) for x in (key, value)]
-    scores = query @ wide[0].swapaxes(2, 3) / math.sqrt(4) + mask
+    scores = query @ wide[0].swapaxes(2, 3) + mask
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     expected = weights / weights.sum(-1, keepdims=True) @ wide[1]
     check(ops.attention(Tensor(query), Tensor(key), Tensor(value), Tensor(mask)), expected)
@@ -64,6 +64,32 @@ def test_conv1d(stride, time):
     check(ops.conv1d(Tensor(x), Tensor(weight), Tensor(bias), stride), expected)
 
 
+def test_half_precision_norm_is_computed_in_float32():
+    x, weight = (normal(3, 64) * 100).astype(np.float16), normal(64).astype(np.float16)
+    wide = x.astype(np.float32)
+    expected = weight * (wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-6)).astype(np.float16)
+    check(ops.rms_norm(Tensor(x), Tensor(weight), 1e-6), expected, 2e-3)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_heads_and_rotation(length):
+    x, positions = normal(2, length, 12), np.arange(2 * length).reshape(2, length)
+    heads = x.reshape(2, length, 3, 4).swapaxes(1, 2)
+    check(ops.split_heads(Tensor(x), 3), heads)
+    check(ops.merge_heads(Tensor(heads)), x)
+    frequencies = inverse_frequencies(4, 100.0)
+    angles = positions[:, None, :, None] * frequencies
+    first, second = heads[..., :2], heads[..., 2:]
+    expected = np.concatenate(
+        [first * np.cos(angles) - second * np.sin(angles), second * np.cos(angles) + first * np.sin(angles)], -1
+    )
+    tables = look_up([Tensor(table) for table in rotation_tables(9, frequencies)], Tensor(positions.astype(np.int32)))
+    tables = [ops.for_heads(table, 3) for table in tables]
+    turn = Tensor(turn_matrix(4))
+    check(ops.rotate(Tensor(heads), tables[2], tables[3], turn), expected)
+    check(ops.rotate(Tensor(heads), tables[0], tables[1], turn), expected / 2)
+
+
 def test_activations_and_pooling():
     x = normal(2, 5, 4) * 3
     check(ops.silu(Tensor(x)), x / (1 + np.exp(-x)))
@@ -74,7 +100,7 @@ def test_activations_and_pooling():
 def test_cache_writes_at_positions_and_copies_sequences():
     cache = KVCache(layers=2, batch=2, key_value_heads=3, positions=5, head_dim=4, dtype=ms.float32)
     key, value = normal(2, 3, 2, 4), normal(2, 3, 2, 4)
-    rows = cache.rows(Tensor(1, ms.int32), 2)
+    rows = cache.rows(Tensor([1, 2], ms.int32))
     keys, values = cache.update(1, rows, Tensor(key), Tensor(value))
     for actual, written in ((keys, key), (values, value)):
         expected = np.zeros((2, 3, 5, 4), np.float32)

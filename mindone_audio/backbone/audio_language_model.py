@@ -11,7 +11,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from mindone_audio import device, hub, weights
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.decoder import Decoder, DecoderConfig, additive, visible
+from mindone_audio.backbone.decoder import Decoder, DecoderConfig, causal_mask, look_up
 from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig
 from mindone_audio.backbone.mindone import CausalLMOutput, GenerationConfig, PreTrainedModel
 from mindone_audio.backbone.prompt import Prompt, build_prompt
@@ -168,8 +168,9 @@ class AudioLanguageModel(PreTrainedModel):
             embeddings = merge_audio(embeddings, audio, Tensor(prompt.audio_index))
         positions = np.maximum(np.cumsum(prompt.mask, 1) - 1, 0).astype(np.int32)
         columns = msops.arange(positions.shape[1], dtype=ms.int32)
-        seen = msops.logical_and(visible(columns, columns), Tensor(prompt.mask[:, None, :]))
-        logits = self.language_model.logits(self.language_model(embeddings, Tensor(positions), additive(seen)))
+        rotation = look_up(self.language_model.rotation_tables(len(columns), self.dtype), Tensor(positions))
+        mask = causal_mask(columns, columns, Tensor(prompt.mask))
+        logits = self.language_model.logits(self.language_model(embeddings, rotation, mask))
         return CausalLMOutput(loss=None if prompt.labels is None else _loss(logits, prompt), logits=logits)
 
 

@@ -26,16 +26,15 @@ class KVCache(nn.Cell):
         shape = (batch * key_value_heads * positions, head_dim)
         self.keys = ParameterTuple([self._table(shape, dtype, f"{name}.keys.{i}") for i in range(layers)])
         self.values = ParameterTuple([self._table(shape, dtype, f"{name}.values.{i}") for i in range(layers)])
-        self.heads = msops.arange(batch * key_value_heads, dtype=ms.int32) * positions  # first row of each head
 
     @staticmethod
     def _table(shape: tuple[int, int], dtype: ms.Type, name: str) -> Parameter:
         return Parameter(msops.zeros(shape, dtype), name=name, requires_grad=False)
 
-    def rows(self, offset: Tensor, length: int) -> Tensor:
-        """Table rows of positions offset..offset+length-1 of every sequence and head: int32 (heads * length)."""
-        positions = offset + msops.arange(length, dtype=ms.int32)
-        return (self.heads.expand_dims(1) + positions.expand_dims(0)).reshape((-1,))
+    def rows(self, columns: Tensor) -> Tensor:
+        """Table rows of positions `columns`, int32 (length), of every sequence and head: int32 (all heads * length)."""
+        heads = msops.arange(self.batch * self.key_value_heads, dtype=ms.int32) * self.positions
+        return (heads.expand_dims(1) + columns.expand_dims(0)).reshape((-1,))
 
     def update(self, layer: int, rows: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write key and value (batch, key_value_heads, length, head_dim) at `rows`; returns all of the layer's."""

@@ -9,7 +9,8 @@ from mindspore import ops as msops
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import KVCache
 from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm
-from mindone_audio.backbone.rotary import inverse_frequencies, rotate, rotation
+from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables, turn_matrix
+from mindone_audio.conversion import to_mindspore
 
 
 @dataclass(frozen=True)
@@ -44,23 +45,22 @@ class DecoderAttention(nn.Cell):
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
-        self.head_dim, self.layer = config.head_dim, layer  # a graph reads plain attributes, not a dataclass's
+        self.layer = layer  # a graph reads plain attributes, not a dataclass's
+        self.num_heads, self.num_key_value_heads = config.num_heads, config.num_key_value_heads
         queries, keys = config.num_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         self.q_proj = Linear(config.hidden_size, queries, config.qkv_bias)
         self.k_proj = Linear(config.hidden_size, keys, config.qkv_bias)
         self.v_proj = Linear(config.hidden_size, keys, config.qkv_bias)
         self.o_proj = Linear(queries, config.hidden_size, config.output_bias)
 
-    def construct(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
-        batch, length, _ = x.shape
-        split = (batch, length, -1, self.head_dim)
-        query = rotate(self.q_proj(x).reshape(split).transpose(0, 2, 1, 3), cos, sin)
-        key = rotate(self.k_proj(x).reshape(split).transpose(0, 2, 1, 3), cos, sin)
-        value = self.v_proj(x).reshape(split).transpose(0, 2, 1, 3)
+    def construct(self, x: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
+        query_cos, query_sin, key_cos, key_sin, turn = rotation
+        query = ops.rotate(ops.split_heads(self.q_proj(x), self.num_heads), query_cos, query_sin, turn)
+        key = ops.rotate(ops.split_heads(self.k_proj(x), self.num_key_value_heads), key_cos, key_sin, turn)
+        value = ops.split_heads(self.v_proj(x), self.num_key_value_heads)
         if cache is not None:
             key, value = cache.update(self.layer, rows, key, value)
-        mixed = ops.attention(query, key, value, mask)
-        return self.o_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, length, -1)))
+        return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask)))
 
 
 class GatedMLP(nn.Cell):
@@ -86,8 +86,8 @@ class DecoderLayer(nn.Cell):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
 
-    def construct(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache, rows)
+    def construct(self, x: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache, rows)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -99,13 +99,22 @@ class DecoderStack(nn.Cell):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.CellList([DecoderLayer(config, i) for i in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.frequencies = Tensor(inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling))
+        self.num_heads, self.num_key_value_heads = config.num_heads, config.num_key_value_heads
+        self.turn = Tensor(turn_matrix(config.head_dim))
 
-    def construct(self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
+    def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
         x = embeddings
-        cos, sin = rotation(positions, self.frequencies, x.dtype)
+        query_cos, query_sin, key_cos, key_sin = rotation
+        rotation = (
+            ops.for_heads(query_cos, self.num_heads),
+            ops.for_heads(query_sin, self.num_heads),
+            ops.for_heads(key_cos, self.num_key_value_heads),
+            ops.for_heads(key_sin, self.num_key_value_heads),
+            self.turn.astype(x.dtype),
+        )
+        mask = ops.for_heads(mask, self.num_heads)
         for layer in self.layers:
-            x = layer(x, cos, sin, mask, cache, rows)
+            x = layer(x, rotation, mask, cache, rows)
         return self.norm(x)
 
 
@@ -115,6 +124,7 @@ class Decoder(nn.Cell):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
+        self.frequencies = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
         self.model = DecoderStack(config)
         # A tied output reads the embedding's parameter, so that there is one tensor in memory and on disk.
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -124,27 +134,36 @@ class Decoder(nn.Cell):
         return self.model.embed_tokens(input_ids)
 
     def construct(
-        self, embeddings: Tensor, positions: Tensor, mask: Tensor, cache: KVCache | None = None, rows=None
+        self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None = None, rows=None
     ) -> Tensor:
         """Hidden states after the final norm, (batch, length, hidden_size).
 
-        embeddings (batch, length, hidden_size); positions int32 (batch, length); mask fp32 (batch, 1, length, keys),
-        added to the scores. With a cache, new keys and values are written at its `rows` and the keys are all of the
-        cache's; without one they are this call's.
+        embeddings (batch, length, hidden_size); rotation: `look_up` of the positions; mask fp32 (batch, 1, length,
+        keys), added to the scores. With a cache, new keys and values are written at its `rows` and the keys are all of
+        the cache's; without one they are this call's.
         """
-        return self.model(embeddings, positions, mask, cache, rows)
+        return self.model(embeddings, rotation, mask, cache, rows)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 scores (..., vocab_size) of hidden states (..., hidden_size)."""
         weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
         return ops.linear(hidden, weight).astype(ms.float32)
 
+    def rotation_tables(self, positions: int, dtype: ms.Type) -> list[Tensor]:
+        """`rotary.rotation_tables` of this model as tensors."""
+        return [to_mindspore(table, dtype) for table in rotation_tables(positions, self.frequencies)]
 
-def visible(queries: Tensor, keys: Tensor) -> Tensor:
-    """True where a key is not later than its query: queries (..., length), keys (keys) to (..., length, keys)."""
-    return keys <= queries.expand_dims(-1)
+
+def look_up(tables: list[Tensor], positions: Tensor) -> tuple:
+    """Rows of rotation tables for int32 positions (batch, length): each (batch, 1, length, head_dim)."""
+    return tuple([ops.embed(table, positions).expand_dims(1) for table in tables])
 
 
-def additive(mask: Tensor) -> Tensor:
-    """A boolean mask of what may be seen, (batch, length, keys), as fp32 (batch, 1, length, keys) to add to scores."""
-    return (msops.logical_not(mask).astype(ms.float32) * ops.MASKED).expand_dims(1)
+def causal_mask(queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
+    """What to add to scores: 0 where a key is `visible` and not later than its query, else `ops.MASKED`.
+
+    queries int32 (length) and keys int32 (keys): the columns they stand at; visible bool (batch, keys). Returns fp32
+    (batch, 1, length, keys).
+    """
+    seen = msops.logical_and((keys <= queries.expand_dims(1)).expand_dims(0), visible.expand_dims(1))
+    return msops.where(seen, Tensor(0, ms.float32), Tensor(ops.MASKED, ms.float32)).expand_dims(1)

@@ -56,19 +56,17 @@ class EncoderAttention(nn.Cell):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.num_heads = config.num_heads
+        self.scale = (config.hidden_size // config.num_heads) ** -0.5
         self.k_proj = Linear(config.hidden_size, config.hidden_size, bias=False)
         self.v_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
         self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
         self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
 
     def construct(self, x: Tensor, mask: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        split = (batch, length, self.num_heads, width // self.num_heads)
-        query = self.q_proj(x).reshape(split).transpose(0, 2, 1, 3)
-        key = self.k_proj(x).reshape(split).transpose(0, 2, 1, 3)
-        value = self.v_proj(x).reshape(split).transpose(0, 2, 1, 3)
-        mixed = ops.attention(query, key, value, mask)
-        return self.out_proj(mixed.transpose(0, 2, 1, 3).reshape((batch, length, width)))
+        query = ops.split_heads(self.q_proj(x) * self.scale, self.num_heads)
+        key = ops.split_heads(self.k_proj(x), self.num_heads)
+        value = ops.split_heads(self.v_proj(x), self.num_heads)
+        return self.out_proj(ops.merge_heads(ops.attention(query, key, value, mask)))
 
 
 class EncoderLayer(nn.Cell):
@@ -93,6 +91,7 @@ class AudioEncoder(nn.Cell):
     def __init__(self, config: EncoderConfig):
         super().__init__()
         self.config = config
+        self.num_heads = config.num_heads
         self.pool_pairs, self.mask_padding = config.pool_pairs, config.mask_padding  # graphs cannot read a dataclass
         self.conv1 = Conv1d(config.num_mel_bins, config.hidden_size, stride=1)
         self.conv2 = Conv1d(config.hidden_size, config.hidden_size, stride=2)
@@ -118,9 +117,10 @@ class AudioEncoder(nn.Cell):
         return self.layer_norm(x)
 
     def _mask(self, lengths: Tensor, positions: int) -> Tensor:
-        """fp32 (clips, 1, 1, positions): zero for frames to attend to."""
+        """fp32 (clips, heads, positions, positions) to add to the scores: zero for frames to attend to."""
         if not self.mask_padding:
             return msops.zeros((1, 1, 1, 1), ms.float32)
         valid = (lengths - 1) // 2 + 1  # what conv2 leaves of each length
         hidden = msops.arange(positions, dtype=ms.int32).expand_dims(0) >= valid.expand_dims(1)
-        return (hidden.astype(ms.float32) * ops.MASKED).reshape((-1, 1, 1, positions))
+        row = (hidden.astype(ms.float32) * ops.MASKED).reshape((-1, 1, 1, positions))
+        return msops.tile(row, (1, self.num_heads, positions, 1))

@@ -1,6 +1,9 @@
 """Every tensor operation of the backbone, each once: the only place where a device may get its own version.
 
-All of them exist in fp32 on CPU and in bf16 on Ascend. Names that end in `_rows` work on 2-D tables.
+How they are written is settled by MindSpore's CPU back end. A kernel costs 6 microseconds to launch whatever its
+size (a MatMul 15), so a decode step wants few. An element-wise kernel with an operand that it must broadcast keeps four
+times its output for as long as the graph lives (a vector added to a matrix too, and exact `ops.gelu`), so where tensors
+are large their operands are given one shape first.
 """
 
 import mindspore as ms
@@ -9,9 +12,11 @@ from mindspore import Tensor, ops
 # Added to the score of a key that must not be seen. Finite, so that a row with nothing to see stays finite.
 MASKED = -1.0e9
 
+_matmul = ops.MatMul()
 _matmul_transposed = ops.MatMul(transpose_b=True)
 _scores = ops.BatchMatMul(transpose_b=True)
 _weighted_sum = ops.BatchMatMul()
+_add_bias = ops.BiasAdd()
 _layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
 _write = ops.ScatterUpdate()
 
@@ -20,7 +25,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` for x (..., in) and weight (out, in)."""
     y = _matmul_transposed(x.reshape((-1, x.shape[-1])), weight)
     if bias is not None:
-        y = y + bias
+        y = _add_bias(y, bias)
     return y.reshape(x.shape[:-1] + (weight.shape[0],))
 
 
@@ -32,21 +37,52 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """`x / sqrt(mean(x^2) + epsilon) * weight` over the last axis, computed in fp32 (arXiv 1910.07467)."""
     wide = x.astype(ms.float32)
+    if x.dtype == ms.float32 and x.shape[-2] > 1:  # products with a column and a row do what broadcasting would
+        flat = wide.reshape((-1, x.shape[-1]))
+        mean = _matmul(flat * flat, ops.full((x.shape[-1], 1), 1 / x.shape[-1], dtype=ms.float32))
+        return (flat * _matmul(ops.rsqrt(mean + epsilon), weight.expand_dims(0))).reshape(x.shape)
     wide = wide * ops.rsqrt(ops.mean(wide * wide, -1, True) + epsilon)
     return weight * wide.astype(x.dtype)
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
-    """Scaled dot-product attention with grouped key and value heads, softmax in fp32.
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(batch, length, heads * head_dim) to (batch, heads, length, head_dim)."""
+    batch, length, width = x.shape
+    if length == 1:  # the same memory: a decode step needs no copy
+        return x.reshape((batch, heads, 1, width // heads))
+    return x.reshape((batch, length, heads, width // heads)).transpose(0, 2, 1, 3)
 
-    query (batch, heads, queries, head_dim); key and value (batch, key_value_heads, keys, head_dim), where every
-    `heads / key_value_heads` neighbouring query heads share one key head; mask fp32, added to the scores, broadcast to
-    (batch, 1, queries, keys). Returns (batch, heads, queries, head_dim).
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(batch, heads, length, head_dim) to (batch, length, heads * head_dim)."""
+    batch, heads, length, head_dim = x.shape
+    if length > 1:
+        x = x.transpose(0, 2, 1, 3)
+    return x.reshape((batch, length, heads * head_dim))
+
+
+def for_heads(x: Tensor, heads: int) -> Tensor:
+    """(batch, 1, length, n) repeated for each head, once for all layers; a single row is cheaper left to broadcast."""
+    return x if x.shape[2] == 1 else ops.tile(x, (1, heads, 1, 1))
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, turn: Tensor) -> Tensor:
+    """`x * cos + (x @ turn) * sin` for x (batch, heads, length, head_dim) and turn (head_dim, head_dim)."""
+    turned = _matmul(x.reshape((-1, x.shape[-1])), turn).reshape(x.shape)
+    return x * cos + turned * sin
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Dot-product attention with grouped key and value heads, softmax in fp32.
+
+    query (batch, heads, queries, head_dim), already divided by sqrt(head_dim); key and value (batch, key_value_heads,
+    keys, head_dim), where every `heads / key_value_heads` neighbouring query heads share one key head; mask fp32, added
+    to the scores (batch, heads, queries, keys). Returns (batch, heads, queries, head_dim).
     """
     batch, heads, queries, head_dim = query.shape
     key_value_heads, keys = key.shape[1], key.shape[2]
     groups = heads // key_value_heads
-    query = (query * head_dim**-0.5).reshape((batch, key_value_heads, groups * queries, head_dim))
+    query = query.reshape((batch, key_value_heads, groups * queries, head_dim))
     scores = _scores(query, key).astype(ms.float32).reshape((batch, heads, queries, keys)) + mask
     weights = ops.softmax(scores, -1).astype(value.dtype)
     mixed = _weighted_sum(weights.reshape((batch, key_value_heads, groups * queries, keys)), value)
@@ -73,7 +109,7 @@ def average_pairs(x: Tensor) -> Tensor:
 
 def gelu(x: Tensor) -> Tensor:
     """x * Phi(x) with the exact Gauss error function."""
-    return ops.gelu(x, approximate="none")
+    return x * (ops.erf(x * 0.5**0.5) * 0.5 + 0.5)
 
 
 def silu(x: Tensor) -> Tensor:

@@ -1,10 +1,8 @@
-"""Rotary position embeddings (arXiv 2104.09864): one table of inverse frequencies for each kind of scaling."""
+"""Rotary position embeddings (arXiv 2104.09864), prepared on the host: a graph only looks them up and multiplies."""
 
 import math
 
-import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: dict | None = None) -> np.ndarray:
@@ -29,15 +27,22 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: dict | None = None
     raise ValueError(f"rope_type {kind!r} is not supported: known are default, linear, llama3")
 
 
-def rotation(positions: Tensor, frequencies: Tensor, dtype: ms.Type) -> tuple[Tensor, Tensor]:
-    """cos and sin (batch, 1, length, head_dim) for integer `positions` (batch, length), computed in fp32."""
-    angles = positions.astype(ms.float32).expand_dims(-1) * frequencies
-    angles = ops.concat((angles, angles), -1).expand_dims(1)
-    return ops.cos(angles).astype(dtype), ops.sin(angles).astype(dtype)
+def turn_matrix(head_dim: int) -> np.ndarray:
+    """The matrix by which x @ matrix = (-second half of x, first half of x): fp32 (head_dim, head_dim)."""
+    half = head_dim // 2
+    matrix = np.zeros((head_dim, head_dim), np.float32)
+    matrix[np.arange(half) + half, np.arange(half)] = -1
+    matrix[np.arange(half), np.arange(half) + half] = 1
+    return matrix
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (batch, heads, length, head_dim) turned by its position; the halves of a head are the two coordinates."""
-    half = x.shape[-1] // 2
-    turned = ops.concat((-x[..., half:], x[..., :half]), -1)
-    return x * cos + turned * sin
+def rotation_tables(positions: int, frequencies: np.ndarray) -> list[np.ndarray]:
+    """cos and sin for queries, then for keys, by position: four fp32 arrays (positions, head_dim).
+
+    The queries' also divide by sqrt(head_dim), which attention asks for and would be one more kernel in every layer.
+    """
+    angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
+    angles = np.concatenate([angles, angles], -1)
+    cos, sin = np.cos(angles), np.sin(angles)
+    scale = np.float32(angles.shape[-1] ** -0.5)
+    return [cos * scale, sin * scale, cos, sin]

@@ -14,7 +14,7 @@ from mindspore import ops as msops
 
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, merge_audio
 from mindone_audio.backbone.cache import CopySequences, KVCache
-from mindone_audio.backbone.decoder import Decoder, additive, visible
+from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
 
 _SMALLEST_PROMPT = 64
 _SMALLEST_CACHE = 256
@@ -56,9 +56,10 @@ class EncodeAudio(nn.Cell):
 class Forward(nn.Cell):
     """Prefill and decode step: tokens in at `offset`, the next token's scores out, the cache written in between."""
 
-    def __init__(self, language_model: Decoder, cache: KVCache):
+    def __init__(self, language_model: Decoder, cache: KVCache, dtype: ms.Type):
         super().__init__(auto_prefix=False)
         self.language_model, self.cache = language_model, cache
+        self.tables = language_model.rotation_tables(cache.positions, dtype)
 
     def construct(self, input_ids: Tensor, audio, audio_index, offset: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
         """input_ids int32 (batch, length); audio (rows, hidden) with audio_index int32 (batch, length), or None twice;
@@ -66,26 +67,29 @@ class Forward(nn.Cell):
 
         Returns scores fp32 (batch, vocab) after the last token, and the best token int32 (batch).
         """
-        length = input_ids.shape[1]
+        columns = offset + msops.arange(input_ids.shape[1], dtype=ms.int32)
+        keys = msops.arange(self.cache.positions, dtype=ms.int32)
+        start = start.expand_dims(1)
+        rotation = look_up(self.tables, msops.maximum(columns - start, 0))
+        mask = causal_mask(columns, keys, keys >= start)
         embeddings = self.language_model.embed(input_ids)
         if audio is not None:
             embeddings = merge_audio(embeddings, audio, audio_index)
-        columns = offset + msops.arange(length, dtype=ms.int32)
-        keys = msops.arange(self.cache.positions, dtype=ms.int32)
-        positions = msops.maximum(columns.expand_dims(0) - start.expand_dims(1), 0)
-        seen = msops.logical_and(visible(columns, keys).expand_dims(0), (keys >= start.expand_dims(1)).expand_dims(1))
-        rows = self.cache.rows(offset, length)
-        hidden = self.language_model(embeddings, positions, additive(seen), self.cache, rows)
-        scores = self.language_model.logits(hidden[:, -1])
+        hidden = self.language_model(embeddings, rotation, mask, self.cache, self.cache.rows(columns))
+        last = hidden[:, -1] if input_ids.shape[1] > 1 else hidden.reshape((hidden.shape[0], hidden.shape[2]))
+        scores = self.language_model.logits(last)
         return scores, msops.argmax(scores, -1).astype(ms.int32)
 
 
 class Sequences:
-    """A batch under generation: its cache, the graph that extends it, and how far it is."""
+    """A batch under generation: its cache, the graph that extends it, and how far it is.
+
+    length: columns written so far. start: int32 (batch), the first column of each sample that is not padding.
+    """
 
     def __init__(self, cache: KVCache, forward: Callable):
         self.cache, self.forward = cache, forward
-        self.length, self.start = 0, None
+        self.length, self.start = 0, Tensor(np.zeros(cache.batch, np.int32))
 
     def extend(self, input_ids: np.ndarray, audio: Tensor | None = None, audio_index: np.ndarray | None = None):
         """Run tokens int32 (batch, length) through the model: scores and best token, still on the device."""
@@ -128,7 +132,7 @@ class Engine:
             cache = KVCache(
                 sizes.num_layers, batch, sizes.num_key_value_heads, key[2], sizes.head_dim, self.model.dtype
             )
-            self._sequences[key] = Sequences(cache, self._graph(Forward(decoder, cache)))
+            self._sequences[key] = Sequences(cache, self._graph(Forward(decoder, cache, self.model.dtype)))
         self._sequences.move_to_end(key)
         sequences = self._sequences[key]
         sequences.length = 0

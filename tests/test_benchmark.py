@@ -1,0 +1,57 @@
+"""`scripts/benchmark.py` runs and reports complete figures; how fast anything is, no test says."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import tiny_config, torch_model
+
+SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
+
+
+def run(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), "generate", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+def test_generate(tmp_path):
+    torch_model(tiny_config()).save_pretrained(tmp_path / "model")
+    figures = tmp_path / "figures.json"
+    done = run("--model", tmp_path / "model", "--new-tokens", 4, "--rounds", 2, "--threads", 1, "--json", figures)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(figures.read_text())
+    assert result["rounds"] == 2 and result["new_tokens"] == 4 and result["threads"] == 1
+    assert list(result["contenders"]) == ["ours", "torch eager", "torch sdpa"]
+    for contender in result["contenders"].values():
+        assert len(contender["tokens"]) == 4 and contender["tokens"] == result["contenders"]["ours"]["tokens"]
+        for figure in ("prefill", "token", "step"):
+            assert len(contender[figure]) == 2 and all(0 < value < math.inf for value in contender[figure])
+        assert 0 < contender["memory"] < math.inf and 0 <= contender["compile"] < math.inf
+    assert result["contenders"]["ours"]["compile"] > 0
+    assert result["first_different_token"] == {"torch eager": None, "torch sdpa": None}
+    for ratios in result["ratios"].values():
+        for figure in ("prefill", "token", "step", "memory"):
+            ratio = ratios[figure]
+            assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"] < math.inf
+    for text in ("encoder + prefill", "bare decode step", "peak memory", "the same as ours", "ours / torch sdpa"):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--model", "nowhere"), "no checkpoint in nowhere"),
+        (("--random", "demo", "--audio", "nowhere.wav"), "no audio file nowhere.wav"),
+        (("--random", "demo", "--audio", __file__), "--random has no processor"),
+        (("--random", "demo", "--model", "nowhere"), "choose one checkpoint"),
+        (("--random", "demo", "--threads", "9999"), "--threads 9999 is not between 1 and"),
+        (("--new-tokens", "1"), "'1' is not a whole number of at least 2"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message):
+    done = run(*arguments)
+    assert done.returncode == 2 and not done.stdout
+    assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
