@@ -1,5 +1,5 @@
-# Sourced by demo.sh and test.sh: `make_environment DIR REQUIREMENTS` makes a virtual environment that holds what the
-# requirements file names. It installs nothing where that was done before and the file has not changed.
+# Sourced by demo.sh and test.sh: `make_environment DIR FILE...` makes a virtual environment that holds what the
+# requirements files name. It installs nothing where that was done before and the files have not changed.
 
 find_python() {
     local candidate
@@ -15,8 +15,9 @@ find_python() {
 }
 
 make_environment() {
-    local folder=$1 requirements=$2 stamp=$1/installed-requirements.txt python wanted
-    wanted=$(cat requirements.txt "$requirements")
+    local folder=$1 stamp=$1/installed-requirements.txt python wanted
+    shift
+    wanted=$(cat "$@")
     if [ -x "$folder/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
@@ -24,6 +25,6 @@ make_environment() {
     echo "Making $folder with $("$python" --version); this downloads about a gigabyte once ..." >&2
     rm -rf "$folder"
     "$python" -m venv "$folder" || { echo "'$python -m venv' failed: on Debian, apt install python3-venv" >&2; return 1; }
-    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check -r "$requirements" || return 1
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "${@/#/--requirement=}" || return 1
     printf '%s\n' "$wanted" > "$stamp"
 }

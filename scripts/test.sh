@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
-make_environment .venv-test tests/requirements.txt
+make_environment .venv-test requirements.txt tests/requirements.txt
 .venv-test/bin/python -m pytest "$@"
