@@ -24,6 +24,8 @@ def set_device(name: str) -> None:
             f"device {name!r} is not available here: MindSpore finds no Ascend NPU with CANN and a driver. "
             "Check `npu-smi info` and that CANN's set_env.sh was sourced, or use --device cpu"
         )
+    if (target, int(index or 0)) == (ms.get_context("device_target"), ms.get_context("device_id")):
+        return  # MindSpore refuses even the device it has once it is running
     try:
         ms.set_device(target, int(index or 0))
     except RuntimeError as error:
