@@ -39,6 +39,7 @@ from demo_model import (
 from demo_prompts import Packer, make_processor, train_tokenizer
 from demo_sounds import Draw
 from demo_speech import SpeechBank, build_bank
+from transformers import Qwen2AudioForConditionalGeneration
 
 logger = logging.getLogger("demo")
 
@@ -113,6 +114,9 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     tokenizer = train_tokenizer(args.seed)
     model = make_model(make_config(tokenizer)).train()
+    if args.init:
+        weights = Qwen2AudioForConditionalGeneration.from_pretrained(args.init, dtype=torch.float32)
+        model.load_state_dict(weights.state_dict())
     heads = AuxiliaryHeads(model.config.audio_config.d_model)
     trained = [p for p in [*model.parameters(), *heads.parameters()] if p.requires_grad]
     groups = [
@@ -213,6 +217,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1, help="more only help on idle cores")
     parser.add_argument("--bfloat16", action="store_true", help="train under bfloat16 autocast")
     parser.add_argument("--resume", action="store_true", help="continue from the last snapshot in --work")
+    parser.add_argument("--init", type=Path, help="start from the weights of this checkpoint, not from random ones")
     parser.add_argument("--encoder-share", type=float, default=0.2, help="part of the budget for the encoder alone")
     parser.add_argument("--export-every", type=float, default=10.0, help="minutes between exported snapshots")
     parser.add_argument("--evaluate-every", type=float, default=5.0, help="minutes between quick evaluations")
