@@ -8,7 +8,7 @@ Needs PyTorch, transformers 4.57, soundfile, soxr and the programs espeak-ng, so
     python scripts/train_demo_checkpoint.py export --work WORK  # snapshot -> checkpoint folder
     python scripts/train_demo_checkpoint.py evaluate --work WORK  # measures the checkpoint and writes its card
 
-On two CPU cores the speech bank takes about 4 minutes, training about 73 minutes, the evaluation about 6.
+On two CPU cores the speech bank takes about 4 minutes, training about 73 minutes, the evaluation about 2.
 `train` exports a usable checkpoint every `--export-every` minutes and continues from its last snapshot when called
 again with `--resume`. One `--seed` fixes the voices, the sounds, the order of the data and the initial weights.
 """

@@ -14,7 +14,7 @@ from mindone_audio import device
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import CopySequences, KVCache
 from mindone_audio.backbone.decoder import DecoderConfig, look_up
-from mindone_audio.backbone.encoder import EncoderConfig, sinusoids
+from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig, sinusoids
 from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables, turn_matrix
 
 RNG = np.random.default_rng(0)
@@ -164,3 +164,18 @@ def test_the_device_in_use_may_be_asked_for_again():
     assert not device.is_ascend()
     with pytest.raises(ValueError, match="unknown device 'cpu:x'"):
         device.set_device("cpu:x")
+
+
+def test_an_encoder_without_mask_or_pooling():
+    """The fields of families that pool nothing and hear padding: a full window is the same with and without a mask."""
+    sizes = dict(num_mel_bins=8, hidden_size=12, intermediate_size=16, num_layers=2, num_heads=3, max_positions=6)
+    masked = AudioEncoder(EncoderConfig(**sizes, pool_pairs=False, mask_padding=True))
+    plain = AudioEncoder(EncoderConfig(**sizes, pool_pairs=False, mask_padding=False))
+    for ours, theirs in zip(plain.get_parameters(), masked.get_parameters()):
+        ours.set_data(theirs.value())
+    features, full, half = Tensor(normal(1, 8, 12)), Tensor([12], ms.int32), Tensor([6], ms.int32)
+    expected = masked(features, full).asnumpy()
+    assert expected.shape == (1, 6, 12)
+    check(plain(features, full), expected, 1e-5)
+    check(plain(features, half), expected, 1e-5)
+    assert np.abs(masked(features, half).asnumpy() - expected).max() > 1e-3
