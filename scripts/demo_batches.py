@@ -31,7 +31,19 @@ from transformers import Qwen2TokenizerFast, WhisperFeatureExtractor
 FRAMES_BUCKET, TOKENS_BUCKET = 64, 32
 SPEECH_SHARE, BEEP_SHARE = 0.47, 0.28  # of the clips that are not runs of words
 RUN_SHARE, ENCODER_RUN_SHARE = 0.25, 0.7  # when all is trained, and when the encoder is trained alone
-HARD_KINDS = ["alarm", "pluck", "pluck", "pluck", "chord", "chord", "engine"]  # drawn so many times more
+HARD_KINDS = [
+    "alarm",
+    "pluck",
+    "pluck",
+    "pluck",
+    "chord",
+    "chord",
+    "engine",
+    "noise",
+    "noise",
+    "noise",
+    "click",
+]  # drawn so many times more
 KINDS = ("speech", *EVENT_KINDS)
 SEXES = ("female", "male", "")
 # Auxiliary CTC alphabet: 0 is the blank; every spoken word and every beep is one symbol.
@@ -77,10 +89,19 @@ def mel_filters() -> torch.Tensor:
     return torch.from_numpy(WhisperFeatureExtractor(feature_size=80).mel_filters).float().T
 
 
-def log_mel(waves: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+def random_equaliser(draw: Draw, clips: int) -> torch.Tensor:
+    """A smooth curve over the 80 mel bins for each clip, (B, 80, 1): log10 of a power, about 4 dB up or down.
+
+    A microphone or a voice that training does not have differs from those it has by such a curve.
+    """
+    knots = torch.from_numpy(draw.rng.normal(0, 0.4, (clips, 1, 7))).float()
+    return torch.nn.functional.interpolate(knots, 80, mode="linear", align_corners=True).transpose(1, 2)
+
+
+def log_mel(waves: list[np.ndarray], equaliser: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-mel of clips as the feature extractor gives it for a padded 10 s window, cut a little after the longest.
 
-    Returns (B, 80, F) features and the (B,) valid frames.
+    `equaliser` (B, 80, 1) is added to the logarithm. Returns (B, 80, F) features and the (B,) valid frames.
     """
     num_frames = torch.tensor([-(-len(w) // 160) for w in waves])
     limit = int(CLIP_SECONDS * 100)
@@ -91,13 +112,17 @@ def log_mel(waves: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     spectrum = torch.stft(padded, 400, 160, window=torch.hann_window(400), return_complex=True)
     mel = mel_filters() @ spectrum[..., :frames].abs().square()
     mel = mel.clamp(min=1e-10).log10()
+    if equaliser is not None:
+        mel = torch.where(mel > -10, mel + equaliser, mel)
     mel = torch.maximum(mel, mel.amax((1, 2), keepdim=True) - 8.0)
     return (mel + 4.0) / 4.0, num_frames
 
 
-def collate(packer: Packer, draw: Draw, clips: list[tuple[np.ndarray, Label]]) -> Batch:
+def collate(
+    packer: Packer, draw: Draw, clips: list[tuple[np.ndarray, Label]], equaliser: torch.Tensor | None = None
+) -> Batch:
     """Features, packed questions and auxiliary targets of some clips."""
-    mel, num_frames = log_mel([wave for wave, _ in clips])
+    mel, num_frames = log_mel([wave for wave, _ in clips], equaliser)
     rows, tasks = [], []
     for (_, label), frames in zip(clips, num_frames.tolist(), strict=True):
         prefix, segments, asked = packer.pack(draw, label, num_audio_tokens(frames))
@@ -140,8 +165,8 @@ def make_clip(draw: Draw, bank: SpeechBank, kind: str | None = None) -> tuple[np
     return make_placed_clip(draw, bank, kind)[:2]
 
 
-def make_placed_clip(draw: Draw, bank: SpeechBank, kind: str | None = None) -> Clip:
-    """A random recorded clip, its label and its spans."""
+def make_placed_clip(draw: Draw, bank: SpeechBank, kind: str | None = None, phrases: bool = False) -> Clip:
+    """A random recorded clip, its label and its spans; with `phrases`, fewer of the spoken ones are single words."""
     if kind is None:
         share = draw.rng.random()
         others = [k for k in EVENT_KINDS if k != "beep"] + HARD_KINDS
@@ -149,7 +174,7 @@ def make_placed_clip(draw: Draw, bank: SpeechBank, kind: str | None = None) -> C
             "speech" if share < SPEECH_SHARE else "beep" if share < SPEECH_SHARE + BEEP_SHARE else draw.choice(others)
         )
     if kind == "speech":
-        dry, label = bank.draw(draw)
+        dry, label = bank.draw_phrase(draw) if phrases else bank.draw(draw)
         spans = [(0, len(dry), label.text)]
     else:
         dry, label = make_event(draw, kind)
@@ -196,22 +221,23 @@ class ClipStream(torch.utils.data.IterableDataset):
     """
 
     def __init__(
-        self, bank_folder: Path, tokenizer: Qwen2TokenizerFast, batch_size: int, seed: int, encoder_only: bool
+        self, bank_folders: list[Path], tokenizer: Qwen2TokenizerFast, batch_size: int, seed: int, encoder_only: bool
     ):
-        self.bank_folder, self.tokenizer, self.batch_size, self.seed = bank_folder, tokenizer, batch_size, seed
+        self.bank_folders, self.tokenizer, self.batch_size, self.seed = bank_folders, tokenizer, batch_size, seed
         self.encoder_only = encoder_only
         self.run_share = ENCODER_RUN_SHARE if encoder_only else RUN_SHARE
 
     def __iter__(self) -> Iterator[Batch]:
         torch.set_num_threads(1)
         draw = Draw(np.random.default_rng([self.seed, int(self.encoder_only)]))
-        bank, packer = SpeechBank(self.bank_folder), Packer(self.tokenizer)
+        bank, packer = SpeechBank(*self.bank_folders), Packer(self.tokenizer)
         while True:
             pool = [self._clip(draw, bank) for _ in range(8 * self.batch_size)]
             pool.sort(key=lambda clip: len(clip[0]))
             for index in draw.rng.permutation(8):
                 part = pool[index * self.batch_size : (index + 1) * self.batch_size]
-                batch = collate(packer, draw, [(wave, label) for wave, label, _ in part])
+                clips = [(wave, label) for wave, label, _ in part]
+                batch = collate(packer, draw, clips, random_equaliser(draw, len(part)) if draw.chance(0.7) else None)
                 batch.encoder_only = self.encoder_only
                 length = batch.mel.shape[-1] // 4
                 tokens = num_audio_tokens(batch.num_frames).tolist()
@@ -222,4 +248,4 @@ class ClipStream(torch.utils.data.IterableDataset):
     def _clip(self, draw: Draw, bank: SpeechBank) -> Clip:
         if draw.chance(self.run_share):
             return make_run_clip(draw, bank)
-        return make_placed_clip(draw, bank)
+        return make_placed_clip(draw, bank, phrases=True)

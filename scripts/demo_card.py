@@ -9,8 +9,19 @@ import torch
 import transformers
 from demo_prompts import QUESTIONS_PER_CLIP
 from demo_questions import CAPTIONS, INSTRUMENTS, QUESTIONS, SOUNDS
-from demo_speech import COMMANDS, DIGITS, FEMALE, HELD_OUT_ACCENTS, HELD_OUT_VARIANTS, MALE
+from demo_speech import (
+    COMMANDS,
+    DIGITS,
+    FEMALE,
+    HELD_OUT_ACCENTS,
+    HELD_OUT_VARIANTS,
+    MALE,
+    NUM_RANDOM_VARIANTS,
+    UNSEXED,
+    UTTERANCES,
+)
 
+CLIPS_PER_SECOND = 28  # that two idle CPU cores train on
 TARGETS = "Targets: at least 95 % on events and counts, at most 10 % word error rate."
 
 SOUND_LIST = (
@@ -78,11 +89,11 @@ By kind of clip (caption and "What's that sound?"):
 - It counts up to five beeps of at least 30 ms, at least 60 ms apart. Ten or more quick beeps are an alarm to it;
   six to nine it never heard. A steady tone of 280 Hz or more is a beep, a lower one is an engine's hum.
 - Steady noise of any colour is "{noise}" whether or not it rains. A chord of any timbre is a piano's.
-- Single words are mostly right; in phrases of three words or more it often gets one wrong ("five" as "four", "nine" as
-  "no" or "on"), drops one or repeats one. Noise and reverberation make it worse.
-- The sex is that of espeak-ng's voice, not that of a person. Of female voices that it never heard (linda, steph2) it
-  says "a man" in the accent en-gb, and "a woman" in en-us. Robot and whisper voices were left out of that question and
-  of captions.
+- Single words are mostly right; in phrases of three words or more it at times gets one wrong, drops one or repeats one.
+  Noise and reverberation make it worse.
+- The sex is that of espeak-ng's voice, not that of a person: for `en-gb+f3` it says "a man", because espeak-ng 1.51
+  speaks "en-gb" with its default voice whatever follows the plus sign (`en+f3` is a woman). Robot and whisper voices
+  were left out of that question and of captions.
 - Sounds past 10 s are cut off by the feature extractor.
 
 {missed}
@@ -90,13 +101,14 @@ By kind of clip (caption and "What's that sound?"):
 ## How it was made
 
 `scripts/train_demo_checkpoint.py` in the library's repository, seed {seed}: {steps} steps of {batch} clips, up to
-{questions} questions each, {minutes:.0f} minutes on two shared CPU cores, bfloat16 autocast, AdamW (peak
-{learning_rate:g}, warm-up, cosine), weights averaged over the last steps. In the first fifth of the time the encoder
-learnt alone. {history}
+{questions} questions each, {minutes:.0f} minutes on two CPU cores that also did other work (idle ones train on {speed}
+clips a second: about {budget:.0f} minutes), bfloat16 autocast, AdamW (peak {learning_rate:g}, warm-up, cosine), weights
+averaged over the last steps. In the first fifth of the time the encoder learnt alone. {history}
 
-The data: 36,000 utterances by espeak-ng in {voices} voices and 7 accents, and all other sounds synthesised with NumPy
-as training went. The encoder had helpers that are not in the files: word-level CTC; which word or beep there is at each
-moment, and its number in the clip, where that is known; heads for the kind of sound, the count and the sex.
+The data: {utterances:,} utterances by espeak-ng in {voices} of its voices and {random_variants} made at random from
+them, in 7 accents, and all other sounds synthesised with NumPy as training went. The encoder had helpers that are not
+in the files: word-level CTC; which word or beep there is at each moment, and its number in the clip, where that is
+known; heads for the kind of sound, the count and the sex.
 
 Made with Python {python}, torch {torch}, transformers {transformers}, NumPy {numpy}, {espeak}.
 
@@ -167,10 +179,13 @@ def write_card(folder: Path, work: Path, figures: dict, seed: int) -> None:
         batch=state["batch_size"],
         questions=QUESTIONS_PER_CLIP,
         minutes=state["elapsed"] / 60,
-        budget=state["elapsed"] / 60,
+        budget=state["step"] * state["batch_size"] / CLIPS_PER_SECOND / 60,
+        speed=CLIPS_PER_SECOND,
         learning_rate=state["learning_rate"],
         history=note.read_text().strip() if note.exists() else "",
-        voices=len([v for v in (*FEMALE, *MALE) if v not in HELD_OUT_VARIANTS]),
+        voices=len([v for v in (*FEMALE, *MALE, *UNSEXED) if v not in HELD_OUT_VARIANTS]),
+        utterances=UTTERANCES["train"] + UTTERANCES["variants"],
+        random_variants=NUM_RANDOM_VARIANTS,
         python=platform.python_version(),
         torch=torch.__version__,
         transformers=transformers.__version__,

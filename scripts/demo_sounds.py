@@ -125,11 +125,11 @@ def fade(wave: np.ndarray, fade_in: float, fade_out: float) -> np.ndarray:
     return wave
 
 
-def power_law_noise(draw: Draw, n: int, exponent: float) -> np.ndarray:
-    """Noise whose power falls as 1 / f**exponent (0 white, 1 pink, 2 brown), unit standard deviation."""
+def power_law_noise(draw: Draw, n: int, exponent: float, flat_below: float = 20.0) -> np.ndarray:
+    """Noise whose power falls as 1 / f**exponent (0 white, 1 pink, 2 brown) from a frequency on, unit deviation."""
     size = max(n, 64)
     spectrum = np.fft.rfft(draw.rng.standard_normal(size))
-    frequency = np.maximum(np.arange(len(spectrum)) * SAMPLE_RATE / size, 20.0)
+    frequency = np.maximum(np.arange(len(spectrum)) * SAMPLE_RATE / size, flat_below)
     wave = np.fft.irfft(spectrum * frequency ** (-exponent / 2), size)[:n]
     return wave / (wave.std() + 1e-12)
 
@@ -142,6 +142,13 @@ def band_pass(wave: np.ndarray, low: float, high: float) -> np.ndarray:
     octaves_below_high = np.log2(max(high, 1.0) / np.maximum(frequency, 1.0)) * 3 + 1
     gain = np.clip(octaves_above_low, 0, 1) * np.clip(octaves_below_high, 0, 1)
     return np.fft.irfft(np.fft.rfft(wave, size) * gain, size)[: len(wave)]
+
+
+def low_pass(wave: np.ndarray, limit: float) -> np.ndarray:
+    """Nothing above `limit` Hz, with a hard edge."""
+    spectrum = np.fft.rfft(wave)
+    spectrum[np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE) > limit] = 0
+    return np.fft.irfft(spectrum, len(wave))
 
 
 def place(total: int, parts: list[tuple[int, np.ndarray]]) -> np.ndarray:
@@ -226,9 +233,15 @@ def make_alarm(draw: Draw) -> np.ndarray:
 def make_noise(draw: Draw) -> np.ndarray:
     """Steady noise of any colour, or rain: noise plus drops."""
     n = num_samples(draw.log_uniform(0.6, 9.0))
-    wave = power_law_noise(draw, n, draw.uniform(-0.3, 2.2))
+    named = draw.chance(0.4)  # white, pink or brown, as programs make it
+    exponent = draw.choice((0.0, 0.0, 1.0, 2.0)) if named else draw.uniform(-0.3, 2.5)
+    wave = power_law_noise(draw, n, exponent, draw.log_uniform(1, 60))
+    if named:
+        return fade(wave, draw.choice((0.0, 0.05)), draw.choice((0.0, 0.05)))
     if draw.chance(0.3):
         wave = band_pass(wave, draw.log_uniform(30, 800), draw.log_uniform(2500, 8000))
+    elif draw.chance(0.3):  # as if it had been stored at a low rate
+        wave = low_pass(wave, draw.uniform(3600, 7800))
     if draw.chance(0.35):
         drops = np.where(draw.rng.random(n) < draw.log_uniform(20, 600) / SAMPLE_RATE, draw.rng.standard_normal(n), 0)
         ring = np.exp(-time_axis(160) * draw.log_uniform(400, 3000)) * draw.rng.standard_normal(160)
@@ -277,7 +290,7 @@ def plucked_note(draw: Draw, frequency: float, seconds: float) -> np.ndarray:
     for _ in range(draw.integer(0, 8)):
         loop = 0.5 * (loop + np.roll(loop, 1))
     loop -= loop.mean()  # a string has no constant part
-    damping, blend = np.exp(-period / SAMPLE_RATE / draw.log_uniform(0.25, 3.0)), draw.log_uniform(0.01, 0.5)
+    damping, blend = np.exp(-period / SAMPLE_RATE / draw.log_uniform(0.25, 5.0)), draw.log_uniform(0.01, 0.5)
     turns = []
     for _ in range(-(-num_samples(seconds) // period)):
         turns.append(loop)
@@ -286,14 +299,14 @@ def plucked_note(draw: Draw, frequency: float, seconds: float) -> np.ndarray:
 
 
 def make_pluck(draw: Draw) -> np.ndarray:
-    """A plucked string: one note, a few notes, or a strummed chord."""
+    """A plucked string: one note, a few notes, or a chord, strummed or all at once."""
     root = draw.log_uniform(80, 600)
-    mode = draw.choice(("note", "notes", "strum"))
+    mode = draw.choice(("note", "notes", "strum", "chord"))
     seconds = draw.log_uniform(0.5, 3.0)
     if mode == "note":
         return plucked_note(draw, root, seconds)
     count = draw.integer(2, 5)
-    step = draw.uniform(0.012, 0.05) if mode == "strum" else draw.uniform(0.18, 0.6)
+    step = {"strum": draw.uniform(0.012, 0.05), "notes": draw.uniform(0.18, 0.6), "chord": 0.0}[mode]
     pitches = [root * 2 ** (draw.choice((0, 3, 4, 5, 7, 9, 12)) / 12) for _ in range(count)]
     parts = [(num_samples(i * step), plucked_note(draw, p, seconds)) for i, p in enumerate(pitches)]
     return place(parts[-1][0] + num_samples(seconds), parts)
@@ -397,6 +410,8 @@ def make_engine(draw: Draw) -> np.ndarray:
     n = num_samples(draw.log_uniform(0.9, 8.0))
     t = time_axis(n)
     base = draw.log_uniform(35, 160)
+    if draw.chance(0.25):  # a hum that nothing moves
+        return tone(draw, base, n, draw.choice(WAVE_SHAPES[1:]))
     wobble = draw.uniform(0, 0.03) * np.sin(2 * np.pi * draw.log_uniform(0.3, 5) * t)
     ramp = np.linspace(1, draw.uniform(0.8, 1.3), n) if draw.chance(0.3) else 1.0
     frequency = base * (1 + wobble) * ramp
@@ -525,7 +540,7 @@ def record(draw: Draw, dry: np.ndarray, label: Label) -> tuple[np.ndarray, int]:
         trail += draw.uniform(0, 6)
     if draw.chance(0.08):
         lead += draw.uniform(0, 5)
-    if label.kind in ("noise", "engine") and draw.chance(0.7):
+    if label.kind in ("noise", "engine") and draw.chance(0.5):
         lead = trail = 0.0
     room = max(0.0, CLIP_SECONDS - 0.05 - len(wave) / SAMPLE_RATE)
     scale = min(1.0, room / (lead + trail + 1e-9))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,8 @@ SLOTS = {
     "colour": ("red", "green", "blue"),
 }
 
-ACCENTS = ("en-us", "en-gb", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
+# "en" is British English; espeak-ng 1.51 calls it "en-gb" too, but then ignores the variant after the plus sign.
+ACCENTS = ("en-us", "en", "en-gb-x-rp", "en-gb-scotland", "en-gb-x-gbclan", "en-gb-x-gbcwmd", "en-029", "en-us-nyc")
 HELD_OUT_ACCENTS = ("en-gb-x-gbcwmd",)
 FEMALE = tuple("f1 f2 f3 f4 f5 Alicia Andrea Annie anika aunty belinda linda steph steph2 steph3 grandma".split())
 MALE = (
@@ -75,6 +77,10 @@ UNSEXED = tuple(
     "whisperf zac caleb UniRobot AnxiousAndy Tweaky".split()
 )
 HELD_OUT_VARIANTS = tuple("steph2 linda Michael adam quincy edward2 Mario gustave robosoft4 klatt3".split())
+UTTERANCES = {"train": 36_000, "variants": 44_000, "heldout": 1_500}  # in each part of the bank
+# espeak-ng's variants are few, so a model learns them by heart; training also hears this many made at random from them.
+NUM_RANDOM_VARIANTS = 300  # espeak-ng reads at most 349 voices
+DEFAULT_VARIANT = "language variant\nname default\npitch 82 118\n"  # what espeak-ng speaks with without one
 
 
 @dataclass(frozen=True)
@@ -89,15 +95,72 @@ class Utterance:
     gap: int  # pause between words, tens of milliseconds
 
 
-def synthesise(utterance: Utterance) -> np.ndarray:
-    """Run espeak-ng and return its speech as float32 at 16 kHz, without leading and trailing silence."""
-    command = ["espeak-ng", "-v", utterance.voice, "-s", str(utterance.speed), "-p", str(utterance.pitch)]
+def synthesise(utterance: Utterance, data: Path | None = None) -> np.ndarray:
+    """Run espeak-ng, with its own data or those in a folder `data`, and return its speech.
+
+    Float32 at 16 kHz, without leading and trailing silence.
+    """
+    path = [f"--path={data}"] if data else []
+    command = ["espeak-ng", *path, "-v", utterance.voice, "-s", str(utterance.speed), "-p", str(utterance.pitch)]
     command += ["-g", str(utterance.gap), "--stdout", utterance.text]
-    data = subprocess.run(command, check=True, capture_output=True).stdout
-    wave, rate = soundfile.read(io.BytesIO(data), dtype="float32")
+    sound = subprocess.run(command, check=True, capture_output=True).stdout
+    wave, rate = soundfile.read(io.BytesIO(sound), dtype="float32")
     wave = soxr.resample(wave, rate, SAMPLE_RATE)
     loud = np.flatnonzero(np.abs(wave) > 0.01 * np.abs(wave).max())
     return wave[max(0, loud[0] - 160) : loud[-1] + 320]
+
+
+def random_variant(rng: np.random.Generator, parent: str) -> str:
+    """A variant file like `parent`: another pitch, length of the vocal tract, balance of formants and roughness."""
+    pitch, tract = rng.uniform(0.87, 1.15), rng.uniform(0.92, 1.09)
+    lines, seen = [], set()
+    for line in parent.splitlines():
+        key, *numbers = line.split() or [""]
+        if key == "pitch":
+            line = f"pitch {' '.join(str(round(float(n) * pitch)) for n in numbers[:2])}"
+        elif key == "formant" and len(numbers) >= 2:
+            factors = (tract * rng.uniform(0.96, 1.04), rng.uniform(0.75, 1.25), rng.uniform(0.8, 1.25))
+            scaled = [str(round(float(n) * f)) for n, f in zip(numbers[1:4], factors, strict=False)]
+            line = " ".join([key, numbers[0], *scaled, *numbers[4:]])
+            seen.add(int(numbers[0]))
+        lines.append(line)
+    for formant in {*range(1, 9)} - seen:
+        low, high = (85, 115) if formant < 4 else (60, 130)
+        lines.append(f"formant {formant} {round(100 * tract * rng.uniform(0.96, 1.04))} {rng.integers(low, high)} 100")
+    if rng.random() < 0.5:
+        lines.append(f"flutter {rng.integers(0, 8)}")
+    if rng.random() < 0.4:
+        lines.append(f"roughness {rng.integers(0, 5)}")
+    if rng.random() < 0.4:
+        lines.append(f"voicing {rng.integers(50, 130)}")
+    if rng.random() < 0.5:
+        lines.append(f"consonants {rng.integers(50, 130)} {rng.integers(50, 130)}")
+    if rng.random() < 0.5:
+        lines.append(f"tone {rng.integers(100, 500)} 200 {rng.integers(1000, 2500)} {rng.integers(60, 240)} 4000 120")
+    return "\n".join(lines) + "\n"
+
+
+def make_random_variants(folder: Path, seed: int) -> dict[str, list[str]]:
+    """Write espeak-ng's data with random variants of its training voices to `folder`; their names, by sex."""
+    told = subprocess.run(["espeak-ng", "--version"], check=True, capture_output=True, text=True).stdout
+    system = Path(told.split("Data at:")[1].strip())
+    voices = folder / "espeak-ng-data" / "voices" / "!v"
+    voices.mkdir(parents=True, exist_ok=True)
+    (folder / "espeak-ng-data" / "lang").mkdir(exist_ok=True)
+    for path in (*system.iterdir(), system / "lang" / "gmw"):  # English is a West Germanic language
+        link = folder / "espeak-ng-data" / path.relative_to(system)
+        if not link.exists():
+            os.symlink(path, link)
+    rng = np.random.default_rng([seed, 2])
+    names: dict[str, list[str]] = {"female": [], "male": []}
+    for index in range(NUM_RANDOM_VARIANTS):
+        sex = ("female", "male")[index % 2]
+        parents = [v for v in (FEMALE if sex == "female" else MALE) if v not in HELD_OUT_VARIANTS]
+        parent = str(rng.choice(parents))
+        text = (system / "voices" / "!v" / parent).read_text() if parent else DEFAULT_VARIANT
+        names[sex].append(f"random{index}")
+        (voices / names[sex][-1]).write_text(random_variant(rng, text))
+    return names
 
 
 def words_of(text: str) -> str:
@@ -123,13 +186,17 @@ def random_text(rng: np.random.Generator) -> str:
     return text + str(rng.choice(["", "", "", ".", "!", "?"]))
 
 
-def random_utterance(rng: np.random.Generator, held_out: bool) -> Utterance:
-    """An utterance by a training voice, or by a held-out variant or accent."""
+def random_utterance(
+    rng: np.random.Generator, held_out: bool, random_variants: dict[str, list[str]] | None = None
+) -> Utterance:
+    """An utterance by a training voice, by a held-out variant or accent, or by one of `random_variants`."""
     sex = ("female", "male", "")[int(rng.choice(3, p=[0.46, 0.46, 0.08]))]
     pool = {"female": FEMALE, "male": MALE, "": UNSEXED}[sex]
     accents = [a for a in ACCENTS if a not in HELD_OUT_ACCENTS]
-    weights = np.array([3.0 if a in ("en-us", "en-gb") else 1.0 for a in accents])
+    weights = np.array([3.0 if a in ("en-us", "en") else 1.0 for a in accents])
     variants = [v for v in pool if (v in HELD_OUT_VARIANTS) == held_out]
+    if random_variants and sex and rng.random() < 0.85:
+        variants = random_variants[sex]
     accent = str(rng.choice(accents, p=weights / weights.sum()))
     if held_out and rng.random() < 0.2:
         accent, variants = HELD_OUT_ACCENTS[0], list(pool)
@@ -148,11 +215,15 @@ def random_utterance(rng: np.random.Generator, held_out: bool) -> Utterance:
 
 
 class SpeechBank:
-    """A folder with many utterances: samples.npy (int16, one after another) and index.json."""
+    """Folders with many utterances each: samples.npy (int16, one after another) and index.json."""
 
-    def __init__(self, folder: Path):
-        self.entries = json.loads((folder / "index.json").read_text())
-        self.samples = np.load(folder / "samples.npy", mmap_mode="r")
+    def __init__(self, *folders: Path):
+        self.samples = [np.load(folder / "samples.npy", mmap_mode="r") for folder in folders]
+        self.entries = [
+            entry | {"folder": index}
+            for index, folder in enumerate(folders)
+            for entry in json.loads((folder / "index.json").read_text())
+        ]
         self._sexed = {sex: [e for e in self.entries if e["sex"] == sex] for sex in ("female", "male", "")}
         self._words = {sex: [e for e in entries if " " not in e["text"]] for sex, entries in self._sexed.items()}
 
@@ -162,6 +233,13 @@ class SpeechBank:
     def draw(self, draw: Draw) -> tuple[np.ndarray, Label]:
         """A random utterance, a little faster or slower (and so higher or lower), with its label."""
         return self._load(draw, draw.choice(self.entries))
+
+    def draw_phrase(self, draw: Draw) -> tuple[np.ndarray, Label]:
+        """Like `draw`, but seldom a single word: those are a third of the bank and soon learnt."""
+        entry = draw.choice(self.entries)
+        if " " not in entry["text"] and draw.chance(0.6):
+            entry = draw.choice(self.entries)
+        return self._load(draw, entry)
 
     def draw_run(self, draw: Draw) -> tuple[np.ndarray, Label, list[tuple[int, int, str]]]:
         """Two to five utterances, mostly single words, by voices of one sex, with short pauses between them.
@@ -185,22 +263,27 @@ class SpeechBank:
         return np.concatenate(parts), Label("speech", text=" ".join(texts), sex=sex), spans
 
     def _load(self, draw: Draw, entry: dict) -> tuple[np.ndarray, Label]:
-        wave = self.samples[entry["start"] : entry["end"]].astype(np.float64) / 32768
-        if draw.chance(0.5):
-            n = int(len(wave) * draw.uniform(0.94, 1.06))
+        wave = self.samples[entry["folder"]][entry["start"] : entry["end"]].astype(np.float64) / 32768
+        if draw.chance(0.7):
+            n = int(len(wave) * draw.uniform(0.9, 1.1))
             wave = np.interp(np.linspace(0, len(wave) - 1, n), np.arange(len(wave)), wave)
         return wave, Label("speech", text=entry["text"], sex=entry["sex"])
 
 
-def build_bank(folder: Path, size: int, seed: int, held_out: bool, workers: int = 2) -> None:
-    """Have espeak-ng say `size` random utterances and cache them in `folder` (does nothing if they are there)."""
+def build_bank(folder: Path, size: int, seed: int, part: str, workers: int = 2) -> None:
+    """Have espeak-ng say `size` random utterances and cache them in `folder` (does nothing if they are there).
+
+    part: "train" and "heldout" use espeak-ng's voices, "variants" random ones.
+    """
     if (folder / "index.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng([seed, int(held_out)])
-    utterances = [random_utterance(rng, held_out) for _ in range(size)]
+    rng = np.random.default_rng([seed, ("train", "heldout", "variants").index(part)])
+    variants = make_random_variants(folder, seed) if part == "variants" else None
+    data = folder if variants else None
+    utterances = [random_utterance(rng, part == "heldout", variants) for _ in range(size)]
     with ThreadPoolExecutor(workers) as pool:
-        waves = list(pool.map(lambda u: (synthesise(u) * 32767).astype(np.int16), utterances))
+        waves = list(pool.map(lambda u: (synthesise(u, data) * 32767).astype(np.int16), utterances))
     entries, start = [], 0
     for utterance, wave in zip(utterances, waves, strict=True):
         end = start + len(wave)

@@ -34,7 +34,7 @@ class KVCache(nn.Cell):
     def rows(self, columns: Tensor) -> Tensor:
         """Table rows of positions `columns`, int32 (length), of every sequence and head: int32 (all heads * length)."""
         heads = msops.arange(self.batch * self.key_value_heads, dtype=ms.int32) * self.positions
-        return (heads.expand_dims(1) + columns.expand_dims(0)).reshape((-1,))
+        return (heads.reshape((-1, 1)) + columns).reshape((-1,))
 
     def update(self, layer: int, rows: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write key and value (batch, key_value_heads, length, head_dim) at `rows`; returns all of the layer's."""

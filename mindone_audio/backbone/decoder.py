@@ -9,7 +9,7 @@ from mindspore import ops as msops
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import KVCache
 from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm
-from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables, turn_matrix
+from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables
 from mindone_audio.conversion import to_mindspore
 
 
@@ -54,9 +54,9 @@ class DecoderAttention(nn.Cell):
         self.o_proj = Linear(queries, config.hidden_size, config.output_bias)
 
     def construct(self, x: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
-        query_cos, query_sin, key_cos, key_sin, turn = rotation
-        query = ops.rotate(ops.split_heads(self.q_proj(x), self.num_heads), query_cos, query_sin, turn)
-        key = ops.rotate(ops.split_heads(self.k_proj(x), self.num_key_value_heads), key_cos, key_sin, turn)
+        query_cos, query_sin, key_cos, key_sin = rotation
+        query = ops.rotate(ops.split_heads(self.q_proj(x), self.num_heads), query_cos, query_sin)
+        key = ops.rotate(ops.split_heads(self.k_proj(x), self.num_key_value_heads), key_cos, key_sin)
         value = ops.split_heads(self.v_proj(x), self.num_key_value_heads)
         if cache is not None:
             key, value = cache.update(self.layer, rows, key, value)
@@ -100,7 +100,6 @@ class DecoderStack(nn.Cell):
         self.layers = nn.CellList([DecoderLayer(config, i) for i in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.num_heads, self.num_key_value_heads = config.num_heads, config.num_key_value_heads
-        self.turn = Tensor(turn_matrix(config.head_dim))
 
     def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
         x = embeddings
@@ -110,7 +109,6 @@ class DecoderStack(nn.Cell):
             ops.for_heads(query_sin, self.num_heads),
             ops.for_heads(key_cos, self.num_key_value_heads),
             ops.for_heads(key_sin, self.num_key_value_heads),
-            self.turn.astype(x.dtype),
         )
         mask = ops.for_heads(mask, self.num_heads)
         for layer in self.layers:
@@ -156,7 +154,8 @@ class Decoder(nn.Cell):
 
 def look_up(tables: list[Tensor], positions: Tensor) -> tuple:
     """Rows of rotation tables for int32 positions (batch, length): each (batch, 1, length, head_dim)."""
-    return tuple([ops.embed(table, positions).expand_dims(1) for table in tables])
+    batch, length = positions.shape
+    return tuple([ops.embed(table, positions).reshape((batch, 1, length, table.shape[1])) for table in tables])
 
 
 def causal_mask(queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
@@ -165,5 +164,7 @@ def causal_mask(queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
     queries int32 (length) and keys int32 (keys): the columns they stand at; visible bool (batch, keys). Returns fp32
     (batch, 1, length, keys).
     """
-    seen = msops.logical_and((keys <= queries.expand_dims(1)).expand_dims(0), visible.expand_dims(1))
-    return msops.where(seen, Tensor(0, ms.float32), Tensor(ops.MASKED, ms.float32)).expand_dims(1)
+    batch, length, width = visible.shape[0], queries.shape[0], keys.shape[0]
+    past = (keys <= queries.reshape((length, 1))).reshape((1, 1, length, width))
+    seen = msops.logical_and(past, visible.reshape((batch, 1, 1, width)))
+    return msops.where(seen, Tensor(0, ms.float32), Tensor(ops.MASKED, ms.float32))

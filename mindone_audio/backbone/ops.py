@@ -19,6 +19,7 @@ _weighted_sum = ops.BatchMatMul()
 _add_bias = ops.BiasAdd()
 _layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
 _write = ops.ScatterUpdate()
+_OTHER_HALF = Tensor([1, 0], ms.int32)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -66,10 +67,13 @@ def for_heads(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[2] == 1 else ops.tile(x, (1, heads, 1, 1))
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, turn: Tensor) -> Tensor:
-    """`x * cos + (x @ turn) * sin` for x (batch, heads, length, head_dim) and turn (head_dim, head_dim)."""
-    turned = _matmul(x.reshape((-1, x.shape[-1])), turn).reshape(x.shape)
-    return x * cos + turned * sin
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """`x * cos + swapped * sin` for x (batch, heads, length, head_dim); `swapped` is x's second half, then its first.
+
+    cos and sin are rows of `rotary.rotation_tables`. A gather of two rows is the cheapest kernel that swaps.
+    """
+    swapped = ops.gather(x.reshape((-1, 2, x.shape[-1] // 2)), _OTHER_HALF, 1).reshape(x.shape)
+    return x * cos + swapped * sin
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -77,14 +81,17 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor
 
     query (batch, heads, queries, head_dim), already divided by sqrt(head_dim); key and value (batch, key_value_heads,
     keys, head_dim), where every `heads / key_value_heads` neighbouring query heads share one key head; mask fp32, added
-    to the scores (batch, heads, queries, keys). Returns (batch, heads, queries, head_dim).
+    to the scores (batch, heads, queries, keys), the same for all heads where there is one query. Returns (batch, heads,
+    queries, head_dim).
     """
     batch, heads, queries, head_dim = query.shape
     key_value_heads, keys = key.shape[1], key.shape[2]
     groups = heads // key_value_heads
     query = query.reshape((batch, key_value_heads, groups * queries, head_dim))
-    scores = _scores(query, key).astype(ms.float32).reshape((batch, heads, queries, keys)) + mask
-    weights = ops.softmax(scores, -1).astype(value.dtype)
+    scores = _scores(query, key).astype(ms.float32)
+    if queries > 1:  # one query's mask fits the grouped heads as it is
+        scores = scores.reshape((batch, heads, queries, keys))
+    weights = ops.softmax(scores + mask, -1).astype(value.dtype)
     mixed = _weighted_sum(weights.reshape((batch, key_value_heads, groups * queries, keys)), value)
     return mixed.reshape((batch, heads, queries, head_dim))
 

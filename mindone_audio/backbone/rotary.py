@@ -27,22 +27,14 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: dict | None = None
     raise ValueError(f"rope_type {kind!r} is not supported: known are default, linear, llama3")
 
 
-def turn_matrix(head_dim: int) -> np.ndarray:
-    """The matrix by which x @ matrix = (-second half of x, first half of x): fp32 (head_dim, head_dim)."""
-    half = head_dim // 2
-    matrix = np.zeros((head_dim, head_dim), np.float32)
-    matrix[np.arange(half) + half, np.arange(half)] = -1
-    matrix[np.arange(half), np.arange(half) + half] = 1
-    return matrix
-
-
 def rotation_tables(positions: int, frequencies: np.ndarray) -> list[np.ndarray]:
-    """cos and sin for queries, then for keys, by position: four fp32 arrays (positions, head_dim).
+    """cos and sin for queries, then for keys, by position: four fp32 arrays (positions, head_dim), for `ops.rotate`.
 
-    The queries' also divide by sqrt(head_dim), which attention asks for and would be one more kernel in every layer.
+    The first half of each sin is negative, because the rotation of (a, b) is (a cos - b sin, b cos + a sin). The
+    queries' also divide by sqrt(head_dim), which attention asks for and would be one more kernel in every layer.
     """
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
-    angles = np.concatenate([angles, angles], -1)
     cos, sin = np.cos(angles), np.sin(angles)
-    scale = np.float32(angles.shape[-1] ** -0.5)
+    cos, sin = np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)
+    scale = np.float32(cos.shape[-1] ** -0.5)
     return [cos * scale, sin * scale, cos, sin]

@@ -80,14 +80,16 @@ def token_stream(
     chain = sampling.score_functions(settings, history.shape[1])
     choose = sampling.Sampler(rows, settings.seed) if settings.do_sample else sampling.greedy
     prompt_length, done = history.shape[1], np.zeros(rows, bool)
+    history = np.concatenate([history, np.zeros((rows, settings.max_new_tokens), np.int32)], 1)
     for produced in range(1, settings.max_new_tokens + 1):
+        last = prompt_length + produced
         if chain or settings.do_sample:
-            tokens = choose(sampling.process(chain, _rows(scores, rows), history))
+            tokens = choose(sampling.process(chain, _rows(scores, rows), history[:, : last - 1]))
         else:
             tokens = _rows(best, rows)  # greedy: the graph has chosen, the scores stay on the device
         tokens = np.where(done, settings.padding, tokens).astype(np.int32)
-        history = np.concatenate([history, tokens[:, None]], 1)
-        done |= ended(history[:, prompt_length:])
+        history[:, last - 1] = tokens
+        done |= ended(history[:, prompt_length:last])
         yield tokens
         if done.all() or produced == settings.max_new_tokens:
             return
@@ -147,7 +149,7 @@ def _end_test(settings: GenerationSettings, tokenizer) -> Callable[[np.ndarray],
     tail = max((len(s.encode()) for s in stops), default=0) + 8
 
     def ended(new_tokens: np.ndarray) -> np.ndarray:
-        result = np.isin(new_tokens[:, -1], eos)
+        result = (new_tokens[:, -1:] == eos).any(1)
         if new_tokens.shape[1] >= settings.max_new_tokens:
             result[:] = True
         for row in np.flatnonzero(~result) if stops else ():
