@@ -1,14 +1,17 @@
-"""Safetensors checkpoints to MindSpore parameters: strict about names and shapes."""
+"""Safetensors checkpoints to MindSpore parameters: checked before anything is read, then read once, in place."""
 
 import json
-import mmap
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore.common.np_dtype import bfloat16 as np_bfloat16
+from tqdm import tqdm
 
 from mindone_audio.device import compute_dtype
 from mindone_audio.hub import CheckpointError
@@ -16,6 +19,15 @@ from mindone_audio.hub import CheckpointError
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
+# How transformers 5 may spell names, and how version 4 and the published checkpoints do.
+_SPELLINGS = (
+    (re.compile(r"^model\.(audio_tower|multi_modal_projector)\."), r"\1."),
+    (re.compile(r"^model\.language_model\."), "language_model.model."),
+    (re.compile(r"^lm_head\."), "language_model.lm_head."),
+)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_CHUNK = 1 << 24  # bytes that are read and converted at a time
+_BAR_AFTER = 3.0  # seconds
 _NUMPY_DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -28,120 +40,213 @@ _NUMPY_DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
-_MINDSPORE_DTYPES = {"F32": ms.float32, "F16": ms.float16, "BF16": ms.bfloat16, "F64": ms.float64}
+_FLOATS = {"F64": ms.float64, "F32": ms.float32, "F16": ms.float16, "BF16": ms.bfloat16}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor is in a safetensors file: `dtype` as the format spells it, bytes `begin` to `end` of the file."""
+
+    file: Path
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
 
 
 def load_parameters(model: nn.Cell, folder: Path, dtype: ms.Type | None, untie: bool = False) -> None:
-    """Replace every parameter of `model` by the tensor of its name in the folder's safetensors files.
+    """Give every parameter of `model` the tensor of its name in the folder's safetensors files.
 
     dtype: what floating-point weights are converted to, None for the dtype they are stored in; half precision becomes
-    float32 on CPU (`device.compute_dtype`). Raises `CheckpointError` that names every missing and unexpected tensor and
-    every wrong shape. untie: the checkpoint ties its output layer and the model does not, so the layer starts as a copy
-    of the token embedding.
+    float32 on CPU (`device.compute_dtype`). untie: the checkpoint ties its output layer and the model does not, so the
+    layer starts as a copy of the token embedding. Each tensor is read straight into the memory that its parameter
+    keeps; a progress bar shows where that takes long. Raises `CheckpointError`: for missing, unexpected and wrongly
+    shaped tensors before anything is read.
     """
-    owners = {name: (cell, attribute) for name, cell, attribute in _parameters(model)}
-    loaded: dict[str, Parameter] = {}
-    unexpected: list[str] = []
-    for file in _files(folder):
-        for name, array, stored in read_safetensors(file):
-            if name not in owners:
-                unexpected.append(name)
-                continue
-            cell, attribute = owners[name]
-            expected = getattr(cell, attribute)
-            if tuple(expected.shape) != array.shape:
-                raise CheckpointError(
-                    f"{file}: tensor {name!r} has shape {array.shape}, the model that config.json describes needs "
-                    f"{tuple(expected.shape)}"
-                )
-            tensor = _to_tensor(array, compute_dtype(dtype or stored))
-            loaded[name] = Parameter(tensor, name=name, requires_grad=expected.requires_grad)
-    _settle_output_layer(owners, loaded, unexpected, untie)
-    missing = sorted(set(owners) - set(loaded))
-    if missing or unexpected:
-        raise CheckpointError(_mismatch(folder, missing, sorted(unexpected)))
-    for name, parameter in loaded.items():
-        cell, attribute = owners[name]
-        setattr(cell, attribute, parameter)
-        parameter.name = name
+    parameters = {name: parameter for name, parameter in _parameters(model)}
+    stored = {_published_name(tensor.name): tensor for tensor in stored_tensors(folder)}
+    copies = _settle_output_layer(parameters, stored, untie)
+    _check(folder, parameters, stored, copies)
+    total = sum(tensor.end - tensor.begin for tensor in stored.values())
+    with tqdm(desc="loading weights", total=total, unit="B", unit_scale=True, delay=_BAR_AFTER, leave=False) as bar:
+        for name, tensor in stored.items():
+            array = read_tensor(tensor, compute_dtype(dtype or _FLOATS[tensor.dtype]))
+            _set(parameters[name], array)
+            if name in copies:
+                _set(parameters[copies[name]], array.copy())
+            bar.update(tensor.end - tensor.begin)
 
 
-def _parameters(model: nn.Cell) -> Iterator[tuple[str, nn.Cell, str]]:
-    for prefix, cell in model.cells_and_names():
-        for attribute in cell._params:
-            yield f"{prefix}.{attribute}" if prefix else attribute, cell, attribute
+def stored_tensors(folder: Path) -> list[StoredTensor]:
+    """Every tensor of a folder's model.safetensors, or of the files that its index names.
 
-
-def _settle_output_layer(owners: dict, loaded: dict[str, Parameter], unexpected: list[str], untie: bool) -> None:
-    """Where tying differs between checkpoint and model, `lm_head.weight` is copied from the embedding or left out."""
-    for embedding in [name for name in loaded if name.endswith("model.embed_tokens.weight")]:
-        head = embedding.removesuffix("model.embed_tokens.weight") + "lm_head.weight"
-        if untie and head in owners and head not in loaded:
-            loaded[head] = Parameter(loaded[embedding].copy(), name=head)
-        if head not in owners and head in unexpected:  # tied by the config, stored all the same
-            unexpected.remove(head)
-
-
-def _mismatch(folder: Path, missing: list[str], unexpected: list[str]) -> str:
-    parts = [f"the tensors in {folder} are not those of the model that its config.json describes."]
-    if missing:
-        parts.append(f"{len(missing)} missing: {', '.join(missing)}.")
-    if unexpected:
-        parts.append(f"{len(unexpected)} unexpected: {', '.join(unexpected)}.")
-    return " ".join(parts)
-
-
-def _files(folder: Path) -> list[Path]:
+    Raises `CheckpointError` for a file that is missing or damaged, and an index that names what is not there.
+    """
     index = folder / INDEX_FILE
-    if index.exists():
-        try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{index} is not an index of safetensors files ({error!r})") from error
-        files = [folder / name for name in sorted(names)]
-    else:
-        files = [folder / SINGLE_FILE]
-    for file in files:
-        if not file.exists():
-            raise CheckpointError(f"{file} does not exist: the checkpoint is incomplete, download it again")
-    return files
+    if not index.exists():
+        if not (folder / SINGLE_FILE).exists():
+            raise CheckpointError(_no_weights(folder))
+        return list(_header(folder / SINGLE_FILE))
+    try:
+        places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        files = sorted(set(map(str, places.values())))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index} is not an index of safetensors files ({error!r})") from error
+    tensors: dict[str, StoredTensor] = {}
+    for name in files:
+        if not (folder / name).exists():
+            raise CheckpointError(f"{folder / name} does not exist: the checkpoint is incomplete, download it again")
+        for tensor in _header(folder / name):
+            if tensor.name in tensors:
+                raise CheckpointError(f"tensor {tensor.name!r} is in {tensors[tensor.name].file} and in {tensor.file}")
+            tensors[tensor.name] = tensor
+    for name, file in places.items():
+        if name not in tensors or tensors[name].file.name != Path(file).name:
+            raise CheckpointError(f"{index} says that tensor {name!r} is in {file}, and it is not: download both again")
+    return list(tensors.values())
 
 
-def read_safetensors(file: Path) -> Iterator[tuple[str, np.ndarray, ms.Type]]:
-    """Name, array and stored dtype of every tensor of a safetensors file; the arrays are views of the mapped file.
+def read_tensor(tensor: StoredTensor, dtype: ms.Type | None = None) -> np.ndarray:
+    """The array of a stored tensor in its own memory; floats as `dtype`, None for the stored one.
 
-    Format: 8 bytes little-endian header length, JSON header, then the tensors (huggingface/safetensors). bfloat16 comes
-    as MindSpore's numpy extension type. Raises `CheckpointError` for a damaged file.
+    bfloat16 is MindSpore's NumPy extension type. Raises `CheckpointError` where the disk does not give the bytes.
     """
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise CheckpointError(f"{file} is damaged or cut off: its header does not fit in its {size} bytes")
-        try:
+    source = np.dtype(_NUMPY_DTYPES[tensor.dtype])
+    target = source
+    if dtype is not None and tensor.dtype in _FLOATS:
+        target = np.dtype(_NUMPY_DTYPES[next(name for name, known in _FLOATS.items() if known == dtype)])
+    array = np.empty(tensor.shape, target)
+    flat = array.reshape(-1)
+    try:
+        with open(tensor.file, "rb", buffering=0) as stream:
+            stream.seek(tensor.begin)
+            if source == target:
+                _fill(stream, flat)
+            else:
+                part = np.empty(min(flat.size, _CHUNK // source.itemsize), source)
+                for start in range(0, flat.size, max(1, part.size)):
+                    chunk = part[: min(part.size, flat.size - start)]
+                    _fill(stream, chunk)
+                    _convert(chunk, flat[start : start + chunk.size])
+    except (OSError, EOFError) as error:
+        raise CheckpointError(f"{tensor.file}: tensor {tensor.name!r} cannot be read ({error})") from error
+    return array
+
+
+def mark_as_pytorch(file: Path) -> None:
+    """Change the file's note of its framework from NumPy to PyTorch; transformers on PyTorch refuses the former.
+
+    The bytes of the tensors are the same for both, and so is the length of the note.
+    """
+    with open(file, "r+b") as stream:
+        header = stream.read(int.from_bytes(stream.read(8), "little"))
+        stream.seek(8)
+        stream.write(re.sub(rb'("format"\s*:\s*)"np"', rb'\1"pt"', header, count=1))
+
+
+def _published_name(name: str) -> str:
+    for pattern, replacement in _SPELLINGS:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _fill(stream: BinaryIO, array: np.ndarray) -> None:
+    rest = memoryview(array.view(np.uint8))
+    while rest:
+        count = stream.readinto(rest)
+        if not count:
+            raise EOFError("the file ends before the tensor does: download it again")
+        rest = rest[count:]
+
+
+def _convert(source: np.ndarray, target: np.ndarray) -> None:
+    """Write flat `source` into flat `target`; bfloat16 widens by shifting its bits, 20 times faster than a cast."""
+    if source.dtype == np_bfloat16 and target.dtype == np.float32:
+        np.left_shift(source.view(np.uint16), 16, out=target.view(np.uint32), dtype=np.uint32)
+    else:
+        target[:] = source.astype(target.dtype)
+
+
+def _set(parameter: Parameter, array: np.ndarray) -> None:
+    """Make `array` the memory of a parameter that has none yet."""
+    tensor = Tensor.from_numpy(array)
+    parameter.set_dtype(tensor.dtype)
+    parameter.set_data(tensor)
+
+
+def _parameters(model: nn.Cell) -> Iterator[tuple[str, Parameter]]:
+    for prefix, cell in model.cells_and_names():
+        for attribute, parameter in cell._params.items():
+            parameter.name = f"{prefix}.{attribute}" if prefix else attribute
+            yield parameter.name, parameter
+
+
+def _settle_output_layer(parameters: dict, stored: dict[str, StoredTensor], untie: bool) -> dict[str, str]:
+    """Where tying differs between checkpoint and model: what is copied to where; what is stored for nothing goes."""
+    copies = {}
+    for embedding in [name for name in stored if name.endswith("model.embed_tokens.weight")]:
+        head = embedding.removesuffix("model.embed_tokens.weight") + "lm_head.weight"
+        if untie and head in parameters and head not in stored:
+            copies[embedding] = head
+        if head not in parameters:  # tied by the config, stored all the same
+            stored.pop(head, None)
+    return copies
+
+
+def _check(folder: Path, parameters: dict, stored: dict[str, StoredTensor], copies: dict[str, str]) -> None:
+    missing = sorted(set(parameters) - set(stored) - set(copies.values()))
+    unexpected = sorted(set(stored) - set(parameters))
+    if missing or unexpected:
+        parts = [f"the tensors in {folder} are not those of the model that its config.json describes."]
+        parts += [f"{len(missing)} missing: {', '.join(missing)}."] if missing else []
+        parts += [f"{len(unexpected)} unexpected: {', '.join(unexpected)}."] if unexpected else []
+        raise CheckpointError(" ".join(parts))
+    for name, tensor in stored.items():
+        if tensor.shape != tuple(parameters[name].shape):
+            raise CheckpointError(
+                f"{tensor.file}: tensor {name!r} has shape {tensor.shape}, the model that config.json describes needs "
+                f"{tuple(parameters[name].shape)}"
+            )
+        if tensor.dtype not in _FLOATS:
+            raise CheckpointError(f"{tensor.file}: tensor {name!r} has dtype {tensor.dtype}, not a floating-point one")
+
+
+def _no_weights(folder: Path) -> str:
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        return (
+            f"{folder} has no {SINGLE_FILE}, only {', '.join(pickles)}: pickled weights can run code when they are "
+            "read, so they are not. Save them with transformers' save_pretrained, which writes safetensors"
+        )
+    return f"{folder / SINGLE_FILE} does not exist: the checkpoint is incomplete, download it again"
+
+
+def _header(file: Path) -> Iterator[StoredTensor]:
+    """The tensors of a safetensors file: 8 bytes of header length, a JSON header, then the bytes of the tensors."""
+    try:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > size - 8:
+                raise CheckpointError(f"{file} is damaged or cut off: its header does not fit in its {size} bytes")
             header = json.loads(stream.read(length))
-            tensors = [
-                (name, entry["dtype"], tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
-                for name, entry in header.items()
-                if name != "__metadata__"
-            ]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{file} is not a safetensors file: its header cannot be read ({error!r})") from error
-        mapped = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
-    for name, kind, shape, begin, end in tensors:
-        if kind not in _NUMPY_DTYPES:
-            raise CheckpointError(f"{file}: tensor {name!r} has dtype {kind}, which is not supported")
-        dtype = np.dtype(_NUMPY_DTYPES[kind])
-        count = int(np.prod(shape, dtype=np.int64))
-        if begin < 0 or end - begin != count * dtype.itemsize or 8 + length + end > size:
-            raise CheckpointError(f"{file} is damaged or cut off: tensor {name!r} does not fit in its {size} bytes")
-        array = np.frombuffer(mapped, dtype, count, 8 + length + begin).reshape(shape)
-        yield name, array, _MINDSPORE_DTYPES.get(kind, ms.float32)
-
-
-def _to_tensor(array: np.ndarray, dtype: ms.Type) -> Tensor:
-    """A copy of `array` as a tensor of `dtype`; bfloat16 widens by shifting its bits, 20 times faster than a cast."""
-    target = _NUMPY_DTYPES[next(name for name, known in _MINDSPORE_DTYPES.items() if known == dtype)]
-    if array.dtype == np_bfloat16 and target == np.float32:
-        array = (array.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    return Tensor(np.array(array, dtype=target, order="C"))
+        tensors = [
+            StoredTensor(file, name, str(entry["dtype"]), tuple(map(int, entry["shape"])), *entry["data_offsets"])
+            for name, entry in header.items()
+            if name != "__metadata__"
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{file} is not a safetensors file: its header cannot be read ({error!r})") from error
+    for tensor in tensors:
+        if tensor.dtype not in _NUMPY_DTYPES:
+            raise CheckpointError(f"{file}: tensor {tensor.name!r} has dtype {tensor.dtype}, which is not supported")
+        begin, end = (8 + length + offset for offset in (tensor.begin, tensor.end))
+        expected = int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(_NUMPY_DTYPES[tensor.dtype]).itemsize
+        if tensor.begin < 0 or end - begin != expected or end > size:
+            raise CheckpointError(
+                f"{file} is damaged or cut off: tensor {tensor.name!r} does not fit in its {size} bytes"
+            )
+        yield StoredTensor(file, tensor.name, tensor.dtype, tensor.shape, begin, end)

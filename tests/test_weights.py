@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 import struct
 
@@ -13,7 +14,7 @@ from helpers import batch, clips, prompt, relative_error, tiny_config, to_torch,
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2AudioForConditionalGeneration as TorchQwen2Audio
 
-from mindone_audio import AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, device
+from mindone_audio import AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, device, weights
 from mindone_audio.hub import CheckpointError
 
 INPUTS = {**batch([prompt([3, "a40", 5])]), **clips([40])}
@@ -116,6 +117,84 @@ def test_no_weights(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(CheckpointError, match="model.safetensors does not exist"):
         AutoModelForAudioTextToText.from_pretrained(folder)
+
+
+def test_pickled_weights_are_not_read(folder, reference):
+    (folder / "model.safetensors").unlink()
+    torch.save(reference.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="only pytorch_model.bin: pickled weights"):
+        AutoModelForAudioTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda places, shards: places.update(nobody=shards[0]), "says that tensor 'nobody' is in"),
+        (lambda places, shards: places.update(dict.fromkeys(places, shards[0])), "says that tensor .* and it is not"),
+        (lambda places, shards: places.clear(), "missing: audio_tower"),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files(reference, tmp_path, change, message):
+    reference.save_pretrained(tmp_path, max_shard_size="50KB")
+    file = tmp_path / "model.safetensors.index.json"
+    index = json.loads(file.read_text())
+    change(index["weight_map"], sorted(path.name for path in tmp_path.glob("model-*.safetensors")))
+    file.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=message):
+        Qwen2AudioForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_a_disk_error_names_file_and_tensor(folder, monkeypatch):
+    def broken(stream, array):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(weights, "_fill", broken)
+    with pytest.raises(CheckpointError, match="model.safetensors: tensor 'audio_tower.*Input/output error"):
+        AutoModelForAudioTextToText.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("wanted", [ms.float32, ms.float16, ms.bfloat16, None])
+def test_values_in_every_dtype(tmp_path, stored, wanted, monkeypatch):
+    monkeypatch.setattr(weights, "_CHUNK", 24)  # bytes: the values come in several parts
+    values = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).to(stored)
+    save_file({"x": values}, tmp_path / "model.safetensors")
+    array = weights.read_tensor(weights.stored_tensors(tmp_path)[0], wanted)
+    names = {ms.float32: torch.float32, ms.float16: torch.float16, ms.bfloat16: torch.bfloat16, None: stored}
+    expected = values.to(names[wanted]).float().numpy()
+    np.testing.assert_array_equal(array.astype(np.float32), expected)
+    assert array.dtype.itemsize == names[wanted].itemsize
+
+
+def test_names_and_config_as_transformers_5_may_write_them(folder, reference):
+    def rename(tensors):
+        for name in list(tensors):
+            new = name.replace("language_model.model.", "model.language_model.")
+            new = new.replace("language_model.lm_head", "lm_head")
+            new = re.sub("^(audio_tower|multi_modal_projector)", r"model.\1", new)
+            tensors[new] = tensors.pop(name)
+
+    def rope(config):
+        text = config["text_config"]
+        text["rope_parameters"] = {"rope_theta": text.pop("rope_theta"), "rope_type": "default"}
+        text.pop("rope_scaling", None)
+        config["dtype"] = config.pop("torch_dtype", config.get("dtype"))
+
+    edit_weights(folder, rename)
+    edit_config(folder, rope)
+    model = AutoModelForAudioTextToText.from_pretrained(folder)
+    assert relative_error(logits(model), torch_logits(reference)) < 1e-4
+
+
+def test_transformers_on_pytorch_loads_what_was_saved(folder, reference, tmp_path_factory):
+    model = AutoModelForAudioTextToText.from_pretrained(folder)
+    saved = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(saved, max_shard_size="60KB")
+    assert len(list(saved.glob("*.safetensors"))) > 1
+    attention = reference.config._attn_implementation
+    back, info = TorchQwen2Audio.from_pretrained(saved, output_loading_info=True, attn_implementation=attention)
+    assert not any(info.values())
+    np.testing.assert_array_equal(torch_logits(back.eval()), torch_logits(reference))
 
 
 def test_model_type(folder):

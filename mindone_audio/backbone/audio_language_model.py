@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 
 import mindspore as ms
 import numpy as np
@@ -99,6 +100,12 @@ class AudioLanguageModel(PreTrainedModel):
             model.generation_config = GenerationConfig.from_pretrained(folder)
         model.name_or_path = str(pretrained_model_name_or_path)
         return model.set_train(False)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """MindONE's `save_pretrained`, and transformers on PyTorch loads what it writes."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        for file in Path(save_directory).glob("*.safetensors"):
+            weights.mark_as_pytorch(file)
 
     def get_input_embeddings(self) -> nn.Cell:
         return self.language_model.model.embed_tokens
