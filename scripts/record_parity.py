@@ -1,0 +1,139 @@
+"""Record what transformers on PyTorch computes for a checkpoint, a clip and a prompt, for `mindone-audio parity`.
+
+    python scripts/record_parity.py --model Qwen/Qwen2-Audio-7B --audio clip.wav --prompt "..." --out ref.safetensors
+
+Needs PyTorch and transformers only (any version that has the family). One file comes out: the model's inputs, the
+encoder's and the projector's output, the hidden state after every n-th layer of the language model, the logits of the
+last positions and the greedy tokens, with the versions and the dtype they were computed with. Activations are stored as
+float32, which holds bfloat16 and float16 exactly. A recording for bfloat16 must be made with --dtype bfloat16: then
+both sides round alike, and what differs is the port.
+"""
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from safetensors.numpy import save_file
+
+FORMAT = "mindone_audio.parity/1"
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def load_model(name: str, dtype: torch.dtype, device: str):
+    """The class that the checkpoint's config names, with eager attention."""
+    config = transformers.AutoConfig.from_pretrained(name)
+    architecture = (config.architectures or ["none"])[0]
+    if not hasattr(transformers, architecture):
+        raise ValueError(
+            f"{name} needs the class {architecture}, which transformers {transformers.__version__} does not have"
+        )
+    model = getattr(transformers, architecture).from_pretrained(name, dtype=dtype, attn_implementation="eager")
+    return model.eval().to(device)
+
+
+def processor_inputs(name: str, audio: list[str], prompt: str) -> dict[str, torch.Tensor]:
+    """What the checkpoint's processor makes of the clips and a prompt that has their placeholders."""
+    import librosa
+
+    processor = transformers.AutoProcessor.from_pretrained(name)
+    rate = processor.feature_extractor.sampling_rate
+    clips = [librosa.load(path, sr=rate)[0] for path in audio]
+    return dict(processor(text=prompt, audio=clips or None, sampling_rate=rate, return_tensors="pt"))
+
+
+def find(model: torch.nn.Module, ending: str) -> torch.nn.Module | None:
+    """The outermost submodule whose name ends so (transformers 4 and 5 nest them differently)."""
+    names = sorted((n for n, _ in model.named_modules() if n == ending or n.endswith(f".{ending}")), key=len)
+    return model.get_submodule(names[0]) if names else None
+
+
+def first_tensor(output) -> torch.Tensor:
+    """The tensor of a module's output, which may be a tuple or a ModelOutput."""
+    return output if isinstance(output, torch.Tensor) else output[0]
+
+
+def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
+    """The layers of the language model."""
+    language_model = find(model, "language_model") or model
+    return next(m for n, m in language_model.named_modules() if n == "layers" or n.endswith(".layers"))
+
+
+@torch.no_grad()
+def record(
+    model, inputs: dict[str, torch.Tensor], every: int, positions: int, new_tokens: int
+) -> dict[str, np.ndarray]:
+    """All arrays of a recording: "input.*", "encoder", "projector", "layer.N" (1 is the first), "logits", "tokens"."""
+    arrays = {f"input.{name}": value.cpu().numpy() for name, value in inputs.items()}
+    layers = decoder_layers(model)
+    watched = {"encoder": find(model, "audio_tower"), "projector": find(model, "multi_modal_projector")}
+    last = slice(-positions, None)
+    for number, layer in enumerate(layers, start=1):
+        if number % every == 0 or number in (1, len(layers)):
+            watched[f"layer.{number}"] = layer
+
+    def keep(name: str):
+        def hook(module, args, output):
+            value = first_tensor(output).float().cpu().numpy()
+            arrays[name] = np.ascontiguousarray(value[:, last] if name.startswith("layer.") else value)
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in watched.items() if module is not None]
+    moved = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
+    logits = model(**moved).logits
+    for handle in handles:
+        handle.remove()
+    arrays["logits"] = np.ascontiguousarray(logits[:, last].float().cpu().numpy())
+    generated = model.generate(
+        **moved, max_new_tokens=new_tokens, do_sample=False, output_logits=True, return_dict_in_generate=True
+    )
+    arrays["tokens"] = generated.sequences[:, inputs["input_ids"].shape[1] :].cpu().numpy().astype(np.int32)
+    best = torch.stack([step.float().topk(2, -1).values for step in generated.logits], 1)  # (batch, tokens, 2)
+    arrays["margins"] = (best[..., 0] - best[..., 1]).cpu().numpy()  # a small one explains a token that differs
+    return arrays
+
+
+def main() -> int:
+    """Parse the command line, record, write."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
+    parser.add_argument("--audio", action="append", default=[], help="a clip; several times for several placeholders")
+    parser.add_argument(
+        "--prompt", required=True, help="the text with its audio placeholders, as the processor takes it"
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
+    parser.add_argument("--device", default="cpu", help="of PyTorch")
+    parser.add_argument("--every", type=int, default=4, help="record the hidden state after every n-th layer")
+    parser.add_argument("--positions", type=int, default=16, help="of hidden states and logits, the last ones")
+    parser.add_argument("--new-tokens", type=int, default=32)
+    args = parser.parse_args()
+    try:
+        model = load_model(args.model, DTYPES[args.dtype], args.device)
+        inputs = processor_inputs(args.model, args.audio, args.prompt)
+        arrays = record(model, inputs, args.every, args.positions, args.new_tokens)
+        facts = {
+            "model_type": model.config.model_type,
+            "dtype": args.dtype,
+            "device": args.device,
+            "prompt": args.prompt,
+            "layers": len(decoder_layers(model)),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        }
+        save_file(arrays, args.out, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: {len(arrays)} arrays, {args.out.stat().st_size / 1e6:.1f} MB, {args.dtype}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
