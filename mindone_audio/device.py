@@ -1,6 +1,7 @@
 """Which back end MindSpore computes on, and in which dtype."""
 
 import logging
+import os
 from functools import cache
 
 import mindspore as ms
@@ -11,19 +12,27 @@ _DEVICES = {"cpu": "CPU", "ascend": "Ascend", "npu": "Ascend"}
 
 
 def set_device(name: str) -> None:
-    """Select the back end: `"cpu"`, `"ascend"` (or `"npu"`), with an optional index as in `"ascend:1"`.
+    """Select the back end: `"auto"`, `"cpu"`, `"ascend"` (or `"npu"`), with an optional index as in `"ascend:1"`.
 
-    Raises `ValueError` for another name, an index that is not a number, or a back end that this machine does not have.
+    "auto" is an Ascend NPU where MindSpore finds one, otherwise the CPU. Without an index, DEVICE_ID says which of the
+    NPUs that ASCEND_RT_VISIBLE_DEVICES leaves; without that, the first. Raises `ValueError` for another name, an index
+    that is not a number, or a back end that this machine does not have.
     """
     kind, _, index = name.lower().partition(":")
+    if kind == "auto" and not index:
+        kind = "ascend" if _may_have_npu() and ms.hal.is_available("Ascend") else "cpu"
     if kind not in _DEVICES or (index and not index.isdigit()):
-        raise ValueError(f"unknown device {name!r}: use one of {', '.join(_DEVICES)}, or ascend:<index>")
+        raise ValueError(f"unknown device {name!r}: use one of auto, {', '.join(_DEVICES)}, or ascend:<index>")
     target = _DEVICES[kind]
     if target == "Ascend" and not ms.hal.is_available("Ascend"):
         raise ValueError(
             f"device {name!r} is not available here: MindSpore finds no Ascend NPU with CANN and a driver. "
             "Check `npu-smi info` and that CANN's set_env.sh was sourced, or use --device cpu"
         )
+    if target == "Ascend" and not index:
+        index = os.environ.get("DEVICE_ID", "0")
+        if not index.isdigit():
+            raise ValueError(f"the environment variable DEVICE_ID is {index!r}: it should be a device's number")
     if (target, int(index or 0)) == (ms.get_context("device_target"), ms.get_context("device_id")):
         return  # MindSpore refuses even the device it has once it is running
     try:
@@ -33,6 +42,11 @@ def set_device(name: str) -> None:
             f"cannot switch to device {name!r}: MindSpore is already running on {ms.get_context('device_target')}. "
             "Choose the device before the first tensor is made"
         ) from error
+
+
+def _may_have_npu() -> bool:
+    """Whether it is worth asking MindSpore, which prints a complaint about CANN's libraries where there are none."""
+    return "ASCEND_HOME_PATH" in os.environ or os.path.exists("/dev/davinci_manager")
 
 
 def is_ascend() -> bool:
@@ -61,6 +75,11 @@ def compute_dtype(requested: ms.Type) -> ms.Type:
         _log_promotion(str(requested))
         return ms.float32
     return requested
+
+
+def compute_dtypes() -> tuple[ms.Type, ...]:
+    """The dtypes that models are computed in on this device."""
+    return (ms.float32, ms.float16, ms.bfloat16) if is_ascend() else (ms.float32,)
 
 
 @cache

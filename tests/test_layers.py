@@ -9,13 +9,13 @@ PACKAGE = Path(mindone_audio.__file__).parent
 
 # From bottom to top. The modules of one line may import each other.
 LAYERS = [
-    {"audio", "chat", "checkpoints", "conversion", "device", "environment", "hub", "weights"},
+    {"audio", "chat", "checkpoints", "conversion", "device", "environment", "hub", "versions", "weights"},
     {"backbone"},
     {"generation"},
     {"models"},
     {"processing"},
     {"pipeline"},
-    {"batch", "cli", "finetune", "parity", "server"},
+    {"batch", "cli", "finetune", "op_check", "parity", "server"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
