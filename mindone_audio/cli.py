@@ -69,7 +69,8 @@ def _add_parity(commands) -> None:
 def _parity(options: argparse.Namespace) -> int:
     import mindspore as ms
 
-    from mindone_audio import AutoModelForAudioTextToText, device, parity
+    from mindone_audio import device, parity
+    from mindone_audio.models import AutoModelForAudioTextToText
 
     recording = parity.read_recording(options.recording)
     device.set_device(options.device)

@@ -6,6 +6,8 @@ from functools import cache
 
 import mindspore as ms
 
+from mindone_audio import environment
+
 logger = logging.getLogger(__name__)
 
 _DEVICES = {"cpu": "CPU", "ascend": "Ascend", "npu": "Ascend"}
@@ -63,6 +65,35 @@ def prepare() -> None:
     """
     if not is_ascend():
         ms.runtime.launch_blocking()
+
+
+class UnsupportedEnvironment(OSError):
+    """Versions of MindSpore, the driver or CANN that are known not to work."""
+
+
+def check_versions() -> None:
+    """Before a model is loaded on Ascend: raise `UnsupportedEnvironment` for versions that are too old, log doubts.
+
+    It reads a few small files, once. MINDONE_AUDIO_SKIP_CHECKS=1 turns it off, and a log line says so.
+    """
+    if is_ascend():
+        _check_versions()
+
+
+@cache
+def _check_versions() -> None:
+    if environment.skips_checks(os.environ):
+        logger.warning("%s is set: the versions of driver and CANN were not checked", environment.SKIP_CHECKS)
+        return
+    findings = environment.check_ascend()
+    for finding in findings:
+        if finding.level == environment.WARNING:
+            logger.warning("%s: %s. %s", finding.about, finding.found, finding.action)
+    errors = [f"{f.about}: {f.found}. {f.action}" for f in findings if f.level == environment.ERROR]
+    if errors:
+        raise UnsupportedEnvironment(
+            f"{' '.join(errors)} (mindone-audio doctor says more; {environment.SKIP_CHECKS}=1 loads all the same)"
+        )
 
 
 def compute_dtype(requested: ms.Type) -> ms.Type:

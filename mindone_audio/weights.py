@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +13,6 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.common.np_dtype import bfloat16 as np_bfloat16
 from tqdm import tqdm
 
-from mindone_audio.device import compute_dtype
 from mindone_audio.hub import CheckpointError
 
 SINGLE_FILE = "model.safetensors"
@@ -55,14 +54,15 @@ class StoredTensor:
     end: int
 
 
-def load_parameters(model: nn.Cell, folder: Path, dtype: ms.Type | None, untie: bool = False) -> None:
+def load_parameters(
+    model: nn.Cell, folder: Path, choose_dtype: Callable[[ms.Type], ms.Type], untie: bool = False
+) -> None:
     """Give every parameter of `model` the tensor of its name in the folder's safetensors files.
 
-    dtype: what floating-point weights are converted to, None for the dtype they are stored in; half precision becomes
-    float32 on CPU (`device.compute_dtype`). untie: the checkpoint ties its output layer and the model does not, so the
-    layer starts as a copy of the token embedding. Each tensor is read straight into the memory that its parameter
-    keeps; a progress bar shows where that takes long. Raises `CheckpointError`: for missing, unexpected and wrongly
-    shaped tensors before anything is read.
+    choose_dtype: from the dtype that a tensor is stored in to the one that its parameter gets. untie: the checkpoint
+    ties its output layer and the model does not, so the layer starts as a copy of the token embedding. Each tensor is
+    read straight into the memory that its parameter keeps; a progress bar shows where that takes long. Raises
+    `CheckpointError`: for missing, unexpected and wrongly shaped tensors before anything is read.
     """
     parameters = {name: parameter for name, parameter in _parameters(model)}
     stored = {_published_name(tensor.name): tensor for tensor in stored_tensors(folder)}
@@ -71,7 +71,7 @@ def load_parameters(model: nn.Cell, folder: Path, dtype: ms.Type | None, untie: 
     total = sum(tensor.end - tensor.begin for tensor in stored.values())
     with tqdm(desc="loading weights", total=total, unit="B", unit_scale=True, delay=_BAR_AFTER, leave=False) as bar:
         for name, tensor in stored.items():
-            array = read_tensor(tensor, compute_dtype(dtype or _FLOATS[tensor.dtype]))
+            array = read_tensor(tensor, choose_dtype(_FLOATS[tensor.dtype]))
             _set(parameters[name], array)
             if name in copies:
                 _set(parameters[copies[name]], array.copy())

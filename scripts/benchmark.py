@@ -3,6 +3,7 @@
     python scripts/benchmark.py generate                      # the bundled demo checkpoint
     python scripts/benchmark.py generate --random small       # 12 + 12 layers of 512, random weights
     python scripts/benchmark.py generate --model DIR --audio clip.wav --prompt "What do you hear?" --json out.json
+    python scripts/benchmark.py load --size 1.7b --mindone    # from the disk to parameters
 
 Machines are shared and noisy, so an absolute time says little. Every contender lives in a process of its own, all of
 them take turns within a round, and what counts is the median over the rounds of the ratio within a round. Needs
@@ -25,6 +26,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # also in the processes started below, which import this file
+
+from benchmark_load import add_load  # noqa: E402
 
 from mindone_audio.checkpoints import demo_checkpoint  # noqa: E402
 
@@ -508,6 +511,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     add_generate(subparsers)
+    add_load(subparsers)
     options = parser.parse_args(arguments)
     try:
         options.run(options)

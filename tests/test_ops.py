@@ -10,7 +10,6 @@ import transformers
 from mindspore import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from mindone_audio import device
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import CopySequences, KVCache
 from mindone_audio.backbone.decoder import DecoderConfig, look_up
@@ -156,14 +155,6 @@ def test_refused_sizes():
         DecoderConfig(8, 8, 8, 1, 7, 2, 4, 8, 1e4, None, 1e-6, True, False, False)
     with pytest.raises(ValueError, match="width 8 is not a multiple of its 3 heads"):
         EncoderConfig(8, 8, 8, 1, 3, 8, True, True)
-
-
-def test_the_device_in_use_may_be_asked_for_again():
-    ops.silu(Tensor(normal(2)))
-    device.set_device("cpu")
-    assert not device.is_ascend()
-    with pytest.raises(ValueError, match="unknown device 'cpu:x'"):
-        device.set_device("cpu:x")
 
 
 def test_an_encoder_without_mask_or_pooling():

@@ -74,12 +74,14 @@ class AudioLanguageModel(PreTrainedModel):
         one log line says. attn_implementation: "eager". tie_word_embeddings: False gives the output layer its own
         copy where the checkpoint ties it. device_map: "auto" or None, both the current MindSpore device. download:
         revision, cache_dir, token, local_files_only, subfolder. Raises `hub.CheckpointError` (missing, unexpected or
-        wrongly shaped tensors), `FileNotFoundError` or `ValueError`; no keyword is ignored.
+        wrongly shaped tensors), `FileNotFoundError`, `ValueError`, or on Ascend `device.UnsupportedEnvironment`; no
+        keyword is ignored.
         """
         if attn_implementation not in (None, "eager"):
             raise ValueError(f"attn_implementation {attn_implementation!r} is not supported: use 'eager'")
         if device_map not in (None, "auto"):
             raise ValueError(f"device_map {device_map!r} is not supported: call mindspore.set_device before loading")
+        device.check_versions()
         folder = hub.checkpoint_folder(pretrained_model_name_or_path, **download)
         stored = hub.read_config(folder)
         if config is None:
@@ -95,7 +97,11 @@ class AudioLanguageModel(PreTrainedModel):
         config._attn_implementation = "eager"
         with no_init_parameters():
             model = cls(config)
-        weights.load_parameters(model, folder, mindspore_dtype, untie=was_tied)
+
+        def choose_dtype(stored: ms.Type) -> ms.Type:
+            return device.compute_dtype(mindspore_dtype or stored)
+
+        weights.load_parameters(model, folder, choose_dtype, untie=was_tied)
         if (folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         model.name_or_path = str(pretrained_model_name_or_path)

@@ -1,0 +1,215 @@
+"""Versions: how they are ordered, and where Ascend's installers write them.
+
+Standard library only. Every absolute path, those in environment variables included, is looked up below `root`.
+A file that is missing, unreadable or in an unknown format has no version; it is never an exception.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+ASCEND = "/usr/local/Ascend"  # where the installers put the driver, and root's CANN
+HOMES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")  # the variables that say where CANN is
+_LARGEST_FILE = 65536  # bytes that are read; the real files have a few hundred
+
+_DEV, _T, _ALPHA, _BETA, _RC, _FINAL, _POST = range(7)
+_STAGES = {"dev": _DEV, "t": _T, "alpha": _ALPHA, "a": _ALPHA, "beta": _BETA, "b": _BETA, "rc": _RC, "post": _POST}
+
+# `.B150` and `.b080` are build numbers, while the `b1` of a Python package's 2.7.0b1 is a beta: hence the (?<!\.).
+# Numbers are at most 15 digits, because int() refuses very long ones.
+_VERSION = re.compile(
+    r"""v?([0-9]{1,15}) \. ([0-9]{1,15}) (?:\.([0-9]{1,15}))?                                      # 8.2 or 8.5.0
+    (?:[._-]?(dev|t|alpha|a|beta|(?<!\.)b|rc|post)[._-]?([0-9]{1,15})? | \.([0-9]{1,15}))?         # RC1, or a number
+    (?:[._-]?(dev|alpha|beta|post)[._-]?([0-9]{1,15})? | \.([0-9]{1,15}))?                         # .alpha003 or .2
+    (?:\.b[0-9]+)? (?:\+[0-9a-z._-]+)?                                                             # build, local part
+    """,
+    re.VERBOSE,
+)
+
+
+class VersionKey(NamedTuple):
+    """What versions are ordered by; `stage` and `sub_stage` are dev < T < alpha < beta < RC < final < post."""
+
+    major: int
+    minor: int
+    patch: int
+    stage: int
+    number: int
+    sub_stage: int
+    sub_number: int
+
+
+def version_key(text: str | None) -> VersionKey | None:
+    """The key that orders `text` among versions, or `None` for a string that is not understood; it never raises.
+
+    Upper and lower case are the same. A build number (`8.2.RC1.B150`) does not count. A pre-release of a release
+    candidate comes before it (`8.2.RC1.alpha003` < `8.2.RC1`, the order that torch_npu uses) and a further number
+    after it (`25.0.rc1` < `25.0.rc1.1`). Absent parts are 0: `9.1` is `9.1.0`.
+    """
+    match = _VERSION.fullmatch(text.strip().lower()) if isinstance(text, str) else None
+    if match is None:
+        return None
+    major, minor, patch, stage, number, fourth, sub_stage, sub_number, fifth = match.groups()
+    return VersionKey(
+        int(major),
+        int(minor),
+        int(patch or 0),
+        _STAGES[stage] if stage else _FINAL,
+        int(number or fourth or 0),
+        _STAGES[sub_stage] if sub_stage else _FINAL,
+        int(sub_number or fifth or 0),
+    )
+
+
+@dataclass(frozen=True)
+class Source:
+    file: str
+    field: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """A version: the one chosen (`None` where there is none) and every source, the most trusted one first."""
+
+    chosen: str | None = None
+    sources: tuple[Source, ...] = ()
+
+
+@dataclass(frozen=True)
+class CannInstall:
+    path: str
+    version: Found
+    set_env: str  # the script to source
+    active: bool  # the environment variables point at it
+
+    @property
+    def order(self) -> tuple:
+        return version_key(self.version.chosen) or ()
+
+
+def read_driver(root: str | os.PathLike = "/", told_by_npu_smi: str | None = None) -> tuple[Found, Found]:
+    """The versions of the driver and of the firmware.
+
+    /etc/ascend_install.info tells where they are; containers often lack it, and the default folder is tried then.
+    Older drivers have `Version` and no `package_version`.
+    """
+    driver = firmware = ()
+    for base in ascend_folders(root):
+        driver = driver or _fields(root, f"{base}/driver/version.info", ("package_version", "Version"))
+        firmware = firmware or _fields(root, f"{base}/firmware/version.info", ("package_version", "Version"))
+    if told_by_npu_smi:
+        driver += (Source("npu-smi info", "Version", told_by_npu_smi),)
+    return _choose(driver), _choose(firmware)
+
+
+def find_cann(root: str | os.PathLike, environ: Mapping[str, str]) -> tuple[CannInstall, ...]:
+    """Every CANN toolkit, the one that the environment points at first.
+
+    CANN is in ascend-toolkit/<version> with a `latest` beside it up to 8.3, and in cann-<version> with a link `cann`
+    from 8.5; below /usr/local/Ascend, the home folder of a user who is not root, or a conda environment.
+    """
+    pointed = [environ[name].rstrip("/") for name in HOMES if environ.get(name)]
+    folders = ascend_folders(root)
+    folders += [f"{environ[name].rstrip('/')}/Ascend" for name in ("HOME", "CONDA_PREFIX") if environ.get(name)]
+    candidates = list(pointed)
+    for folder in folders:
+        candidates += [f"{folder}/{name}" for name in children(root, folder) if re.match("cann(-|$)", name)]
+        names = sorted(children(root, f"{folder}/ascend-toolkit"), key=lambda name: name != "latest")
+        candidates += [f"{folder}/ascend-toolkit/{name}" for name in names if re.match("latest$|[0-9]", name)]
+    installs, seen = [], set()
+    for path in candidates:
+        version = _choose(_cann_sources(root, path))
+        # The same CANN has several names: `latest` is a link, or a folder of links with a version.cfg of its own.
+        names = {(os.path.dirname(resolved(root, path)), version_key(version.chosen) or version.chosen)}
+        names |= {resolved(root, source.file) for source in version.sources[:1]}
+        is_there = version.sources or (path in pointed and is_folder(root, path))
+        if is_there and not names & seen:
+            seen |= names
+            installs.append(CannInstall(path, version, set_env(root, path), active=path in pointed[:1]))
+    return tuple(installs)
+
+
+def active_cann(installs: tuple[CannInstall, ...]) -> Found:
+    """The version of the CANN that the environment points at, otherwise of the newest."""
+    chosen = max(installs, key=lambda install: (install.active, install.order), default=None)
+    return chosen.version if chosen else Found()
+
+
+def set_env(root: str | os.PathLike, path: str) -> str:
+    """The script to source: beside the versions up to CANN 8.3, inside the folder from 8.5."""
+    inside, beside = f"{path}/set_env.sh", f"{os.path.dirname(path)}/set_env.sh"
+    return beside if os.path.isfile(below(root, beside)) and not os.path.isfile(below(root, inside)) else inside
+
+
+def ascend_folders(root: str | os.PathLike) -> list[str]:
+    """Where the driver may be installed, the place that its installer noted first."""
+    noted = _fields(root, "/etc/ascend_install.info", ("Driver_Install_Path_Param",))
+    return list(dict.fromkeys([*(source.value.rstrip("/") for source in noted), ASCEND]))
+
+
+def below(root: str | os.PathLike, path: str) -> str:
+    return os.path.join(root, path.lstrip("/"))
+
+
+def resolved(root: str | os.PathLike, path: str) -> str:
+    try:
+        return os.path.realpath(below(root, path))
+    except (OSError, ValueError):
+        return path
+
+
+def is_folder(root: str | os.PathLike, path: str) -> bool:
+    return os.path.isdir(below(root, path))
+
+
+def children(root: str | os.PathLike, path: str) -> list[str]:
+    try:
+        return sorted(os.listdir(below(root, path)))
+    except (OSError, ValueError):
+        return []
+
+
+def _cann_sources(root, path: str) -> tuple[Source, ...]:
+    """Releases only: `Version=` in CANN's version.info is the number of a component (8.2.RC1 has 8.2.0.0.201)."""
+    sources = ()
+    for name in children(root, path):
+        if name.endswith("-linux"):
+            sources += _fields(root, f"{path}/{name}/ascend_toolkit_install.info", ("version",))
+    for part in ("toolkit", "opp", "compiler", "opp_kernel", "runtime", "share/info/runtime"):
+        sources += _fields(root, f"{path}/{part}/version.info", ("version_dir",))
+    file = f"{path}/version.cfg"
+    for match in re.finditer(r"^\s*(\w+_running_version)=\[[^:\]\n]*:([^,\]\n]+)", _read(root, file), re.MULTILINE):
+        sources += (Source(file, match[1], match[2].strip()),)
+    if not sources and os.path.isfile(below(root, f"{path}/set_env.sh")):
+        name = os.path.basename(resolved(root, path)).removeprefix("cann-")
+        sources += (Source(path, "folder name", name),)
+    return sources
+
+
+def _choose(sources: tuple[Source, ...]) -> Found:
+    values = [source.value for source in sources]
+    understood = [value for value in values if version_key(value)]
+    return Found((understood or values or [None])[0], sources)
+
+
+def _read(root, path: str) -> str:
+    """The beginning of a text file; empty for what is missing, unreadable, binary or not a regular file."""
+    try:
+        if not stat.S_ISREG(os.stat(below(root, path)).st_mode):  # a pipe would wait for ever
+            return ""
+        with open(below(root, path), "rb") as file:
+            content = file.read(_LARGEST_FILE)
+    except (OSError, ValueError):
+        return ""
+    return "" if b"\0" in content else content.decode("utf-8", "replace")
+
+
+def _fields(root, path: str, names: tuple[str, ...]) -> tuple[Source, ...]:
+    """The lines `name=value` of a file, in the order of `names`."""
+    pairs = [line.partition("=") for line in _read(root, path).splitlines()]
+    values = {name.strip(): value.strip()[:200] for name, _, value in pairs if value.strip()}
+    return tuple(Source(path, name, values[name]) for name in names if name in values)

@@ -1,0 +1,67 @@
+"""Every primitive in the compiled graphs has a kernel on Ascend too, as far as the installed wheel tells.
+
+MindSpore's wheel carries its Ascend plugin: the names of the kernels it calls (aclnn...) and of the operators that it
+passes on to CANN. What is in neither is an operation that only CPU has, and a model that nobody's NPU can run.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore
+import pytest
+
+PLUGIN = Path(mindspore.__file__).parent / "lib" / "plugin"
+LIBRARIES = (PLUGIN / "libmindspore_ops_ascend.so", PLUGIN / "ascend" / "libmindspore_ascend_res_manager.so")
+# They order and group other nodes and run nothing, or are views of a tensor's memory.
+STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateState"}
+
+GENERATE = """
+import sys
+sys.path[:0] = {paths!r}
+from helpers import batch, clips, prompt, tiny_config
+from mindone_audio import Qwen2AudioForConditionalGeneration
+model = Qwen2AudioForConditionalGeneration(tiny_config())
+inputs = {{**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}}
+model.generate(**inputs, max_new_tokens=3, num_beams=2)
+"""
+
+
+@pytest.fixture(scope="module")
+def words() -> set[str]:
+    found = set()
+    for library in LIBRARIES:
+        if not library.exists():
+            pytest.skip(f"this wheel has no {library.name}")
+        found |= {word.decode() for word in re.findall(rb"[A-Za-z0-9]{2,60}", library.read_bytes())}
+    return found
+
+
+def has_kernel(primitive: str, words: set[str]) -> bool:
+    return bool({primitive, f"{primitive}Ascend", f"aclnn{primitive}"} & words)
+
+
+@pytest.fixture(scope="module")
+def primitives(tmp_path_factory) -> set[str]:
+    """The primitives of the graphs of encoder, prefill, step and copy, before any back end has changed them."""
+    folder = tmp_path_factory.mktemp("graphs")
+    here = Path(__file__).parent
+    script = GENERATE.format(paths=[str(here), str(here.parent)])
+    environment = os.environ | {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(folder)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=300)
+    graphs = list(folder.rglob("*validate*.ir"))
+    assert len(graphs) >= 4, "encoder, prefill, step and copy"
+    text = "".join(graph.read_text(errors="replace") for graph in graphs)
+    return set(re.findall(r"= (?:PrimFunc_)?([A-Z]\w*)\(", text))
+
+
+def test_every_primitive_has_an_ascend_kernel(primitives, words):
+    assert {"MatMul", "BatchMatMul", "Gather", "ScatterUpdate", "Softmax", "Argmax", "Erf"} <= primitives
+    assert sorted(p for p in primitives - STRUCTURE if not has_kernel(p, words)) == []
+
+
+def test_an_operation_of_cpu_alone_would_be_found(words):
+    assert not has_kernel("Geqrf", words)
+    assert not has_kernel("NoSuchPrimitive", words)
