@@ -68,7 +68,7 @@ def record(
     model, inputs: dict[str, torch.Tensor], every: int, positions: int, new_tokens: int
 ) -> dict[str, np.ndarray]:
     """All arrays of a recording: "input.*", "encoder", "projector", "layer.N" (1 is the first), "logits", "tokens"."""
-    arrays = {f"input.{name}": value.cpu().numpy() for name, value in inputs.items()}
+    arrays = {f"input.{name}": value.cpu().numpy().copy() for name, value in inputs.items()}  # a model may change them
     layers = decoder_layers(model)
     watched = {"encoder": find(model, "audio_tower"), "projector": find(model, "multi_modal_projector")}
     last = slice(-positions, None)
