@@ -1,11 +1,13 @@
 """Code that users have from elsewhere runs here when imports and names are changed, and nothing else."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 
+from mindone_audio import cli
 from mindone_audio.checkpoints import demo_checkpoint
 
 TESTS = Path(__file__).parent
@@ -71,6 +73,17 @@ def test_the_readmes_python(capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     exec(block.replace('"Qwen/Qwen2-Audio-7B"', repr(str(demo_checkpoint()))), {})
     assert capsys.readouterr().out.strip()
+
+
+def test_the_readmes_commands(monkeypatch, capsys):
+    monkeypatch.chdir(TESTS.parent)
+    lines = [line for block in readme_blocks("bash") for line in block.splitlines() if "mindone_audio.cli" in line]
+    assert len(lines) == 3
+    for line in lines:
+        arguments = shlex.split(line, comments=True)
+        assert arguments[:3] == ["python", "-m", "mindone_audio.cli"]
+        assert cli.main(arguments[3:]) in (0, 1), line
+    assert capsys.readouterr().out.strip().endswith("passed")
 
 
 @pytest.mark.parametrize("script", ["scripts/demo.sh", "scripts/test.sh"])
