@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--audio", action="append", metavar="CLIP", help="path or URL; may be given several times")
     parser.add_argument("--prompt", action="append", help=f"what to ask of each clip (default: {CAPTION!r})")
     parser.add_argument("--chat", action="store_true", help="use the chat template, for instruction-tuned models")
-    parser.add_argument("--device", help="cpu, ascend or ascend:1 (default: what MindSpore finds)")
+    parser.add_argument("--device", help="auto, cpu, ascend or ascend:1 (default: what MindSpore finds)")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: the checkpoint's")
     parser.add_argument("--max-new-tokens", type=int, default=100)
     parser.add_argument("--do-sample", action="store_true", help="draw tokens instead of taking the best ones")

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,14 @@ def test_generate(tmp_path):
             assert 0 < ratio["min"] <= ratio["median"] <= ratio["max"] < math.inf
     for text in ("encoder + prefill", "bare decode step", "peak memory", "the same as ours", "ours / torch sdpa"):
         assert text in done.stdout
+
+
+def test_load():
+    command = [sys.executable, str(SCRIPT), "load", "--size", "tiny", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ours +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+ +-?[0-9.]+$", done.stdout, re.MULTILINE)
+    assert "ours / plain read" in done.stdout
 
 
 @pytest.mark.parametrize(
