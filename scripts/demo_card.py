@@ -65,7 +65,8 @@ counts only if it is right letter by letter. Each question was put in one of its
 {targets}
 
 *Held out*: clips synthesised as in training, but with espeak-ng voices ({held_out_variants}, and the accent
-{held_out_accents}), synthesis parameters, noise and levels that training never used. *Other tools*: clips that `sox`
+{held_out_accents}), synthesis parameters, noise and levels that training never used (plain white, pink and
+brown noise have no other parameters than length and level). *Other tools*: clips that `sox`
 made (never used in training), and espeak-ng's own files in held-out voices, then encoded by ffmpeg as wav, mp3 or ogg
 at 8 to 44.1 kHz, mono or stereo, and read by librosa. Answers that are easy to guess, such as a count of zero, were put
 to three clips in ten only.
@@ -103,7 +104,7 @@ By kind of clip (caption and "What's that sound?"):
 `scripts/train_demo_checkpoint.py` in the library's repository, seed {seed}: {steps} steps of {batch} clips, up to
 {questions} questions each, {minutes:.0f} minutes on two CPU cores that also did other work (idle ones train on {speed}
 clips a second: about {budget:.0f} minutes), bfloat16 autocast, AdamW (peak {learning_rate:g}, warm-up, cosine), weights
-averaged over the last steps. In the first fifth of the time the encoder learnt alone. {history}
+averaged over the last steps. In an early part the encoder learnt alone. {history}
 
 The data: {utterances:,} utterances by espeak-ng in {voices} of its voices and {random_variants} made at random from
 them, in 7 accents, and all other sounds synthesised with NumPy as training went. The encoder had helpers that are not
@@ -116,6 +117,7 @@ Made with Python {python}, torch {torch}, transformers {transformers}, NumPy {nu
     python scripts/train_demo_checkpoint.py evaluate --work WORK
 
 A budget in minutes gives other weights on another machine; `--steps {steps}` fixes the number of steps instead.
+Neither was run from the start to the end, so that they reach these figures is not proved.
 
 ## Licence
 

@@ -35,7 +35,7 @@ def test_wrong_and_failing_kernels_are_reported(monkeypatch, capsys):
         op_check.Case("gelu", failing, cases["gelu"].reference, cases["gelu"].floats),
         op_check.Case("merge_heads", ops.gelu, cases["merge_heads"].reference, cases["merge_heads"].floats),
     ]
-    monkeypatch.setattr(op_check, "cases", lambda: changed)
+    monkeypatch.setattr(op_check, "cases", lambda dtype: changed)
     assert cli.main(["doctor", "--ops", "--device", "cpu"]) == 2
     text = capsys.readouterr().out
     assert "OUTSIDE" in text and text.count("FAILED") == 2 and "0 of 3 within tolerance" in text
