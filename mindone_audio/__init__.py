@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AutoModelForAudioTextToText": "mindone_audio.models",
-    "AutoProcessor": "mindone_audio.processing",
+    "AutoProcessor": "mindone_audio.models",
     "Qwen2AudioForConditionalGeneration": "mindone_audio.models.qwen2_audio",
     "load_audio": "mindone_audio.audio",
     "to_mindspore": "mindone_audio.conversion",

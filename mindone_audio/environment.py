@@ -9,16 +9,17 @@ import json
 import os
 import platform
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 
+from mindone_audio.npu_smi import NpuSmi, read_npu_smi, run_npu_smi
 from mindone_audio.versions import (
     ASCEND,
     HOMES,
+    MINIMUM,
+    PUBLISHED,
     CannInstall,
     Found,
     Source,
@@ -27,18 +28,20 @@ from mindone_audio.versions import (
     ascend_folders,
     below,
     children,
+    compare,
     find_cann,
+    find_nnal,
+    firmware_fit,
     is_folder,
     read_driver,
     resolved,
+    satisfies,
     set_env,
     version_key,
 )
 
 OK, WARNING, ERROR = "ok", "warning", "error"
 SKIP_CHECKS = "MINDONE_AUDIO_SKIP_CHECKS"
-
-MINIMUM = {"mindspore": "2.6.0", "driver": "24.1.RC1", "CANN": "8.1.RC1"}
 
 # This library's own requirements: what another version is, and why.
 REQUIREMENTS = {
@@ -48,44 +51,12 @@ REQUIREMENTS = {
     "numpy<2": (ERROR, "mindone 0.5.0 requires it, and CANN's operator compilers may use names that numpy 2 removed"),
 }
 
-# The versions that MindSpore's release notes and installation guide name together. "8.5" means any 8.5.
-PUBLISHED = {  # MindSpore: (CANN, driver)
-    "2.6.0": ("8.1.RC1", "25.0.RC1"),
-    "2.7.0": ("8.2.RC1", "25.2.0"),
-    "2.7.1": ("8.3.RC1", "25.3.RC1"),
-    "2.7.2": ("8.5.0", "25.5.0"),
-    "2.8.0": ("8.5", None),
-    "2.9.0": ("9.0.0", "26.0.RC1"),
-    "2.10.0": ("9.1", None),
-}
-
 # Which CANN (its set_env.sh sets these), where its libraries and operator compilers are, the devices of the container
 # and of the process, and what a job of several devices leaves behind: with it, one process waits for the others.
 SEARCH_PATHS = ("LD_LIBRARY_PATH", "PYTHONPATH")
 DEVICE_VARIABLES = ("ASCEND_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "DEVICE_ID")
 JOB_VARIABLES = ("RANK_TABLE_FILE", "RANK_ID", "RANK_SIZE")
-VARIABLES = (*HOMES, "ASCEND_OPP_PATH", *SEARCH_PATHS, *DEVICE_VARIABLES, *JOB_VARIABLES, SKIP_CHECKS)
-
-_NPU_SMI_SECONDS = 30
-_NPU_SMI_CHARACTERS = 1_000_000
-
-
-@dataclass(frozen=True)
-class NpuDevice:
-    id: int  # the physical chip where npu-smi prints it, otherwise the NPU
-    npu: int
-    name: str
-    health: str
-    memory_used_mb: int | None = None
-    memory_total_mb: int | None = None
-
-
-@dataclass(frozen=True)
-class NpuSmi:
-    driver_version: str | None = None
-    devices: tuple[NpuDevice, ...] = ()
-    problem: str | None = None  # what it said instead of a table
-    missing: bool = False
+VARIABLES = (*HOMES, "ASCEND_OPP_PATH", "ATB_HOME_PATH", *SEARCH_PATHS, *DEVICE_VARIABLES, *JOB_VARIABLES, SKIP_CHECKS)
 
 
 @dataclass(frozen=True)
@@ -144,6 +115,10 @@ def inspect_environment(
             findings += _driver_findings(root, driver, has_nodes or bool(smi.devices), required)
             findings += _cann_findings(installs, environ, required)
             findings += _pair_findings(packages["mindspore"], active_cann(installs).chosen, driver.chosen)
+            findings += _firmware_findings(root, driver, firmware)
+            findings += _te_findings(root, environ, installs, _package("te", package_version))
+            nnal = find_nnal(root, environ) or "not found"
+            findings.append(Finding(OK, "NNAL", f"{nnal}; the models here do not need its libatb"))
             findings += _npu_smi_findings(smi, required)
         else:
             found = "CPU-only machine: no driver, no CANN and no npu-smi. Everything runs on CPU, in float32"
@@ -208,17 +183,15 @@ def format_report(report: Report) -> str:
     rows = [("system", f"{report.system}, {report.architecture}"), ("Python", report.python)]
     rows += [(name, version or "not installed") for name, version in report.packages.items()]
     if report.device != "cpu":
-        rows += [("driver", _version_and_source(report.driver)), ("firmware", _version_and_source(report.firmware))]
+        rows += [("driver", str(report.driver)), ("firmware", str(report.firmware))]
         for install in report.cann_installs:
-            version = _version_and_source(install.version) if install.version.chosen else f"unknown at {install.path}"
+            version = str(install.version) if install.version.chosen else f"unknown at {install.path}"
             rows.append(("CANN", version + (", active" if install.active else ", not active")))
         if not report.cann_installs:
             rows.append(("CANN", "not found"))
         for npu in report.npu_smi.devices:
-            memory = (
-                f"{npu.memory_used_mb} / {npu.memory_total_mb} MB used" if npu.memory_total_mb else "memory unknown"
-            )
-            rows.append((f"NPU {npu.id}", f"{npu.name}, {npu.health}, {memory}"))
+            used = f"{npu.memory_used_mb} / {npu.memory_total_mb} MB used" if npu.memory_total_mb else "memory unknown"
+            rows.append((f"NPU {npu.id}", f"{npu.name}, {npu.health}, {used}"))
         rows += [(name, value) for name, value in report.variables.items() if name not in SEARCH_PATHS]
     width = max(len(name) for name, _ in rows) + 2
     lines = [f"{name:<{width}}{value}".rstrip() for name, value in rows] + [""]
@@ -229,77 +202,6 @@ def format_report(report: Report) -> str:
     errors, warnings = (sum(finding.level == level for finding in report.findings) for level in (ERROR, WARNING))
     lines += ["", f"errors: {errors}, warnings: {warnings}"]
     return "\n".join(lines).encode("utf-8", "replace").decode()  # a variable may hold bytes that are no text
-
-
-def _version_and_source(version: Found) -> str:
-    """For people: the first source of the chosen value. The JSON has all, and a finding tells where they differ."""
-    source = next((source for source in version.sources if source.value == version.chosen), None)
-    others = len(version.sources) - 1
-    return _told(source) + (f" and {others} more" if others else "") if source else "not found"
-
-
-def run_npu_smi(root: str | os.PathLike, environ: Mapping[str, str]) -> str:
-    """What `npu-smi info` prints. Raises `FileNotFoundError` without the tool, and what `subprocess.run` raises."""
-    folders = [folder for folder in environ.get("PATH", "").split(os.pathsep) if folder]
-    folders += [below(root, "/usr/local/sbin"), below(root, "/usr/local/bin")]  # not on every user's PATH
-    tool = shutil.which("npu-smi", path=os.pathsep.join(folders))
-    if tool is None:
-        raise FileNotFoundError("npu-smi is not on PATH")
-    finished = subprocess.run(
-        [tool, "info"],
-        env=dict(environ),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=_NPU_SMI_SECONDS,
-    )
-    return finished.stdout.decode("utf-8", "replace")
-
-
-def read_npu_smi(run: Callable[[], str]) -> NpuSmi:
-    """What `run` returns as devices, or why it has none."""
-    try:
-        return parse_npu_smi(run())
-    except FileNotFoundError:
-        return NpuSmi(missing=True)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        return NpuSmi(problem=f"npu-smi info does not run: {type(error).__name__}: {error}")
-
-
-# A device takes two lines. The columns drift and differ between generations, so only their order is relied on:
-#   | 0     910B4               | OK            | 105.5       39                0    / 0             |
-#   | 0                         | xxxx:xx:xx.x  | 5           0    / 0          6154 / 65536         |
-# The second line of an A3 has the chip and its physical number. The 950 series puts a bar after the NPU's number, and
-# nothing before the second line's address. The last pair is the memory that models use, on all of them. The table of
-# processes that follows has numbers where the names are here.
-_DEVICE_LINE = re.compile(
-    r"\|\s*(?P<npu>[0-9]{1,6})(?:\s+|\s*\|\s*)(?P<name>[\w-]{0,40}[A-Za-z][\w-]{0,40})\s*\|\s*(?P<health>[A-Za-z]+)\s*\|"
-    r"\s*(?:-|NA|[0-9.]+)\s+(?:-|NA|[0-9]+)\s"
-)
-_CHIP_LINE = re.compile(
-    r"\|\s*(?:[0-9]+(?:\s+(?P<chip>[0-9]{1,6}))?)?\s*\|.*?(?P<used>[0-9]{1,9})\s*/\s*(?P<total>[0-9]{1,9})\s*\|?\s*$"
-)
-_TOOL_LINE = re.compile(r"npu-smi\s+\S+\s+Version:\s*(\S+)")
-
-
-def parse_npu_smi(output: str) -> NpuSmi:
-    """The devices, and the driver's version, in the text that `npu-smi info` prints."""
-    lines = [line.strip()[:400] for line in output[:_NPU_SMI_CHARACTERS].splitlines() if line.strip()]
-    version = _TOOL_LINE.search("\n".join(lines))
-    devices, waiting = [], False
-    for line in lines:
-        if match := _DEVICE_LINE.match(line):
-            devices.append(NpuDevice(int(match["npu"]), int(match["npu"]), match["name"], match["health"]))
-            waiting = True
-        elif waiting and (match := _CHIP_LINE.match(line)):
-            npu, waiting = devices.pop(), False
-            memory = int(match["used"]), int(match["total"])
-            devices.append(NpuDevice(int(match["chip"] or npu.npu), npu.npu, npu.name, npu.health, *memory))
-    problem = None
-    if not devices:
-        telling = [line for line in lines if re.search("ret is|fail|error", line, re.IGNORECASE)]
-        problem = (telling[-1:] or lines[:1] or ["npu-smi info prints nothing"])[0][:200]
-    return NpuSmi(version[1] if version else None, tuple(devices), problem)
 
 
 def visible_devices(text: str) -> list[int]:
@@ -319,9 +221,8 @@ def _device_kind(device: str | None) -> str | None:
     kinds = {"cpu": "cpu", "ascend": "ascend", "npu": "ascend"}
     kind = str(device).lower().partition(":")[0]
     if device is not None and kind not in kinds:
-        raise ValueError(
-            f"unknown device {device!r}: use one of {', '.join(kinds)}, or none to have the machine judged"
-        )
+        known = ", ".join(kinds)
+        raise ValueError(f"unknown device {device!r}: use one of {known}, or none to have the machine judged")
     return kinds.get(kind)
 
 
@@ -337,9 +238,8 @@ def _python_finding() -> Finding:
     key = version_key(version)
     if key and (3, 10) <= key[:2] < (3, 13):
         return Finding(OK, "Python", version)
-    return Finding(
-        WARNING, "Python", f"{version} is outside 3.10 to 3.12", "make a virtual environment with Python 3.11"
-    )
+    action = "make a virtual environment with Python 3.11"
+    return Finding(WARNING, "Python", f"{version} is outside 3.10 to 3.12", action)
 
 
 def _package_findings(packages: Mapping[str, str | None]) -> list[Finding]:
@@ -355,17 +255,11 @@ def _package_findings(packages: Mapping[str, str | None]) -> list[Finding]:
             findings.append(Finding(WARNING, name, found, f"make sure that it is {requirement}, or {install}"))
         elif name in MINIMUM and key < version_key(MINIMUM[name]):
             findings.append(_minimum_finding(name, version))
-        elif not _satisfies(key, requirement):
+        elif not satisfies(key, requirement):
             findings.append(Finding(level, name, f"{version} is not {requirement}: {reason}", install))
         else:
             findings.append(Finding(OK, name, version))
     return findings
-
-
-def _satisfies(key: VersionKey, requirement: str) -> bool:
-    tests = {"==": VersionKey.__eq__, ">=": VersionKey.__ge__, "<": VersionKey.__lt__}
-    bounds = re.findall(r"(==|>=|<)([0-9.]+)", requirement)
-    return all(tests[sign](key, version_key(bound if "." in bound else f"{bound}.0")) for sign, bound in bounds)
 
 
 def _minimum_finding(about: str, version: str | None) -> Finding:
@@ -394,13 +288,9 @@ def _release_findings(about: str, version: Found) -> list[Finding]:
             "driver": "restart the machine after an upgrade; in a container, mount the driver folder of the host",
             "CANN": "install the toolkit and the kernels of one version, in one folder",
         }[about]
-        found = f"the sources disagree: {'; '.join(map(_told, distinct.values()))}. {version.chosen} is used here"
+        found = f"the sources disagree: {'; '.join(map(str, distinct.values()))}. {version.chosen} is used here"
         findings.append(Finding(WARNING, about, found, action))
     return findings
-
-
-def _told(source: Source) -> str:
-    return f"{source.value} in {source.file} ({source.field})"
 
 
 def _driver_findings(root, driver: Found, has_devices: bool, required: str) -> list[Finding]:
@@ -441,10 +331,10 @@ def _pair_findings(mindspore: str | None, cann: str | None, driver: str | None) 
     published_cann, published_driver = PUBLISHED[name]
     published = f"CANN {published_cann}" + (f" and driver {published_driver}" if published_driver else "")
     said, serious = [], False
-    if order := _compare(key, published_cann):
+    if order := compare(key, published_cann):
         said.append(f"CANN here is {'older' if order < 0 else 'newer'} ({cann})")
         serious = order < 0 or key[:2] != version_key(published_cann)[:2]  # a newer patch is the same interface
-    if published_driver and version_key(driver) and (order := _compare(version_key(driver), published_driver)):
+    if published_driver and version_key(driver) and (order := compare(version_key(driver), published_driver)):
         said.append(f"the driver here is {'older' if order < 0 else 'newer'} ({driver})")
         serious = serious or order < 0
     found = f"MindSpore {name} goes with {published}"
@@ -455,11 +345,35 @@ def _pair_findings(mindspore: str | None, cann: str | None, driver: str | None) 
     return [Finding(OK, about, found)]
 
 
-def _compare(key: VersionKey, published: str) -> int:
-    """-1, 0 or 1 as `key` is older than, of or newer than `published`, by major and minor where it has only these."""
-    parts = 2 if published.count(".") == 1 else len(key)
-    mine, other = key[:parts], version_key(published)[:parts]
-    return (mine > other) - (mine < other)
+def _firmware_findings(root, driver: Found, firmware: Found) -> list[Finding]:
+    """Whether the driver and the firmware go together; nothing where no file says, as in most containers."""
+    fit = firmware_fit(root, driver, firmware)
+    if fit is None:
+        return []
+    if fit.fits:
+        return [Finding(OK, "firmware", f"{fit.firmware} goes with driver {driver.chosen}")]
+    works = f"the firmware that driver {driver.chosen} works with"
+    if fit.fits is None:
+        found = f"{fit.firmware!r} cannot be compared with {fit.accepted!r}, {works}: a version is not understood"
+        return [Finding(WARNING, "firmware", found, "make sure that driver and firmware were published together")]
+    action = "on the host, install a driver and a firmware that were published together, and restart the machine"
+    return [Finding(WARNING, "firmware", f"{fit.firmware} is outside {fit.accepted}, {works}", action)]
+
+
+def _te_findings(root, environ: Mapping[str, str], installs, by_pip: str | None) -> list[Finding]:
+    """Whether Python finds CANN's package te, in PYTHONPATH or by pip; nothing before set_env.sh is sourced."""
+    active = next((install for install in installs if install.active), None)
+    if active is None:
+        return []
+    places = [f"{entry.rstrip('/')}/te" for entry in environ.get("PYTHONPATH", "").split(":") if entry]
+    if place := next((place for place in places if is_folder(root, place)), by_pip):
+        return [Finding(OK, "te", place)]
+    found = "MindSpore imports this Python package of CANN on Ascend, and no folder of PYTHONPATH has it"
+    shipped, action = f"{active.path}/python/site-packages/te", f"source {active.set_env}"
+    if not is_folder(root, shipped):
+        found += f", nor is there {shipped}"
+        action = f"install the CANN toolkit again or `pip install {active.path}/lib64/te-*.whl`, and {action}"
+    return [Finding(WARNING, "te", found, action)]
 
 
 def _npu_smi_findings(smi: NpuSmi, required: str) -> list[Finding]:

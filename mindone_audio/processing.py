@@ -1,28 +1,148 @@
-"""`AutoProcessor`: from a checkpoint's model_type to the family's processor."""
+"""What the processors of all families share: conversations to text, clips to samples, tokens to and from text."""
 
-import os
+from typing import Any
 
-from transformers import ProcessorMixin
+import numpy as np
+from transformers import BatchFeature
 
-from mindone_audio.hub import DOWNLOAD_KEYWORDS, read_config
-from mindone_audio.models import family
+from mindone_audio.audio import load_clips
+from mindone_audio.chat import chat_clips, clean_messages
+
+TOKENIZER_KEYWORDS = ("add_special_tokens", "max_length", "pad_to_multiple_of", "padding", "padding_side")
 
 
-class AutoProcessor:
-    """Finds the processor of a checkpoint; it turns text and audio into NumPy model inputs and needs no PyTorch."""
+class AudioTextProcessor:
+    """Put in front of a transformers processor: NumPy out, no PyTorch, and no argument that is silently ignored."""
 
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **download) -> ProcessorMixin:
-        """Load the processor of a checkpoint folder or a Hugging Face repository such as "Qwen/Qwen2-Audio-7B".
+    def apply_chat_template(
+        self,
+        conversation: list[dict] | list[list[dict]],
+        chat_template: str | None = None,
+        *,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        **processor_kwargs: Any,
+    ) -> str | list[str] | np.ndarray | BatchFeature:
+        """Render one conversation, or a batch of them, in the checkpoint's chat format.
 
-        download: cache_dir, local_files_only, revision, subfolder, token; HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are
-        honoured. Raises `TypeError` for another keyword, `OSError` where the folder, the repository or one of its files
-        is missing, `ValueError` for a model_type that no family has.
+        Args:
+            conversation: messages `{"role": …, "content": …}`. The content is a string or a list of elements
+                `{"type": "text", "text": …}` and `{"type": "audio", KEY: clip}` with one KEY of audio, audio_url, url,
+                path, base64; the clip is anything `mindone_audio.load_audio` takes.
+            tokenize: False returns the text (a list for a batch). True loads the clips and returns `input_ids`, or
+                with `return_dict=True` everything that `__call__` returns.
+            processor_kwargs: with `tokenize=True`, those of `__call__` (truncation, padding, …).
+
+        Raises:
+            TypeError: a keyword for `__call__` without `tokenize=True`.
+            ValueError: an element of an unknown type, or an audio element without exactly one clip.
         """
-        if unknown := sorted(set(download) - set(DOWNLOAD_KEYWORDS)):
+        if processor_kwargs and not tokenize:
             raise TypeError(
-                f"AutoProcessor.from_pretrained does not know {', '.join(unknown)}: it takes "
-                f"{', '.join(DOWNLOAD_KEYWORDS)}"
+                f"{', '.join(sorted(processor_kwargs))} have no effect without tokenize=True: leave them out"
             )
-        processor_class = family(read_config(pretrained_model_name_or_path, **download).get("model_type")).PROCESSOR
-        return processor_class.from_pretrained(pretrained_model_name_or_path, **download)
+        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        clean = [clean_messages(messages) for messages in (conversation if batched else [conversation])]
+        text = super().apply_chat_template(
+            clean if batched else clean[0],
+            chat_template,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
+        if not tokenize:
+            return text
+        inputs = self(text, [clip for messages in clean for clip in chat_clips(messages)], **processor_kwargs)
+        return inputs if return_dict else inputs["input_ids"]
+
+    def decode(self, tokens: Any, **kwargs: Any) -> str:
+        """One row of token ids (MindSpore tensor, NumPy array or list, `[length]`) -> text."""
+        ids = _as_ids(tokens)
+        if isinstance(ids, list) and any(isinstance(item, list) for item in ids):
+            raise ValueError(f"decode takes one row of ids and was given {len(ids)} rows: use batch_decode")
+        return self.tokenizer.decode(ids, **kwargs)
+
+    def batch_decode(self, tokens: Any, **kwargs: Any) -> list[str]:
+        """Rows of token ids (MindSpore tensor or NumPy array `[batch, length]`, or a list of rows) -> texts."""
+        return self.tokenizer.batch_decode(_as_ids(tokens), **kwargs)
+
+    def _arguments(
+        self, text: Any, audio: Any, audios: Any, sampling_rate: int | None, return_tensors: Any, tokenizer_kwargs: dict
+    ) -> tuple[list[str], list[np.ndarray]]:
+        """The arguments of `__call__`, checked: texts, and the samples of each clip at the extractor's rate."""
+        _check_arguments(return_tensors, tokenizer_kwargs)
+        if audio is not None and audios is not None:
+            raise ValueError("audio= and audios= were both given: they are the same argument, pass one of them")
+        texts = [text] if isinstance(text, str) else text
+        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(item, str) for item in texts):
+            raise ValueError(f"text must be a string or a list of strings, not {text!r:.80}")
+        rate = self.feature_extractor.sampling_rate
+        if sampling_rate not in (None, rate):
+            raise ValueError(
+                f"sampling_rate={sampling_rate}, but this model hears {rate} Hz: resample first with "
+                f"load_audio(clip, {rate}, source_sampling_rate={sampling_rate})"
+            )
+        sources = _as_list(audio if audios is None else audios)
+        self._check_placeholders(texts, len(sources))
+        return list(texts), load_clips(sources, rate)
+
+    def _check_placeholders(self, texts: list[str], num_clips: int) -> None:
+        """`ValueError` unless the texts have one placeholder a clip."""
+        found = sum(item.count(self.audio_token) for item in texts)
+        if found != num_clips:
+            raise ValueError(
+                f"the text has {found} {self.audio_token} placeholder(s) and {num_clips} audio clip(s) were given: "
+                f"write {self.placeholder} once for each clip. The text: {str(texts)[:300]}"
+            )
+
+    @property
+    def placeholder(self) -> str:
+        """What stands for a clip in a raw prompt."""
+        return self.audio_token
+
+    def _tokenize(self, texts: list[str], padding: Any = True, **kwargs: Any) -> dict[str, np.ndarray]:
+        """Texts -> `input_ids` and `attention_mask`, int64 `[batch, length]`."""
+        encoded = self.tokenizer(list(texts), padding=padding, return_attention_mask=True, **kwargs)
+        lengths = sorted({len(row) for row in encoded["input_ids"]})
+        if (limit := kwargs.get("max_length")) is not None and lengths[-1] > limit:
+            raise ValueError(
+                f"the text has {lengths[-1]} tokens, audio included, more than max_length={limit}: raise it"
+            )
+        if len(lengths) > 1:
+            raise ValueError(
+                f"padding={padding!r} leaves rows of {lengths} tokens, which make no array: use padding=True"
+            )
+        return {key: np.asarray(encoded[key], np.int64) for key in ("input_ids", "attention_mask")}
+
+
+def _check_arguments(return_tensors: Any, tokenizer_kwargs: dict[str, Any]) -> None:
+    if unknown := sorted(set(tokenizer_kwargs) - set(TOKENIZER_KEYWORDS)):
+        raise TypeError(
+            f"the processor does not know {', '.join(unknown)}: it takes text, audio (or audios), sampling_rate, "
+            f"truncation, return_tensors, {', '.join(TOKENIZER_KEYWORDS)}"
+        )
+    if return_tensors != "np":
+        raise ValueError(
+            f'return_tensors={return_tensors!r}: this processor returns NumPy arrays: pass return_tensors="np" or '
+            "leave it out, then call mindone_audio.to_mindspore(inputs, dtype=model.dtype)"
+        )
+    if (tokenizer_kwargs.get("padding") == "max_length") != (tokenizer_kwargs.get("max_length") is not None):
+        raise ValueError('padding="max_length" and max_length=N, in tokens, work only together: pass both or neither')
+
+
+def _as_list(audio: Any) -> list:
+    """No clip, one clip or several -> a list of them."""
+    if audio is None:
+        return []
+    return list(audio) if isinstance(audio, (list, tuple)) else [audio]
+
+
+def _as_ids(tokens: Any) -> Any:
+    """MindSpore tensors and NumPy arrays, also inside a list -> lists of int."""
+    if hasattr(tokens, "asnumpy"):
+        tokens = tokens.asnumpy()
+    if isinstance(tokens, (np.ndarray, np.generic)):
+        return tokens.tolist()
+    return [_as_ids(item) for item in tokens] if isinstance(tokens, (list, tuple)) else tokens

@@ -1,4 +1,4 @@
-"""Versions: how they are ordered, and where Ascend's installers write them.
+"""Versions: how they are ordered, which go together, and where Ascend's installers write them.
 
 Standard library only. Every absolute path, those in environment variables included, is looked up below `root`.
 A file that is missing, unreadable or in an unknown format has no version; it is never an exception.
@@ -14,6 +14,20 @@ from typing import NamedTuple
 ASCEND = "/usr/local/Ascend"  # where the installers put the driver, and root's CANN
 HOMES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")  # the variables that say where CANN is
 _LARGEST_FILE = 65536  # bytes that are read; the real files have a few hundred
+_LONGEST_VALUE = 1000  # characters of a value that are kept; a list of compatible versions has a few hundred
+
+MINIMUM = {"mindspore": "2.6.0", "driver": "24.1.RC1", "CANN": "8.1.RC1"}
+
+# The versions that MindSpore's release notes and installation guide name together. "8.5" means any 8.5.
+PUBLISHED = {  # MindSpore: (CANN, driver)
+    "2.6.0": ("8.1.RC1", "25.0.RC1"),
+    "2.7.0": ("8.2.RC1", "25.2.0"),
+    "2.7.1": ("8.3.RC1", "25.3.RC1"),
+    "2.7.2": ("8.5.0", "25.5.0"),
+    "2.8.0": ("8.5", None),
+    "2.9.0": ("9.0.0", "26.0.RC1"),
+    "2.10.0": ("9.1", None),
+}
 
 _DEV, _T, _ALPHA, _BETA, _RC, _FINAL, _POST = range(7)
 _STAGES = {"dev": _DEV, "t": _T, "alpha": _ALPHA, "a": _ALPHA, "beta": _BETA, "b": _BETA, "rc": _RC, "post": _POST}
@@ -64,11 +78,47 @@ def version_key(text: str | None) -> VersionKey | None:
     )
 
 
+def satisfies(key: VersionKey, requirement: str) -> bool:
+    """Whether a version is what a requirement such as `mindspore>=2.7.0,<2.11` asks for."""
+    tests = {"==": VersionKey.__eq__, ">=": VersionKey.__ge__, "<": VersionKey.__lt__}
+    bounds = re.findall(r"(==|>=|<)([0-9.]+)", requirement)
+    return all(tests[sign](key, version_key(bound if "." in bound else f"{bound}.0")) for sign, bound in bounds)
+
+
+def compare(key: VersionKey, published: str) -> int:
+    """-1, 0 or 1 as `key` is older than, of or newer than `published`, by major and minor where it has only these."""
+    parts = 2 if published.count(".") == 1 else len(key)
+    mine, other = key[:parts], version_key(published)[:parts]
+    return (mine > other) - (mine < other)
+
+
+def in_ranges(version: str | None, ranges: str | None) -> bool | None:
+    """Whether `version` is in one of `[first,last],[first,last]`, or `None` for a string that is not understood.
+
+    A bound counts as far as it goes, as for the driver's own tool: 7.7.99.1 is in `[7.0.0,7.7.99]`, and 25.0.rc1.1 in
+    `[25.0,25.0.]`.
+    """
+    pairs = re.findall(r"\[([^][,]+?)\.?,([^][,]+?)\.?\]", ranges or "")
+    if not pairs or None in map(version_key, (version, *(bound for pair in pairs for bound in pair))):
+        return None
+    own, pairs = _parts(version), [(_parts(first), _parts(last)) for first, last in pairs]
+    return any(first <= own[: len(first)] and own[: len(last)] <= last for first, last in pairs)
+
+
+def _parts(version: str) -> tuple:
+    """Numbers and words for comparison, words first: 7.7.T20 is before 7.7.0."""
+    parts = re.findall("[0-9]{1,15}|[a-z]+", version.strip().lower().removeprefix("v"))
+    return tuple((1, int(part), "") if part.isdigit() else (0, 0, part) for part in parts)
+
+
 @dataclass(frozen=True)
 class Source:
     file: str
     field: str
     value: str
+
+    def __str__(self) -> str:
+        return f"{self.value} in {self.file} ({self.field})"
 
 
 @dataclass(frozen=True)
@@ -77,6 +127,18 @@ class Found:
 
     chosen: str | None = None
     sources: tuple[Source, ...] = ()
+
+    def __str__(self) -> str:
+        """For people: the first source of the chosen value. The JSON has all, and a finding tells where they differ."""
+        source = next((source for source in self.sources if source.value == self.chosen), "not found")
+        return f"{source} and {len(self.sources) - 1} more" if len(self.sources) > 1 else str(source)
+
+
+@dataclass(frozen=True)
+class FirmwareFit:
+    firmware: str
+    accepted: str  # what the driver says that it works with: [7.0.0,7.7.99]
+    fits: bool | None  # None where it is not understood
 
 
 @dataclass(frozen=True)
@@ -95,15 +157,36 @@ def read_driver(root: str | os.PathLike = "/", told_by_npu_smi: str | None = Non
     """The versions of the driver and of the firmware.
 
     /etc/ascend_install.info tells where they are; containers often lack it, and the default folder is tried then.
-    Older drivers have `Version` and no `package_version`.
+    Older drivers have `Version` and no `package_version`. A firmware's `Version` is a number of its own (7.7.0.1.231),
+    and its `package_version` the driver that it was published with.
     """
     driver = firmware = ()
     for base in ascend_folders(root):
         driver = driver or _fields(root, f"{base}/driver/version.info", ("package_version", "Version"))
-        firmware = firmware or _fields(root, f"{base}/firmware/version.info", ("package_version", "Version"))
+        firmware = firmware or _fields(root, f"{base}/firmware/version.info", ("Version", "package_version"))
     if told_by_npu_smi:
         driver += (Source("npu-smi info", "Version", told_by_npu_smi),)
     return _choose(driver), _choose(firmware)
+
+
+def firmware_fit(root: str | os.PathLike, driver: Found, firmware: Found) -> FirmwareFit | None:
+    """Whether the driver lists the firmware or the firmware lists the driver: one is enough, as for the driver's tool.
+
+    `None` where the driver has no list, as old ones, or the firmware no file, as in a container.
+    """
+    number = next((source.value for source in firmware.sources if source.field == "Version"), None)
+    accepted = _beside(root, driver, "compatible_version_fw")
+    if number is None or accepted is None:
+        return None
+    drivers = _beside(root, firmware, "compatible_version_drv")
+    fits = in_ranges(driver.chosen, drivers) or in_ranges(number, accepted)
+    return FirmwareFit(number, accepted, fits)
+
+
+def _beside(root, version: Found, name: str) -> str | None:
+    """Another field of the file that a version is from."""
+    fields = _fields(root, version.sources[0].file, (name,)) if version.sources else ()
+    return fields[0].value if fields else None
 
 
 def find_cann(root: str | os.PathLike, environ: Mapping[str, str]) -> tuple[CannInstall, ...]:
@@ -113,10 +196,8 @@ def find_cann(root: str | os.PathLike, environ: Mapping[str, str]) -> tuple[Cann
     from 8.5; below /usr/local/Ascend, the home folder of a user who is not root, or a conda environment.
     """
     pointed = [environ[name].rstrip("/") for name in HOMES if environ.get(name)]
-    folders = ascend_folders(root)
-    folders += [f"{environ[name].rstrip('/')}/Ascend" for name in ("HOME", "CONDA_PREFIX") if environ.get(name)]
     candidates = list(pointed)
-    for folder in folders:
+    for folder in _cann_folders(root, environ):
         candidates += [f"{folder}/{name}" for name in children(root, folder) if re.match("cann(-|$)", name)]
         names = sorted(children(root, f"{folder}/ascend-toolkit"), key=lambda name: name != "latest")
         candidates += [f"{folder}/ascend-toolkit/{name}" for name in names if re.match("latest$|[0-9]", name)]
@@ -139,6 +220,12 @@ def active_cann(installs: tuple[CannInstall, ...]) -> Found:
     return chosen.version if chosen else Found()
 
 
+def find_nnal(root: str | os.PathLike, environ: Mapping[str, str]) -> str | None:
+    """Where NNAL is, the library with libatb: what its set_env.sh says, otherwise beside CANN."""
+    places = [environ.get("ATB_HOME_PATH"), *(f"{folder}/nnal/atb" for folder in _cann_folders(root, environ))]
+    return next((place for place in places if place and is_folder(root, place)), None)
+
+
 def set_env(root: str | os.PathLike, path: str) -> str:
     """The script to source: beside the versions up to CANN 8.3, inside the folder from 8.5."""
     inside, beside = f"{path}/set_env.sh", f"{os.path.dirname(path)}/set_env.sh"
@@ -149,6 +236,12 @@ def ascend_folders(root: str | os.PathLike) -> list[str]:
     """Where the driver may be installed, the place that its installer noted first."""
     noted = _fields(root, "/etc/ascend_install.info", ("Driver_Install_Path_Param",))
     return list(dict.fromkeys([*(source.value.rstrip("/") for source in noted), ASCEND]))
+
+
+def _cann_folders(root, environ: Mapping[str, str]) -> list[str]:
+    """Where CANN may be installed: beside the driver, by a user who is not root, or in a conda environment."""
+    own = [f"{environ[name].rstrip('/')}/Ascend" for name in ("HOME", "CONDA_PREFIX") if environ.get(name)]
+    return ascend_folders(root) + own
 
 
 def below(root: str | os.PathLike, path: str) -> str:
@@ -211,5 +304,5 @@ def _read(root, path: str) -> str:
 def _fields(root, path: str, names: tuple[str, ...]) -> tuple[Source, ...]:
     """The lines `name=value` of a file, in the order of `names`."""
     pairs = [line.partition("=") for line in _read(root, path).splitlines()]
-    values = {name.strip(): value.strip()[:200] for name, _, value in pairs if value.strip()}
+    values = {name.strip(): value.strip()[:_LONGEST_VALUE] for name, _, value in pairs if value.strip()}
     return tuple(Source(path, name, values[name]) for name in names if name in values)

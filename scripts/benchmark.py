@@ -110,8 +110,7 @@ class Ours:
         from mindone_audio.generation.generate import _prefill
         from mindone_audio.generation.settings import GenerationSettings
 
-        names = ("input_ids", "attention_mask", "input_features", "feature_attention_mask")
-        prompt, features, lengths = self.model.prompt(*(self.inputs[name] for name in names))
+        prompt, features, lengths = self.model.prompt(**self.inputs)
         engine = self.model._engine(self.compiled)
         settings = GenerationSettings(max_new_tokens=self.new_tokens)
         sequences, (_, best) = _prefill(engine, prompt, engine.encode(features, lengths), settings, 1)

@@ -1,5 +1,6 @@
 # Sourced by demo.sh and test.sh: `make_environment DIR FILE...` makes a virtual environment that holds what the
-# requirements files name. It installs nothing where that was done before and the files have not changed.
+# requirements files name, and packages given as NAME==VERSION. It installs nothing where that was done before and the
+# files have not changed.
 
 find_python() {
     local candidate
@@ -15,9 +16,12 @@ find_python() {
 }
 
 make_environment() {
-    local folder=$1 stamp=$1/installed-requirements.txt python wanted
+    local folder=$1 stamp=$1/installed-requirements.txt python wanted argument arguments=()
     shift
-    wanted=$(cat "$@")
+    for argument in "$@"; do
+        case $argument in *==*) arguments+=("$argument") ;; *) arguments+=("--requirement=$argument") ;; esac
+    done
+    wanted=$(for argument in "$@"; do if [ -f "$argument" ]; then cat "$argument"; else echo "$argument"; fi; done)
     if [ -x "$folder/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$wanted" ]; then
         return
     fi
@@ -25,6 +29,6 @@ make_environment() {
     echo "Making $folder with $("$python" --version); this downloads about a gigabyte once ..." >&2
     rm -rf "$folder"
     "$python" -m venv "$folder" || { echo "'$python -m venv' failed: on Debian, apt install python3-venv" >&2; return 1; }
-    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "${@/#/--requirement=}" || return 1
+    "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "${arguments[@]}" || return 1
     printf '%s\n' "$wanted" > "$stamp"
 }

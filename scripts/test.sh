@@ -1,7 +1,15 @@
 #!/usr/bin/env bash
-# Run the whole test suite in an environment of its own, which has PyTorch to compare with. Arguments go to pytest.
+# Run the whole test suite in an environment of its own, which has PyTorch to compare with. `--mindspore VERSION` as the
+# first arguments runs it with that version, in another environment. The other arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
-make_environment .venv-test requirements.txt tests/requirements.txt
-.venv-test/bin/python -m pytest "$@"
+environment=.venv-test
+pins=()
+if [ "${1:-}" = --mindspore ]; then
+    environment=.venv-test-mindspore-${2:?--mindspore needs a version, such as 2.7.2}
+    pins=("mindspore==$2")
+    shift 2
+fi
+make_environment "$environment" requirements.txt tests/requirements.txt ${pins[@]+"${pins[@]}"}
+"$environment/bin/python" -m pytest "$@"

@@ -1,16 +1,16 @@
-"""The judgement of a machine, on file trees and npu-smi tables in the formats that Ascend's installers write."""
+"""The judgement of a machine, on file trees in the formats that Ascend's installers write."""
 
 import importlib.metadata
 import json
 import os
 import random
-import stat
 import string
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from test_npu_smi import NO_ACCESS, SMI_910B
 
 from mindone_audio import environment, versions
 from mindone_audio.environment import (
@@ -21,12 +21,10 @@ from mindone_audio.environment import (
     exit_status,
     format_report,
     inspect_environment,
-    parse_npu_smi,
     report_as_json,
-    run_npu_smi,
     visible_devices,
 )
-from mindone_audio.versions import find_cann, read_driver, version_key
+from mindone_audio.versions import find_cann, in_ranges, read_driver, version_key
 
 REPOSITORY = Path(__file__).parents[1]
 GOOD = {"mindspore": "2.7.0", "mindone": "0.5.0", "transformers": "4.57.1", "numpy": "1.26.4"}
@@ -37,6 +35,11 @@ Innerversion=V100R001C21SPC002B220
 compatible_version=[V100R001C17],[V100R001C21]
 compatible_version_fw=[7.0.0,7.7.99]
 package_version={0}
+"""
+FIRMWARE = """Version={0}
+firmware_version=1.0
+package_version=25.0.rc1.1
+compatible_version_drv=[23.0.0,23.0.0.],[24.0,24.0.],[25.0,25.0.]
 """
 TOOLKIT = """package_name=Ascend-cann-toolkit
 version={0}
@@ -49,55 +52,6 @@ runtime_running_version=[{1}:{0}]
 toolkit_running_version=[{1}:{0}]
 runtime_upgrade_version=[{1}:7.0.0]
 """
-SMI_910B = """
-+------------------------------------------------------------------------------------------------+
-| npu-smi 25.2.0                   Version: 25.2.0                                               |
-+---------------------------+---------------+----------------------------------------------------+
-| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
-| Chip                      | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
-+===========================+===============+====================================================+
-| 0     910B4               | OK            | 105.5       39                0    / 0             |
-| 0                         | 0000:C1:00.0  | 5           0    / 0          6154 / 65536         |
-+===========================+===============+====================================================+
-| 3     910B4               | OK            | 98.0        41                0    / 0             |
-| 0                         | 0000:01:00.0  | 0           0    / 0          46536/ 65536         |
-+===========================+===============+====================================================+
-| NPU     Chip              | Process id    | Process name             | Process memory(MB)      |
-+===========================+===============+====================================================+
-| 0       0                 | 4123          | python                   | 6000                    |
-| No running processes found in NPU 3                                                            |
-+===========================+===============+====================================================+
-"""
-SMI_A3 = """
-| npu-smi 25.3.rc1                 Version: 25.3.rc1                                             |
-| NPU   Name                | Health        | Power(W)    Temp(C)           Hugepages-Usage(page)|
-| Chip  Phy-ID              | Bus-Id        | AICore(%)   Memory-Usage(MB)  HBM-Usage(MB)        |
-+===========================+===============+====================================================+
-| 1     Ascend910           | OK            | 160.7       45                0    / 0             |
-| 0     2                   | 0000:9D:00.0  | 0           0    / 0          46536/ 65536         |
-+------------------------------------------------------------------------------------------------+
-| 1     Ascend910           | OK            | -           45                0    / 0             |
-| 1     3                   | 0000:9F:00.0  | 0           0    / 0          2886 / 65536         |
-"""
-SMI_950 = """
-| npu-smi 26.0.rc1                                 Version: 26.0.rc1                              |
-| NPU ID | Name             | Health        | Power(W)    Temp(C)           Hugepages-Usage(page) |
-|        |                  | Bus-Id        | NPU Util(%) Memory-Usage(MB)  HBM-Usage(MB)         |
-+========+==================+===============+=====================================================+
-| 2      | Ascend950PR      | Alarm         | 207.6       65                0     / 0             |
-|        |                  | NA            | 7           0    / 0          5249  / 131072        |
-+========+==================+===============+=====================================================+
-| NPU ID                    | Process id    | Process name             | Process memory(MB)       |
-| 0                         | 2066378       | pytest                   | 360                      |
-"""
-SMI_310P = """
-| npu-smi 25.0.rc1.1                               Version: 25.0.rc1.1                                   |
-| NPU     Name                  | Health          | Power(W)     Temp(C)           Hugepages-Usage(page) |
-| Chip    Device                | Bus-Id          | AICore(%)    Memory-Usage(MB)                        |
-| 8       310P3                 | OK              | NA           47                0     / 0             |
-| 0       0                     | 0000:01:00.0    | 0            1475 / 44280                            |
-"""
-NO_ACCESS = "DrvMngGetConsoleLogLevel failed. (g_conLogLevel=3)\ndcmi module initialize failed. ret is -8005\n"
 
 
 class Machine:
@@ -121,12 +75,13 @@ class Machine:
 
     def driver(self, version: str, base: str = "/usr/local/Ascend") -> None:
         self.write(f"{base}/driver/version.info", DRIVER.format(version))
-        self.write(f"{base}/firmware/version.info", "Version=7.7.0.1.231\n")
+        self.write(f"{base}/firmware/version.info", FIRMWARE.format("7.7.0.1.231"))
 
     def cann(self, path: str, release: str, component: str = "8.2.0.0.201") -> None:
         self.write(f"{path}/x86_64-linux/ascend_toolkit_install.info", TOOLKIT.format(release))
         for part in ("toolkit", "opp", "compiler", "opp_kernel", "runtime"):
             self.write(f"{path}/{part}/version.info", COMPONENT.format(release, component))
+        self.write(f"{path}/python/site-packages/te/__init__.py")
         inside = os.path.basename(path).startswith("cann")
         self.write(f"{path if inside else os.path.dirname(path)}/set_env.sh")
 
@@ -259,6 +214,34 @@ def test_unknown_versions_are_none(text):
     assert version_key(text) is None
 
 
+@pytest.mark.parametrize(
+    "version, ranges, expected",
+    [
+        ("7.7.0.1.231", "[7.0.0,7.7.99]", True),
+        ("7.7.99.1.231", "[7.0.0,7.7.99]", True),
+        ("7.10.0.1.231", "[7.0.0,7.7.99]", False),  # numbers are not letters
+        ("6.4.12.1.241", "[7.0.0,7.7.99]", False),
+        ("6.4.12.1.241", "[6.4.0,6.4.99],[7.0.0,8.9.9]", True),
+        ("6.9.0", "[6.4.0,6.4.99], [7.0.0, 8.9.9]", False),
+        ("7.7.T20.0.B210", "[7.0.0,7.7.99]", True),
+        ("25.0.rc1.1", "[24.1,24.1.],[25.0,25.0.]", True),
+        ("25.2.0", "[24.1,24.1.],[25.0,25.0.]", False),
+        ("23.0.RC3.1", "[23.0.rc3,23.0.rc3.]", True),
+        ("23.0.rc3", "[23.0.0,23.0.0.]", False),
+        ("master", "[7.0.0,7.7.99]", None),
+        (None, "[7.0.0,7.7.99]", None),
+        ("7.7.0", "[7.0.0,master]", None),
+        ("7.7.0", "[V100R001C17],[V100R001C21]", None),
+        ("7.7.0", "[7.0.0,7.7", None),
+        ("7.7.0", "", None),
+        ("7.7.0", None, None),
+        ("7.7.0.b" + "9" * 5000, "[7.0.0,7.7.99]", True),
+    ],
+)
+def test_ranges_of_versions(version, ranges, expected):
+    assert in_ranges(version, ranges) is expected
+
+
 def test_random_strings_never_crash():
     chance = random.Random(0)
     pieces = "8 25 0 . . . - _ RC1 rc alpha beta T B150 post dev + é".split() + [" ", "\n"]
@@ -266,6 +249,7 @@ def test_random_strings_never_crash():
     for _ in range(3000):
         text = "".join(chance.choices([*pieces, chance.choice(string.printable)], k=chance.randrange(1, 9)))
         keys += [version_key(text), version_key("8.5" + text)]
+        in_ranges("8.5" + text, f"[7.0.0,8.{text}]")
     understood = {key for key in keys if key is not None}
     assert len(understood) > 50 and None in keys
     assert sorted(understood) == sorted(reversed(sorted(understood)))
@@ -447,6 +431,56 @@ def test_npu_smi_and_file_disagree(machine):
     assert len(of(machine.report(), "driver")) == 1
 
 
+# Firmware
+
+
+@pytest.mark.parametrize(
+    "driver, firmware, level, words",
+    [
+        ("25.2.0", "7.7.0.1.231", OK, "7.7.0.1.231 goes with driver 25.2.0"),
+        ("25.2.0", "7.8.0.1.231", WARNING, "7.8.0.1.231 is outside [7.0.0,7.7.99], the firmware that driver 25.2.0"),
+        ("25.2.0", "6.4.12.1.241", WARNING, "6.4.12.1.241 is outside [7.0.0,7.7.99]"),
+        ("25.0.rc1.1", "7.8.0.1.231", OK, "goes with driver 25.0.rc1.1"),  # the firmware lists the driver
+        ("25.2.0", "master", WARNING, "'master' cannot be compared with '[7.0.0,7.7.99]'"),
+    ],
+)
+def test_firmware(machine, driver, firmware, level, words):
+    machine.driver(driver)
+    machine.smi = SMI_910B.replace("25.2.0", driver)
+    machine.write("/usr/local/Ascend/firmware/version.info", FIRMWARE.format(firmware))
+    report = machine.report()
+    (finding,) = of(report, "firmware")
+    assert finding.level == level and words in finding.found
+    assert ("published together" in finding.action) == (level != OK)
+    assert str(report.firmware).startswith(f"{'25.0.rc1.1' if firmware == 'master' else firmware} in ")
+
+
+def test_firmware_of_a_driver_whose_list_is_not_understood(machine):
+    machine.write("/usr/local/Ascend/driver/version.info", DRIVER.format("25.2.0").replace("[7.0.0,7.7.99]", "all"))
+    (finding,) = of(machine.report(), "firmware")
+    assert finding.level == WARNING and "'7.7.0.1.231' cannot be compared with 'all'" in finding.found
+
+
+@pytest.mark.parametrize(
+    "path, text",
+    [
+        ("driver", "Version=25.2.0\n"),  # an old driver has no list
+        ("firmware", ""),
+        ("firmware", "package_version=25.2.0\n"),  # the driver's numbers, not the firmware's
+    ],
+)
+def test_firmware_that_cannot_be_compared(machine, path, text):
+    machine.write(f"/usr/local/Ascend/{path}/version.info", text)
+    report = machine.report()
+    assert of(report, "firmware") == [] and levels(report) == {}
+
+
+def test_a_long_list_of_drivers_is_read_to_its_end(machine):
+    drivers = ",".join(f"[{major}.0.rc1,{major}.0.rc1.]" for major in range(1, 25)) + ",[25.2,25.2.]"
+    machine.write("/usr/local/Ascend/firmware/version.info", f"Version=9.0.0\ncompatible_version_drv={drivers}\n")
+    assert levels(machine.report()) == {}
+
+
 # CANN
 
 
@@ -574,6 +608,75 @@ def test_cann_without_any_version(bare):
     assert "CANN              unknown at /data/cann, active" in format_report(bare.report()).splitlines()
 
 
+# The Python package te, and NNAL
+
+
+def test_te_is_found_where_it_is(machine):
+    home = "/usr/local/Ascend/ascend-toolkit/latest"
+    assert of(machine.report(), "te")[0].found == f"{home}/python/site-packages/te"
+    machine.write("/opt/operators/te/__init__.py")
+    machine.environ["PYTHONPATH"] = f":/nowhere:/opt/operators/:{machine.environ['PYTHONPATH']}"
+    assert of(machine.report(), "te")[0].found == "/opt/operators/te"
+    assert levels(machine.report()) == {}
+
+
+@pytest.mark.parametrize("python_path", [None, "", "/nowhere", "/usr/local/Ascend/ascend-toolkit/latest/lib64"])
+def test_te_is_not_on_the_python_path(machine, python_path):
+    machine.write("/te/__init__.py")  # an empty entry is not the root
+    del machine.environ["PYTHONPATH"]
+    if python_path is not None:
+        machine.environ["PYTHONPATH"] = python_path
+    (finding,) = of(machine.report(), "te")
+    assert finding.level == WARNING and "no folder of PYTHONPATH has it" in finding.found
+    assert finding.action == "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
+    machine.packages["te"] = "0.4.0"  # pip install of CANN's wheel
+    assert [(finding.level, finding.found) for finding in of(machine.report(), "te")] == [(OK, "0.4.0")]
+
+
+def test_te_that_cann_lacks(machine):
+    folder = machine.root / "usr/local/Ascend/ascend-toolkit/8.2.RC1/python/site-packages/te"
+    (folder / "__init__.py").rename(folder.parent / "te.py")
+    folder.rmdir()
+    (finding,) = of(machine.report(), "te")
+    assert finding.level == WARNING
+    assert "nor is there /usr/local/Ascend/ascend-toolkit/latest/python/site-packages/te" in finding.found
+    assert "pip install /usr/local/Ascend/ascend-toolkit/latest/lib64/te-*.whl" in finding.action
+
+
+@pytest.mark.parametrize(
+    "home, place, found",
+    [
+        (None, None, "not found"),
+        (None, "/usr/local/Ascend/nnal/atb", "/usr/local/Ascend/nnal/atb"),
+        (None, "/home/user/Ascend/nnal/atb", "/home/user/Ascend/nnal/atb"),
+        ("/opt/atb/latest/atb/cxx_abi_1", "/opt/atb/latest/atb/cxx_abi_1", "/opt/atb/latest/atb/cxx_abi_1"),
+        ("/nowhere", "/usr/local/Ascend/nnal/atb", "/usr/local/Ascend/nnal/atb"),
+        ("/nowhere", None, "not found"),
+    ],
+)
+def test_nnal_is_reported_and_never_missed(machine, home, place, found):
+    if home:
+        machine.environ["ATB_HOME_PATH"] = home
+    if place:
+        machine.write(f"{place}/set_env.sh")
+    report = machine.report("ascend")
+    assert levels(report) == {}
+    assert of(report, "NNAL")[0].found == f"{found}; the models here do not need its libatb"
+    assert report.variables.get("ATB_HOME_PATH") == home
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_nothing_of_ascend_is_said_where_there_is_none(bare, device):
+    report = bare.report(device)
+    assert {finding.about for finding in report.findings} - {"device"} == {"Python", *GOOD}
+
+
+def test_nothing_of_te_is_said_before_cann_is_sourced(machine):
+    machine.environ = {"HOME": "/home/user"}
+    report = machine.report()
+    assert of(report, "te") == [] and "set_env.sh" in of(report, "CANN")[1].action
+
+
 # Published combinations
 
 
@@ -611,35 +714,6 @@ def test_published_combinations(machine, mindspore, cann, driver, level, words):
 
 
 # npu-smi
-
-
-def devices(text: str) -> list[tuple]:
-    found = parse_npu_smi(text).devices
-    return [(npu.id, npu.npu, npu.name, npu.health, npu.memory_used_mb, npu.memory_total_mb) for npu in found]
-
-
-def test_npu_smi_910b():
-    assert devices(SMI_910B) == [(0, 0, "910B4", "OK", 6154, 65536), (3, 3, "910B4", "OK", 46536, 65536)]
-    assert parse_npu_smi(SMI_910B).driver_version == "25.2.0"
-
-
-def test_npu_smi_a3_has_two_chips_an_npu():
-    assert devices(SMI_A3) == [(2, 1, "Ascend910", "OK", 46536, 65536), (3, 1, "Ascend910", "OK", 2886, 65536)]
-
-
-def test_npu_smi_of_other_chips():
-    assert devices(SMI_950) == [(2, 2, "Ascend950PR", "Alarm", 5249, 131072)]
-    assert devices(SMI_310P) == [(0, 8, "310P3", "OK", 1475, 44280)]
-
-
-def test_npu_smi_with_other_spacing():
-    assert devices(SMI_910B.replace("  ", " ").replace("  ", " ")) == devices(SMI_910B)
-    assert devices(SMI_A3.replace(" |", "|").replace("| ", "|   ")) == devices(SMI_A3)
-
-
-def test_tool_and_driver_of_different_versions():
-    text = SMI_910B.replace("npu-smi 25.2.0", "npu-smi 24.1.rc3")
-    assert parse_npu_smi(text).driver_version == "25.2.0"
 
 
 def test_unhealthy_device(machine):
@@ -681,25 +755,6 @@ def test_npu_smi_that_does_not_run(machine, error):
     machine.run = run
     report = machine.report()
     assert type(error).__name__ in of(report, "npu-smi")[0].found
-
-
-def test_run_npu_smi(tmp_path):
-    with pytest.raises(FileNotFoundError):
-        run_npu_smi(tmp_path, {"PATH": ":"})
-    tool = tmp_path / "usr/local/sbin/npu-smi"  # found there even though PATH lacks it
-    tool.parent.mkdir(parents=True)
-    tool.write_text("#!/bin/sh\necho $1 $WORD\necho trouble >&2\nexit 1\n")
-    tool.chmod(tool.stat().st_mode | stat.S_IXUSR)
-    assert run_npu_smi(tmp_path, {"PATH": "", "WORD": "given"}).split() == ["info", "given", "trouble"]
-
-
-def test_random_tables_never_crash():
-    chance = random.Random(2)
-    lines = [line for text in (SMI_910B, SMI_A3, SMI_950, SMI_310P, NO_ACCESS) for line in text.splitlines()]
-    for _ in range(300):
-        text = "\n".join(chance.sample(lines, chance.randrange(8)))
-        cut = chance.randrange(len(text) + 1)
-        parse_npu_smi(text[:cut] + chance.choice(string.printable) + text[cut + 3 :])
 
 
 # Variables

@@ -9,11 +9,10 @@ PACKAGE = Path(mindone_audio.__file__).parent
 
 # From bottom to top. The modules of one line may import each other.
 LAYERS = [
-    {"audio", "chat", "checkpoints", "conversion", "device", "environment", "hub", "versions", "weights"},
-    {"backbone"},
+    {"audio", "chat", "checkpoints", "conversion", "device", "environment", "hub", "npu_smi", "versions", "weights"},
+    {"backbone", "processing"},
     {"generation"},
     {"models"},
-    {"processing"},
     {"pipeline"},
     {"batch", "cli", "finetune", "op_check", "parity", "server"},
 ]

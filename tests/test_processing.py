@@ -12,8 +12,8 @@ import transformers
 from helpers_processor import CLIP, RATE, tone, write_audio, write_checkpoint
 
 from mindone_audio.audio import AudioError
+from mindone_audio.models import AutoProcessor
 from mindone_audio.models.qwen2_audio import Qwen2AudioProcessor, audio_token_count
-from mindone_audio.processing import AutoProcessor
 
 AUDIO, PAD = "<|AUDIO|>", "<|endoftext|>"
 
@@ -303,7 +303,7 @@ def test_works_without_torch(checkpoint, tmp_path):
     script.write_text(f"""
 import sys
 import numpy as np
-from mindone_audio.processing import AutoProcessor
+from mindone_audio.models import AutoProcessor
 inputs = AutoProcessor.from_pretrained({str(checkpoint)!r})({CLIP!r}, np.ones(16000, np.float32))
 assert inputs["input_features"].dtype == np.float32 and inputs["input_features"].shape == (1, 128, 3000)
 assert "torch" not in sys.modules

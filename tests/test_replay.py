@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import measure_rounding
 import numpy as np
 import pytest
 import record_parity
@@ -119,3 +120,10 @@ def test_the_recorder_on_the_command_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["record", "--model", str(tmp_path), "--prompt", "x", "--out", str(out)])
     assert record_parity.main() == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_tolerances_of_half_precision_leave_room_for_rounding(dtype):
+    """PyTorch in another order of summation, and our formulas rounded, are apart from PyTorch, and within tolerance."""
+    for logits, worst in measure_rounding.measure(demo_checkpoint(), dtype):
+        assert parity.TOLERANCES["float32"] < logits and max(logits, worst) < parity.TOLERANCES[dtype] / 2

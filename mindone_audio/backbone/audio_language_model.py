@@ -42,6 +42,8 @@ class AudioLanguageModel(PreTrainedModel):
 
     base_model_prefix = ""
     main_input_name = "input_ids"
+    # What the family's processor calls the features of the clips and, where there is one, their mask.
+    audio_inputs: tuple[str, ...] = ("input_features", "feature_attention_mask")
 
     def __init__(self, config, encoder: EncoderConfig, decoder: DecoderConfig, projector: nn.Cell, audio_token_id: int):
         device.prepare()
@@ -91,9 +93,10 @@ class AudioLanguageModel(PreTrainedModel):
                     f"{cls.config_class.model_type!r}: use AutoModelForAudioTextToText"
                 )
             config = cls.config_class.from_pretrained(folder)
-        was_tied = config.text_config.tie_word_embeddings
+        text_config = config.get_text_config()
+        was_tied = text_config.tie_word_embeddings
         if tie_word_embeddings is not None:
-            config.text_config.tie_word_embeddings = config.tie_word_embeddings = tie_word_embeddings
+            text_config.tie_word_embeddings = config.tie_word_embeddings = tie_word_embeddings
         config._attn_implementation = "eager"
         with no_init_parameters():
             model = cls(config)
@@ -129,19 +132,38 @@ class AudioLanguageModel(PreTrainedModel):
         """Clips (clips, mel bins, frames), lengths int32 in frames, to decoder embeddings (clips, tokens, hidden)."""
         return self.multi_modal_projector(self.audio_tower(input_features, lengths))
 
-    def prompt(self, input_ids, attention_mask, input_features, feature_attention_mask, labels=None):
-        """Check the inputs on the host: a `Prompt`, the features (or None) and int32 lengths in frames of the clips."""
+    def prompt(self, input_ids, attention_mask=None, labels=None, **audio) -> tuple[Prompt, Tensor | None, np.ndarray]:
+        """Check the inputs on the host: a `Prompt`, the features (or None) and int32 lengths in frames of the clips.
+
+        `audio`: the arrays that `audio_inputs` names. Raises `TypeError` for one that it does not.
+        """
+        if unknown := sorted(set(audio) - set(self.audio_inputs)):
+            raise TypeError(
+                f"{type(self).__name__} takes no {', '.join(unknown)}: it takes input_ids, attention_mask, "
+                f"{', '.join(self.audio_inputs)}"
+            )
         input_ids = to_numpy(input_ids)
         if input_ids is None or input_ids.ndim != 2 or not input_ids.size:
             shape = None if input_ids is None else input_ids.shape
             raise ValueError(f"input_ids must be (batch, length) with at least one token, not {shape}")
-        features, lengths = self._clips(input_features, to_numpy(feature_attention_mask))
+        attention_mask = to_numpy(attention_mask)
+        mask = np.ones(input_ids.shape, bool) if attention_mask is None else attention_mask != 0
+        if mask.shape != input_ids.shape:
+            raise ValueError(f"attention_mask has shape {mask.shape}, input_ids has {input_ids.shape}: make them equal")
+        features, lengths = self.clips(audio)
+        places = self.audio_places(input_ids, mask, audio)
         tokens = self.audio_tokens(lengths)
-        per_clip = int(self.audio_tokens(np.array(self.audio_tower.config.num_mel_frames)))
-        mask, labels = to_numpy(attention_mask), to_numpy(labels)
-        return build_prompt(input_ids, mask, self.audio_token_id, tokens, per_clip, labels), features, lengths
+        per_clip = 0 if features is None else int(self.audio_tokens(np.array(features.shape[2])))
+        return build_prompt(input_ids, mask, places, tokens, per_clip, to_numpy(labels)), features, lengths
 
-    def _clips(self, input_features, feature_mask: np.ndarray | None) -> tuple[Tensor | None, np.ndarray]:
+    def audio_places(self, input_ids: np.ndarray, mask: np.ndarray, audio: dict) -> np.ndarray:
+        """Where the prompts have audio embeddings instead of text: bool (batch, length)."""
+        return (input_ids == self.audio_token_id) & mask
+
+    def clips(self, audio: dict) -> tuple[Tensor | None, np.ndarray]:
+        """The features of all clips (clips, mel bins, frames), or None; int32 (clips), how many frames are audio."""
+        features_name, mask_name = (*self.audio_inputs, None)[:2]
+        input_features, feature_mask = audio.get(features_name), to_numpy(audio.get(mask_name))
         if input_features is None:
             return None, np.zeros(0, np.int32)
         config = self.audio_tower.config
@@ -149,31 +171,28 @@ class AudioLanguageModel(PreTrainedModel):
         shape = tuple(np.shape(input_features))
         if len(shape) != 3 or shape[1:] != expected:
             raise ValueError(
-                f"input_features has shape {shape}, this model takes (clips, {expected[0]}, {expected[1]}): "
+                f"{features_name} has shape {shape}, this model takes (clips, {expected[0]}, {expected[1]}): "
                 "use the checkpoint's own processor, which pads each clip to the window"
             )
         if feature_mask is None:
             feature_mask = np.ones((shape[0], shape[2]), np.int32)
         if feature_mask.shape != (shape[0], shape[2]):
-            raise ValueError(f"feature_attention_mask has shape {feature_mask.shape}, not {(shape[0], shape[2])}")
+            raise ValueError(f"{mask_name} has shape {feature_mask.shape}, not {(shape[0], shape[2])}")
         features = input_features if isinstance(input_features, Tensor) else Tensor(np.asarray(input_features))
         return features.astype(self.dtype), (feature_mask != 0).sum(1).astype(np.int32)
 
-    def construct(
-        self, input_ids, input_features=None, attention_mask=None, feature_attention_mask=None, labels=None
-    ) -> CausalLMOutput:
+    def construct(self, input_ids, attention_mask=None, labels=None, **audio) -> CausalLMOutput:
         """Scores of every next token, and the loss where labels are given.
 
-        input_ids int (batch, length); input_features (clips, mel bins, frames), the clips of all samples in the order
-        of their placeholders; attention_mask and feature_attention_mask: nonzero for what counts, of any dtype; labels
-        like input_ids, -100 where nothing is to be learned. NumPy arrays and MindSpore tensors are both taken.
+        input_ids int (batch, length); attention_mask: nonzero for what counts, of any dtype; labels like input_ids,
+        -100 where nothing is to be learned; `audio`: the arrays that `audio_inputs` names, features (clips, mel bins,
+        frames) of the clips of all samples in the order of their placeholders, and their mask (clips, frames). NumPy
+        arrays and MindSpore tensors are both taken.
 
         Returns logits fp32 (batch, length, vocab_size), where length is that of the expanded prompt if placeholders
         came singly, and the mean cross-entropy of each label given the tokens before it, padding left out.
         """
-        prompt, features, lengths = self.prompt(
-            input_ids, attention_mask, input_features, feature_attention_mask, labels
-        )
+        prompt, features, lengths = self.prompt(input_ids, attention_mask, labels, **audio)
         embeddings = self.language_model.embed(Tensor(prompt.input_ids))
         if features is not None:
             audio = self.encode_audio(features, Tensor(lengths))

@@ -26,25 +26,21 @@ class Prompt:
 
 def build_prompt(
     input_ids: np.ndarray,
-    attention_mask: np.ndarray | None,
-    audio_token_id: int,
+    mask: np.ndarray,
+    is_audio: np.ndarray,
     audio_lengths: np.ndarray,
     tokens_per_clip: int,
     labels: np.ndarray | None = None,
 ) -> Prompt:
     """Give each placeholder its row of audio, expanding prompts that have one placeholder a clip (the legacy form).
 
-    audio_lengths int (clips): audio tokens of each clip, in the order of the placeholders over the whole batch;
-    tokens_per_clip: rows that the encoder makes of one window. Raises `ValueError` where placeholders and clips differ.
+    mask and is_audio bool (batch, length): what is not padding, and what is a placeholder. audio_lengths int (clips):
+    audio tokens of each clip, in the order of the placeholders over the whole batch; tokens_per_clip: rows that the
+    encoder makes of one window. Raises `ValueError` where placeholders and clips differ.
     """
-    mask = np.ones(input_ids.shape, bool) if attention_mask is None else attention_mask != 0
-    if mask.shape != input_ids.shape:
-        raise ValueError(f"attention_mask has shape {mask.shape}, input_ids has {input_ids.shape}: they must be equal")
-    is_audio = (input_ids == audio_token_id) & mask
     placeholders, clips, tokens = int(is_audio.sum()), len(audio_lengths), int(audio_lengths.sum())
     if placeholders != tokens and placeholders == clips:
-        input_ids, mask, labels = _expand(input_ids, mask, labels, is_audio, audio_lengths)
-        is_audio = (input_ids == audio_token_id) & mask
+        input_ids, mask, labels, is_audio = _expand(input_ids, mask, labels, is_audio, audio_lengths)
     elif placeholders != tokens:
         raise ValueError(
             f"the prompts hold {placeholders} audio tokens, but the {clips} given clips need {tokens} "
@@ -65,7 +61,7 @@ def _expand(input_ids, mask, labels, is_audio, audio_lengths):
     width = int(repeats.sum(1).max())
     pad_right = bool((~mask[:, -1]).any())
     outputs = []
-    for array, fill in ((input_ids, 0), (mask, False), (labels, -100)):
+    for array, fill in ((input_ids, 0), (mask, False), (labels, -100), (is_audio, False)):
         if array is None:
             outputs.append(None)
             continue

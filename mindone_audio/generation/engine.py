@@ -18,6 +18,7 @@ from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
 
 _SMALLEST_PROMPT = 64
 _SMALLEST_CACHE = 256
+_MOST_CLIPS = 8  # that are encoded at once: bounds the memory that ten minutes of windows need
 _CACHES_KEPT = 4  # beams need two at once; more only save compilations
 _best = msops.Argmax(-1, ms.int32)
 
@@ -115,6 +116,10 @@ class Engine:
 
     def encode(self, input_features: Tensor, lengths: np.ndarray) -> Tensor:
         """Rows of decoder embeddings (clips * tokens, hidden) of clips (clips, mel bins, frames)."""
+        if len(lengths) > _MOST_CLIPS:
+            starts = range(0, len(lengths), _MOST_CLIPS)
+            parts = [slice(start, start + _MOST_CLIPS) for start in starts]
+            return msops.concat([self.encode(input_features[part], lengths[part]) for part in parts])
         spare = clips_bucket(len(lengths)) - len(lengths)
         if spare:
             empty = msops.zeros((spare,) + input_features.shape[1:], input_features.dtype)

@@ -19,9 +19,7 @@ class GenerationMixin:
     def generate(
         self,
         input_ids=None,
-        input_features=None,
         attention_mask=None,
-        feature_attention_mask=None,
         *,
         generation_config=None,
         streamer=None,
@@ -31,29 +29,31 @@ class GenerationMixin:
     ) -> Tensor:
         """Continue each prompt of a batch: int32 (batch * num_return_sequences, length), the prompt first.
 
-        input_ids int (batch, length), padded on either side where attention_mask is 0; input_features (clips, mel bins,
-        frames) and feature_attention_mask (clips, frames): the clips of all prompts in the order of their placeholders.
-        Masks may be of any dtype, and everything may be NumPy or MindSpore. `settings` are the fields of
-        `GenerationSettings` and change `generation_config` (default: the checkpoint's). streamer: an object with `put`
-        and `end` such as transformers' TextStreamer, for one prompt. tokenizer: needed for stop_strings.
-        compile=False interprets the same code, many times slower. Sequences that end early are filled with the padding
-        token. Raises `ValueError` for inputs that do not fit together or a setting that is not supported.
+        input_ids int (batch, length), padded on either side where attention_mask is 0. What else the processor made
+        (`audio_inputs`: features (clips, mel bins, frames) and their mask, the clips of all prompts in the order of
+        their placeholders) goes in by its names. Masks may be of any dtype, and everything may be NumPy or MindSpore.
+        `settings` are the fields of `GenerationSettings` and change `generation_config` (default: the checkpoint's).
+        streamer: an object with `put` and `end` such as transformers' TextStreamer, for one prompt. tokenizer: needed
+        for stop_strings. compile=False interprets the same code, many times slower. Sequences that end early are filled
+        with the padding token. Raises `ValueError` for inputs that do not fit together or a setting that is not
+        supported.
         """
+        audio = {name: settings.pop(name) for name in self.audio_inputs if name in settings}
         chosen = settle(self.generation_config if generation_config is None else generation_config, settings)
-        prompt, features, lengths = self.prompt(input_ids, attention_mask, input_features, feature_attention_mask)
+        prompt, features, lengths = self.prompt(input_ids, attention_mask, **audio)
         chosen = chosen.resolve_length(prompt.input_ids.shape[1], self.language_model.config.max_positions)
         _check_streamer(streamer, len(prompt.input_ids), chosen)
         ended = _end_test(chosen, tokenizer)
         engine = self._engine(compile)
-        audio = None if features is None else engine.encode(features, lengths)
+        encoded = None if features is None else engine.encode(features, lengths)
         given = np.asarray(input_ids.asnumpy() if isinstance(input_ids, Tensor) else input_ids).astype(np.int32)
         if streamer is not None:
             streamer.put(given)
         if chosen.num_beams > 1:
-            new_tokens = _beams(engine, prompt, audio, chosen, ended)
+            new_tokens = _beams(engine, prompt, encoded, chosen, ended)
         else:
             columns = []
-            for tokens in token_stream(engine, prompt, audio, chosen, ended):
+            for tokens in token_stream(engine, prompt, encoded, chosen, ended):
                 columns.append(tokens)
                 if streamer is not None:
                     streamer.put(tokens)

@@ -8,15 +8,13 @@ import transformers
 from mindspore import Tensor, nn
 from transformers import BatchFeature, Qwen2AudioConfig
 
-from mindone_audio.audio import AudioError, fit_window, load_clips
+from mindone_audio.audio import AudioError, fit_window
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.backbone.decoder import DecoderConfig
 from mindone_audio.backbone.encoder import EncoderConfig
 from mindone_audio.backbone.layers import Linear
-from mindone_audio.chat import chat_clips, clean_messages
 from mindone_audio.generation import GenerationMixin
-
-TOKENIZER_KEYWORDS = ("add_special_tokens", "max_length", "pad_to_multiple_of", "padding", "padding_side")
+from mindone_audio.processing import AudioTextProcessor
 
 
 def encoder_config(config) -> EncoderConfig:
@@ -89,7 +87,7 @@ def audio_token_count(mel_frames: int) -> int:
     return ((mel_frames - 1) // 2 + 1 - 2) // 2 + 1
 
 
-class Qwen2AudioProcessor(transformers.Qwen2AudioProcessor):
+class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
     """Text and audio to model inputs, and tokens back to text.
 
     The tokenizer given is set to pad on the left, as generation needs; for training set
@@ -145,103 +143,32 @@ class Qwen2AudioProcessor(transformers.Qwen2AudioProcessor):
             AudioError: a clip that cannot be read, is too long, or is too short for one embedding.
             ValueError: placeholders and clips do not match, or another argument's value is wrong.
         """
-        _check_arguments(return_tensors, tokenizer_kwargs)
-        if audio is not None and audios is not None:
-            raise ValueError("audio= and audios= were both given: they are the same argument, pass one of them")
-        texts = [text] if isinstance(text, str) else text
-        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(item, str) for item in texts):
-            raise ValueError(f"text must be a string or a list of strings, not {text!r:.80}")
-        sources = _as_list(audio if audios is None else audios)
-        self._check_placeholders(texts, len(sources))
-        features = self._extract(sources, sampling_rate, truncation) if sources else {}
-        if sources:
+        texts, clips = self._arguments(text, audio, audios, sampling_rate, return_tensors, tokenizer_kwargs)
+        features = self._extract(clips, truncation) if clips else {}
+        if clips:
             counts = [audio_token_count(int(frames)) for frames in features["feature_attention_mask"].sum(-1)]
             texts = self._expand(texts, counts)
         return BatchFeature({**self._tokenize(texts, **tokenizer_kwargs), **features})
 
-    def apply_chat_template(
-        self,
-        conversation: list[dict] | list[list[dict]],
-        chat_template: str | None = None,
-        *,
-        add_generation_prompt: bool = False,
-        continue_final_message: bool = False,
-        tokenize: bool = False,
-        return_dict: bool = False,
-        **processor_kwargs: Any,
-    ) -> str | list[str] | np.ndarray | BatchFeature:
-        """Render one conversation, or a batch of them, in the checkpoint's chat format.
+    @property
+    def placeholder(self) -> str:
+        """What stands for a clip in a raw prompt."""
+        return self.audio_bos_token + self.audio_token + self.audio_eos_token
 
-        Args:
-            conversation: messages `{"role": …, "content": …}`. The content is a string or a list of elements
-                `{"type": "text", "text": …}` and `{"type": "audio", KEY: clip}` with one KEY of audio, audio_url, url,
-                path, base64; the clip is anything `mindone_audio.load_audio` takes.
-            tokenize: False returns the text (a list for a batch). True loads the clips and returns `input_ids`, or
-                with `return_dict=True` everything that `__call__` returns.
-            processor_kwargs: with `tokenize=True`, those of `__call__` (truncation, padding, …).
-
-        Raises:
-            TypeError: a keyword for `__call__` without `tokenize=True`.
-            ValueError: an element of an unknown type, or an audio element without exactly one clip.
-        """
-        if processor_kwargs and not tokenize:
-            raise TypeError(
-                f"{', '.join(sorted(processor_kwargs))} have no effect without tokenize=True: leave them out"
-            )
-        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        clean = [clean_messages(messages) for messages in (conversation if batched else [conversation])]
-        text = super().apply_chat_template(
-            clean if batched else clean[0],
-            chat_template,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-        )
-        if not tokenize:
-            return text
-        inputs = self(text, [clip for messages in clean for clip in chat_clips(messages)], **processor_kwargs)
-        return inputs if return_dict else inputs["input_ids"]
-
-    def decode(self, tokens: Any, **kwargs: Any) -> str:
-        """One row of token ids (MindSpore tensor, NumPy array or list, `[length]`) -> text."""
-        ids = _as_ids(tokens)
-        if isinstance(ids, list) and any(isinstance(item, list) for item in ids):
-            raise ValueError(f"decode takes one row of ids and was given {len(ids)} rows: use batch_decode")
-        return self.tokenizer.decode(ids, **kwargs)
-
-    def batch_decode(self, tokens: Any, **kwargs: Any) -> list[str]:
-        """Rows of token ids (MindSpore tensor or NumPy array `[batch, length]`, or a list of rows) -> texts."""
-        return self.tokenizer.batch_decode(_as_ids(tokens), **kwargs)
-
-    def _check_placeholders(self, texts: list[str], num_clips: int) -> None:
-        found = sum(item.count(self.audio_token) for item in texts)
-        if found != num_clips:
-            raise ValueError(
-                f"the text has {found} {self.audio_token} placeholder(s) and {num_clips} audio clip(s) were given: "
-                f"write {self.audio_bos_token}{self.audio_token}{self.audio_eos_token} once for each clip. "
-                f"The text: {str(texts)[:300]}"
-            )
-
-    def _extract(self, sources: list, sampling_rate: int | None, truncation: bool) -> dict[str, np.ndarray]:
+    def _extract(self, clips: list[np.ndarray], truncation: bool) -> dict[str, np.ndarray]:
         """Clips -> `input_features` `[clips, mels, frames]` and `feature_attention_mask` `[clips, frames]`."""
         extractor = self.feature_extractor
-        rate = extractor.sampling_rate
-        if sampling_rate not in (None, rate):
-            raise ValueError(
-                f"sampling_rate={sampling_rate}, but this model hears {rate} Hz: resample first with "
-                f"load_audio(clip, {rate}, source_sampling_rate={sampling_rate})"
-            )
-        clips = []
-        for number, clip in enumerate(load_clips(sources, rate)):
+        rate, fitting = extractor.sampling_rate, []
+        for number, clip in enumerate(clips):
             name = f"audio clip {number}"
             if audio_token_count(-(-len(clip) // extractor.hop_length)) < 1:
                 raise AudioError(
                     f"{name} has {len(clip)} samples, too few for one audio token: "
                     f"give at least {2 * extractor.hop_length + 1} ({rate} a second)"
                 )
-            clips.append(fit_window(clip, extractor.chunk_length, rate, truncation=truncation, name=name))
+            fitting.append(fit_window(clip, extractor.chunk_length, rate, truncation=truncation, name=name))
         outputs = extractor(
-            clips, sampling_rate=rate, padding="max_length", return_attention_mask=True, return_tensors="np"
+            fitting, sampling_rate=rate, padding="max_length", return_attention_mask=True, return_tensors="np"
         )
         return {
             "input_features": np.asarray(outputs["input_features"], np.float32),
@@ -259,51 +186,6 @@ class Qwen2AudioProcessor(transformers.Qwen2AudioProcessor):
             return before + token * next(remaining) + after
 
         return [pattern.sub(expanded, item) for item in texts]
-
-    def _tokenize(self, texts: list[str], padding: Any = True, **kwargs: Any) -> dict[str, np.ndarray]:
-        """Texts -> `input_ids` and `attention_mask`, int64 `[batch, length]`."""
-        encoded = self.tokenizer(list(texts), padding=padding, return_attention_mask=True, **kwargs)
-        lengths = sorted({len(row) for row in encoded["input_ids"]})
-        if (limit := kwargs.get("max_length")) is not None and lengths[-1] > limit:
-            raise ValueError(
-                f"the text has {lengths[-1]} tokens, audio included, more than max_length={limit}: raise it"
-            )
-        if len(lengths) > 1:
-            raise ValueError(
-                f"padding={padding!r} leaves rows of {lengths} tokens, which make no array: use padding=True"
-            )
-        return {key: np.asarray(encoded[key], np.int64) for key in ("input_ids", "attention_mask")}
-
-
-def _check_arguments(return_tensors: Any, tokenizer_kwargs: dict[str, Any]) -> None:
-    if unknown := sorted(set(tokenizer_kwargs) - set(TOKENIZER_KEYWORDS)):
-        raise TypeError(
-            f"the processor does not know {', '.join(unknown)}: it takes text, audio (or audios), sampling_rate, "
-            f"truncation, return_tensors, {', '.join(TOKENIZER_KEYWORDS)}"
-        )
-    if return_tensors != "np":
-        raise ValueError(
-            f'return_tensors={return_tensors!r}: this processor returns NumPy arrays: pass return_tensors="np" or '
-            "leave it out, then call mindone_audio.to_mindspore(inputs, dtype=model.dtype)"
-        )
-    if (tokenizer_kwargs.get("padding") == "max_length") != (tokenizer_kwargs.get("max_length") is not None):
-        raise ValueError('padding="max_length" and max_length=N, in tokens, work only together: pass both or neither')
-
-
-def _as_list(audio: Any) -> list:
-    """No clip, one clip or several -> a list of them."""
-    if audio is None:
-        return []
-    return list(audio) if isinstance(audio, (list, tuple)) else [audio]
-
-
-def _as_ids(tokens: Any) -> Any:
-    """MindSpore tensors and NumPy arrays, also inside a list -> lists of int."""
-    if hasattr(tokens, "asnumpy"):
-        tokens = tokens.asnumpy()
-    if isinstance(tokens, (np.ndarray, np.generic)):
-        return tokens.tolist()
-    return [_as_ids(item) for item in tokens] if isinstance(tokens, (list, tuple)) else tokens
 
 
 MODEL, PROCESSOR = Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
