@@ -65,9 +65,13 @@ def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
 
 @torch.no_grad()
 def record(
-    model, inputs: dict[str, torch.Tensor], every: int, positions: int, new_tokens: int
+    model, inputs: dict[str, torch.Tensor], every: int, positions: int, new_tokens: int, labels=None, **settings
 ) -> dict[str, np.ndarray]:
-    """All arrays of a recording: "input.*", "encoder", "projector", "layer.N" (1 is the first), "logits", "tokens"."""
+    """All arrays of a recording: "input.*", "encoder", "projector", "layer.N" (1 is the first), "logits", "tokens",
+    "margins" (between the best two logits of each token), and "labels" and "loss" where labels are given.
+
+    settings: more of `generate`'s, such as pad_token_id.
+    """
     arrays = {f"input.{name}": value.cpu().numpy().copy() for name, value in inputs.items()}  # a model may change them
     layers = decoder_layers(model)
     watched = {"encoder": find(model, "audio_tower"), "projector": find(model, "multi_modal_projector")}
@@ -84,18 +88,46 @@ def record(
         return hook
 
     handles = [module.register_forward_hook(keep(name)) for name, module in watched.items() if module is not None]
-    moved = {k: v.to(model.device, model.dtype if v.is_floating_point() else None) for k, v in inputs.items()}
-    logits = model(**moved).logits
+
+    def copied() -> dict[str, torch.Tensor]:
+        kinds = {k: model.dtype if v.is_floating_point() else v.dtype for k, v in inputs.items()}
+        return {k: v.to(model.device, kinds[k], copy=True) for k, v in inputs.items()}
+
+    logits = model(**copied()).logits
     for handle in handles:
         handle.remove()
     arrays["logits"] = np.ascontiguousarray(logits[:, last].float().cpu().numpy())
+    if labels is not None:
+        arrays["labels"] = np.asarray(labels)
+        loss = model(**copied(), labels=torch.from_numpy(arrays["labels"]).to(model.device)).loss
+        arrays["loss"] = loss.float().cpu().numpy()
     generated = model.generate(
-        **moved, max_new_tokens=new_tokens, do_sample=False, output_logits=True, return_dict_in_generate=True
+        **copied(),
+        **settings,
+        max_new_tokens=new_tokens,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
     )
     arrays["tokens"] = generated.sequences[:, inputs["input_ids"].shape[1] :].cpu().numpy().astype(np.int32)
     best = torch.stack([step.float().topk(2, -1).values for step in generated.logits], 1)  # (batch, tokens, 2)
     arrays["margins"] = (best[..., 0] - best[..., 1]).cpu().numpy()  # a small one explains a token that differs
     return arrays
+
+
+def save(arrays: dict[str, np.ndarray], file: Path, model, **facts) -> None:
+    """Write a recording, with the model's kind and size and the versions that made it among its facts."""
+    facts = {
+        "model_type": model.config.model_type,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": str(model.device),
+        "layers": len(decoder_layers(model)),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        **facts,
+    }
+    save_file(arrays, file, metadata={"format": FORMAT, "facts": json.dumps(facts)})
 
 
 def main() -> int:
@@ -117,17 +149,7 @@ def main() -> int:
         model = load_model(args.model, DTYPES[args.dtype], args.device)
         inputs = processor_inputs(args.model, args.audio, args.prompt)
         arrays = record(model, inputs, args.every, args.positions, args.new_tokens)
-        facts = {
-            "model_type": model.config.model_type,
-            "dtype": args.dtype,
-            "device": args.device,
-            "prompt": args.prompt,
-            "layers": len(decoder_layers(model)),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        }
-        save_file(arrays, args.out, metadata={"format": FORMAT, "facts": json.dumps(facts)})
+        save(arrays, args.out, model, prompt=args.prompt)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -1,14 +1,29 @@
 """Tiny random Qwen2-Audio checkpoints and the PyTorch models they come from."""
 
+from collections.abc import Callable
+
 import numpy as np
+import record_parity
 import torch
+from random_weights import randomise
 from transformers import Qwen2AudioConfig
 from transformers import Qwen2AudioForConditionalGeneration as TorchQwen2Audio
 
 AUDIO_TOKEN = 90
 VOCAB = 97
 MEL_BINS = 16
+PAD = 96  # not 0, which transformers' beam search takes for "none given"
 FRAMES = 40  # a window of 0.4 s, so 10 audio tokens
+
+
+QWEN2_AUDIO = {
+    "grouped": {},
+    "tied": {"text": {"tie_word_embeddings": True, "num_key_value_heads": 6, "rope_theta": 1e6}},
+    "odd": {
+        "audio": {"d_model": 21, "encoder_attention_heads": 7, "encoder_ffn_dim": 13, "num_mel_bins": 16},
+        "text": {"hidden_size": 30, "num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 37},
+    },
+}
 
 
 def tiny_config(audio: dict | None = None, text: dict | None = None) -> Qwen2AudioConfig:
@@ -42,19 +57,7 @@ def tiny_config(audio: dict | None = None, text: dict | None = None) -> Qwen2Aud
 def torch_model(config: Qwen2AudioConfig, seed: int = 0) -> TorchQwen2Audio:
     """A PyTorch model in fp32 whose weights are large enough that logits are far from flat."""
     torch.manual_seed(seed)
-    model = TorchQwen2Audio._from_config(config, attn_implementation="eager").eval()
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.dim() > 1:
-                parameter.normal_(0, 1.6 / parameter[0].numel() ** 0.5)
-            elif name.endswith("bias"):
-                parameter.normal_(0, 0.3)
-            else:
-                parameter.normal_(1, 0.2)
-        model.language_model.model.embed_tokens.weight.normal_(0, 1.0)
-        model.audio_tower.embed_positions.weight.normal_(0, 1.0)
-    model.tie_weights()
-    return model
+    return randomise(TorchQwen2Audio._from_config(config, attn_implementation="eager").eval())
 
 
 def clips(lengths: list[int], seed: int = 0) -> dict[str, np.ndarray]:
@@ -117,3 +120,27 @@ def torch_beams(model: TorchQwen2Audio, inputs: dict[str, np.ndarray], **setting
         model(**to_torch(inputs))
         hook.remove()
         return model.language_model.generate(**merged, **settings).numpy()
+
+
+def qwen2_audio_cases() -> dict[str, Callable[[], dict]]:
+    """Inputs of a family with placeholders and a feature mask: clips of odd lengths, one of them the window's."""
+    one, text = prompt([1, "a40", 9], 2), prompt([4], 3)
+    three = prompt([2, "a9", 1, "a21", 1, "a33", 2], 4)
+    features = clips([40, 9, 21, 33], 2)
+    first, rest = ({name: value[part] for name, value in features.items()} for part in (slice(1), slice(1, None)))
+    return {
+        "one clip": lambda: {**batch([one]), **first},
+        "text only": lambda: batch([text]),
+        "three clips": lambda: {**batch([three]), **rest},
+        "batch": lambda: {**batch([one, text, three]), **features},
+    }
+
+
+def record_case(model, inputs: dict[str, np.ndarray], new_tokens: int) -> dict[str, np.ndarray]:
+    """Every stage of a PyTorch model at every position, and the loss for labels of which a third are ignored."""
+    ids = inputs["input_ids"]
+    labels = np.where(np.random.default_rng(0).random(ids.shape) < 0.3, -100, ids)
+    labels[:, -1] = ids[:, -1]  # something to learn in every sample
+    labels[inputs["attention_mask"] == 0] = -100
+    settings = {"every": 1, "positions": ids.shape[1], "new_tokens": new_tokens, "pad_token_id": PAD}
+    return record_parity.record(model, to_torch(inputs), labels=labels, **settings)

@@ -1,9 +1,11 @@
-"""Qwen2-Audio here against transformers' PyTorch class, in fp32, in one process: the same weights, the same numbers."""
+"""What only Qwen2-Audio has, and what one family proves for all: beams, settings, padding sides, dtypes of inputs."""
 
 import numpy as np
 import pytest
 import torch
 from helpers import (
+    PAD,
+    QWEN2_AUDIO,
     audio_tokens,
     batch,
     clips,
@@ -18,16 +20,6 @@ from helpers import (
 from mindone_audio import AutoModelForAudioTextToText, to_mindspore
 
 TOLERANCE = 1e-4
-PAD = 96  # not 0, which transformers' beam search takes for "none given"
-
-MODELS = {
-    "grouped": {},
-    "tied": {"text": {"tie_word_embeddings": True, "num_key_value_heads": 6, "rope_theta": 1e6}},
-    "odd": {
-        "audio": {"d_model": 21, "encoder_attention_heads": 7, "encoder_ffn_dim": 13, "num_mel_bins": 16},
-        "text": {"hidden_size": 30, "num_attention_heads": 3, "num_key_value_heads": 1, "intermediate_size": 37},
-    },
-}
 
 
 def inputs_one_clip():
@@ -56,15 +48,14 @@ CASES = {
     "two clips": inputs_two_clips,
     "padded batch": inputs_padded_batch,
     "text only": inputs_text_only,
-    "legacy": inputs_legacy,
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=QWEN2_AUDIO)
 def models(request, tmp_path_factory):
     """The PyTorch model and ours, loaded from the checkpoint that PyTorch saved."""
     folder = tmp_path_factory.mktemp(request.param)
-    reference = torch_model(tiny_config(**MODELS[request.param]))
+    reference = torch_model(tiny_config(**QWEN2_AUDIO[request.param]))
     reference.save_pretrained(folder)
     return reference, AutoModelForAudioTextToText.from_pretrained(folder)
 
@@ -83,12 +74,11 @@ def torch_forward(model, inputs, **more):
         return model(**to_torch({**inputs, **more}))
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_logits(models, case):
+def test_logits_of_the_legacy_placeholder(models):
     reference, ours = models
-    inputs = CASES[case]()
+    inputs = inputs_legacy()
     expected = torch_forward(reference, inputs)
-    mask = (expected.attention_mask if case == "legacy" else torch.from_numpy(inputs["attention_mask"])).numpy() != 0
+    mask = expected.attention_mask.numpy() != 0
     logits = ours(**inputs).logits.asnumpy()
     assert logits.shape == tuple(expected.logits.shape)
     assert expected.logits.std() > 0.5  # flat logits would agree about anything
@@ -103,31 +93,18 @@ def test_logits_of_a_right_padded_batch(pair):
     assert relative_error(ours(**inputs).logits.asnumpy()[mask], expected[mask]) < TOLERANCE
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_loss(pair, case):
+def test_loss_of_the_legacy_placeholder(pair):
     reference, ours = pair
-    inputs = CASES[case]()
+    inputs = inputs_legacy()
     labels = np.where(np.random.default_rng(0).random(inputs["input_ids"].shape) < 0.3, -100, inputs["input_ids"])
     labels[inputs["attention_mask"] == 0] = 5  # padding must not count whatever its label
-    if case == "legacy":
-        labels[labels == 90] = -100
-        reference.config.ignore_index = -100  # transformers 4.57 reads it on this path and never sets it
+    labels[labels == 90] = -100
+    reference.config.ignore_index = -100  # transformers 4.57 reads it on this path and never sets it
     expected = torch_forward(reference, inputs, labels=labels).loss.item()
     assert abs(ours(**inputs, labels=labels).loss.asnumpy() - expected) < TOLERANCE * abs(expected)
 
 
-@pytest.mark.parametrize("case", [name for name in CASES if name != "legacy"])
-def test_greedy_tokens(models, case):
-    reference, ours = models
-    inputs = CASES[case]()
-    with torch.no_grad():
-        expected = reference.generate(**to_torch(inputs), max_new_tokens=64, do_sample=False, pad_token_id=PAD)
-    tokens = ours.generate(**inputs, max_new_tokens=64, pad_token_id=PAD)
-    assert tokens.asnumpy().tolist() == expected.tolist()
-    assert len(set(tokens.asnumpy()[:, -64:].reshape(-1).tolist())) > 3  # one token for ever would prove little
-
-
-@pytest.mark.parametrize("case", [name for name in CASES if name != "legacy"])
+@pytest.mark.parametrize("case", CASES)
 def test_beams(models, case):
     reference, ours = models
     inputs = CASES[case]()
@@ -188,27 +165,6 @@ def test_greedy_settings(pair, settings):
     assert ours.generate(**inputs, **settings).asnumpy().tolist() == expected.tolist()
 
 
-def test_a_batch_equals_its_singles(pair):
-    ours = pair[1]
-    inputs = inputs_padded_batch()
-    together = ours.generate(**inputs, max_new_tokens=40).asnumpy()[:, inputs["input_ids"].shape[1] :]
-    first_clip = 0
-    for row, count in enumerate((1, 0, 3)):
-        kept = inputs["attention_mask"][row] != 0
-        single = {"input_ids": inputs["input_ids"][row : row + 1, kept]}
-        if count:
-            single |= {
-                name: inputs[name][first_clip : first_clip + count]
-                for name in ("input_features", "feature_attention_mask")
-            }
-        first_clip += count
-        for settings in ({}, {"num_beams": 2}):
-            alone = ours.generate(**single, max_new_tokens=40, **settings).asnumpy()[0, kept.sum() :]
-            if not settings:
-                assert alone.tolist() == together[row].tolist()
-    assert ours.generate(**inputs, max_new_tokens=3).shape == (3, inputs["input_ids"].shape[1] + 3)
-
-
 def test_right_padding_gives_the_same_tokens_as_left_padding(pair):
     ours = pair[1]
     left, right = inputs_padded_batch("left"), inputs_padded_batch("right")
@@ -246,18 +202,3 @@ def test_float_masks_and_tensors_are_taken(pair):
     assert ours.generate(**tensors, max_new_tokens=8).asnumpy().tolist() == (
         ours.generate(**inputs, max_new_tokens=8).asnumpy().tolist()
     )
-
-
-def test_every_parameter_is_proved(pair, tmp_path):
-    """The logits test can fail: a 2 % change of any one parameter is beyond its tolerance."""
-    reference, ours = pair
-    inputs = inputs_padded_batch()
-    mask = inputs["attention_mask"] != 0
-    expected = torch_forward(reference, inputs).logits.numpy()[mask]
-    for parameter in ours.get_parameters():
-        value = parameter.asnumpy().copy()
-        parameter.set_data(to_mindspore(value * 1.02 + 0.02 * np.abs(value).mean()))
-        error = relative_error(ours(**inputs).logits.asnumpy()[mask], expected)
-        parameter.set_data(to_mindspore(value))
-        # Softmax does not see what is added to all scores alike, so a key bias hides behind the rotation.
-        assert error > (2 if "k_proj.bias" not in parameter.name else 0.1) * TOLERANCE, parameter.name

@@ -1,0 +1,60 @@
+"""The table of families: each row a tiny random checkpoint, and what PyTorch computes for it, as parity recordings.
+
+A live row is computed here by the PyTorch class of the installed transformers. A golden row was computed in another
+environment, because that one has no such class: its folder in tests/goldens holds the checkpoint, the recordings, and
+what made them (scripts/reference).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import helpers
+
+from mindone_audio.parity import Recording, read_recording
+
+GOLDENS = Path(__file__).parent / "goldens"
+
+# Every row has these cases. "batch" is the three others in one padded batch.
+SINGLES = ("one clip", "text only", "three clips")
+CASES = (*SINGLES, "batch")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: `load(folder)` gives the checkpoint's folder and the recordings by case; it may write to `folder`."""
+
+    name: str
+    load: Callable[[Path], tuple[Path, dict[str, Recording]]]
+
+
+def live(name: str, make_model: Callable, make_inputs: dict[str, Callable[[], dict]]) -> Row:
+    """A row whose PyTorch model is made and run here, with 64 greedy tokens."""
+
+    def load(folder: Path):
+        model = make_model()
+        model.save_pretrained(folder)
+        facts = {"model_type": model.config.model_type, "dtype": "float32"}
+        arrays = {case: helpers.record_case(model, make(), new_tokens=64) for case, make in make_inputs.items()}
+        return folder, {case: Recording(values, facts) for case, values in arrays.items()}
+
+    return Row(name, load)
+
+
+def golden(name: str) -> Row:
+    """A row of tests/goldens."""
+    folder = GOLDENS / name
+    return Row(
+        name, lambda _: (folder, {c: read_recording(folder / f"{c.replace(' ', '_')}.safetensors") for c in CASES})
+    )
+
+
+def qwen2_audio(variant: str) -> Row:
+    """A Qwen2-Audio row; the variants are `helpers.QWEN2_AUDIO`'s."""
+    sizes = helpers.QWEN2_AUDIO[variant]
+    return live(
+        f"qwen2_audio {variant}", lambda: helpers.torch_model(helpers.tiny_config(**sizes)), helpers.qwen2_audio_cases()
+    )
+
+
+ROWS = [*map(qwen2_audio, helpers.QWEN2_AUDIO), golden("qwen2_audio_transformers5")]
