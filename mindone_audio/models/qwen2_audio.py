@@ -16,6 +16,8 @@ from mindone_audio.backbone.layers import Linear
 from mindone_audio.generation import GenerationMixin
 from mindone_audio.processing import AudioTextProcessor
 
+END_OF_TURN = "<|im_end|>"
+
 
 def encoder_config(config) -> EncoderConfig:
     """The fields of a published `audio_config`; `ValueError` for an activation other than GELU."""
@@ -94,6 +96,8 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
     `processor.tokenizer.padding_side = "right"` or pass `padding_side="right"`.
     """
 
+    questions = {"caption": "Generate the caption in English:", "transcribe": "What does the person say?"}
+
     def __init__(
         self,
         feature_extractor=None,
@@ -149,6 +153,11 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
             counts = [audio_token_count(int(frames)) for frames in features["feature_attention_mask"].sum(-1)]
             texts = self._expand(texts, counts)
         return BatchFeature({**self._tokenize(texts, **tokenizer_kwargs), **features})
+
+    def answers_chats(self, generation_config: Any) -> bool:
+        """A model that ends with `<|im_end|>`, the end of a turn, was tuned for chats; the base model does not."""
+        eos = generation_config.eos_token_id
+        return self.tokenizer.convert_tokens_to_ids(END_OF_TURN) in (eos if isinstance(eos, list) else [eos])
 
     @property
     def placeholder(self) -> str:
