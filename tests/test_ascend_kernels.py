@@ -22,10 +22,12 @@ GENERATE = """
 import sys
 sys.path[:0] = {paths!r}
 from helpers import batch, clips, prompt, tiny_config
-from mindone_audio import Qwen2AudioForConditionalGeneration
+from helpers_voxtral import tiny_voxtral_config, voxtral_cases
+from mindone_audio import Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration
 model = Qwen2AudioForConditionalGeneration(tiny_config())
 inputs = {{**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}}
 model.generate(**inputs, max_new_tokens=3, num_beams=2)
+VoxtralForConditionalGeneration(tiny_voxtral_config()).generate(**voxtral_cases()["one clip"](), max_new_tokens=2)
 """
 
 
@@ -56,12 +58,12 @@ def has_word(word: bytes, library: bytes) -> bool:
 def primitives(tmp_path_factory) -> set[str]:
     """The primitives of the graphs of encoder, prefill, step and copy, before any back end has changed them."""
     folder = tmp_path_factory.mktemp("graphs")
-    here = Path(__file__).parent
-    script = GENERATE.format(paths=[str(here), str(here.parent)])
+    root = Path(__file__).parent.parent
+    script = GENERATE.format(paths=[str(root / part) for part in ("", "tests", "scripts", "scripts/reference")])
     environment = os.environ | {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(folder)}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=300)
     graphs = list(folder.rglob("*validate*.ir"))
-    assert len(graphs) >= 4, "encoder, prefill, step and copy"
+    assert len(graphs) >= 4 + 3, "encoder, prefill, step and copy, and Voxtral's first three"
     text = "".join(graph.read_text(errors="replace") for graph in graphs)
     return set(re.findall(r"= (?:PrimFunc_)?([A-Z]\w*)\(", text))
 
