@@ -153,11 +153,11 @@ def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np
             handle.remove()
     values["logits"] = to_numpy(logits)[:, -positions:]
     _, _, lengths = model.prompt(**recording.inputs)
-    for stage in ("encoder", "projector"):
+    for stage, rows in (("encoder", model.audio_tower.output_lengths), ("projector", model.audio_tokens)):
         if stage in values and stage in recording.arrays:
             theirs = recording.arrays[stage]
-            for clip, tokens in enumerate(model.audio_tokens(lengths)):
-                values[stage][clip, tokens:] = theirs[clip, tokens:]  # what padding becomes is nobody's business
+            for clip, count in enumerate(rows(lengths)):
+                values[stage][clip, count:] = theirs[clip, count:]  # what padding becomes is nobody's business
     return values
 
 

@@ -20,10 +20,12 @@ STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateSta
 
 GENERATE = """
 from helpers import batch, clips, prompt, tiny_config
-from mindone_audio import Qwen2AudioForConditionalGeneration
+from helpers_voxtral import tiny_voxtral_config, voxtral_cases
+from mindone_audio import Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration
 model = Qwen2AudioForConditionalGeneration(tiny_config())
 inputs = {**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}
 model.generate(**inputs, max_new_tokens=3, num_beams=2)
+VoxtralForConditionalGeneration(tiny_voxtral_config()).generate(**voxtral_cases()["one clip"](), max_new_tokens=2)
 """
 
 
@@ -65,8 +67,8 @@ def compiled_primitives(script: str, folder: Path, least_graphs: int) -> set[str
 
 @pytest.fixture(scope="module")
 def primitives(tmp_path_factory) -> set[str]:
-    """The primitives of the graphs of encoder, prefill, step and copy."""
-    return compiled_primitives(GENERATE, tmp_path_factory.mktemp("graphs"), 4)
+    """The primitives of the graphs of encoder, prefill, step and copy, and of what the other families change."""
+    return compiled_primitives(GENERATE, tmp_path_factory.mktemp("graphs"), 4 + 3)
 
 
 def test_every_primitive_has_an_ascend_kernel(primitives, libraries):
