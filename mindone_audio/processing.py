@@ -1,11 +1,13 @@
 """What the processors of all families share: conversations to text, clips to samples, tokens to and from text."""
 
+import os
 from typing import Any
 
 import numpy as np
 from transformers import BatchFeature
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from mindone_audio.audio import load_clips
+from mindone_audio.audio import AudioError, load_clips
 from mindone_audio.chat import chat_clips, clean_messages
 
 TOKENIZER_KEYWORDS = ("add_special_tokens", "max_length", "pad_to_multiple_of", "padding", "padding_side")
@@ -13,6 +15,13 @@ TOKENIZER_KEYWORDS = ("add_special_tokens", "max_length", "pad_to_multiple_of", 
 
 class AudioTextProcessor:
     """Put in front of a transformers processor: NumPy out, no PyTorch, and no argument that is silently ignored."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **download: Any):
+        """Load a processor that transformers 4 or 5 saved, from a folder or a Hugging Face repository."""
+        return super().from_pretrained(
+            pretrained_model_name_or_path, **download, **_special_tokens(pretrained_model_name_or_path, **download)
+        )
 
     def apply_chat_template(
         self,
@@ -84,7 +93,7 @@ class AudioTextProcessor:
                 f"sampling_rate={sampling_rate}, but this model hears {rate} Hz: resample first with "
                 f"load_audio(clip, {rate}, source_sampling_rate={sampling_rate})"
             )
-        sources = _as_list(audio if audios is None else audios)
+        sources = as_list(audio if audios is None else audios)
         self._check_placeholders(texts, len(sources))
         return list(texts), load_clips(sources, rate)
 
@@ -96,6 +105,37 @@ class AudioTextProcessor:
                 f"the text has {found} {self.audio_token} placeholder(s) and {num_clips} audio clip(s) were given: "
                 f"write {self.placeholder} once for each clip. The text: {str(texts)[:300]}"
             )
+
+    def _token_id(self, token: str) -> int:
+        """The id of a token; `ValueError` where the tokenizer lacks it, which gives None or the unknown token's id."""
+        token_id = self.tokenizer.convert_tokens_to_ids(token)
+        if token_id is None or self.tokenizer.convert_ids_to_tokens(token_id) != token:
+            raise ValueError(f"the tokenizer has no token {token}: it is not the tokenizer of a {type(self).__name__}")
+        return token_id
+
+    def _require_samples(self, clips: list[np.ndarray], least: int) -> None:
+        """`AudioError` for a clip that is too short for one audio token, which takes `least` samples."""
+        for number, clip in enumerate(clips):
+            if len(clip) < least:
+                raise AudioError(
+                    f"audio clip {number} has {len(clip)} samples, too few for one audio token: give at least {least} "
+                    f"({self.feature_extractor.sampling_rate} a second)"
+                )
+
+    def _log_mels(self, windows: list[np.ndarray], mask_name: str) -> dict[str, np.ndarray]:
+        """Clips, each padded to the extractor's window -> `input_features` float32 `[windows, mels, frames]`, each
+        normalised by itself, and, called `mask_name`, int32 `[windows, frames]`, 1 where a frame is audio."""
+        outputs = self.feature_extractor(
+            windows,
+            sampling_rate=self.feature_extractor.sampling_rate,
+            padding="max_length",
+            return_attention_mask=True,
+            return_tensors="np",
+        )
+        return {
+            "input_features": np.asarray(outputs["input_features"], np.float32),
+            mask_name: np.asarray(outputs["attention_mask"], np.int32),
+        }
 
     @property
     def placeholder(self) -> str:
@@ -117,6 +157,12 @@ class AudioTextProcessor:
         return {key: np.asarray(encoded[key], np.int64) for key in ("input_ids", "attention_mask")}
 
 
+def _special_tokens(name_or_dir: str | os.PathLike, **download: Any) -> dict[str, Any]:
+    """For transformers 4, what 5 writes to tokenizer_config.json as a list of more special tokens."""
+    extra = get_tokenizer_config(name_or_dir, **download).get("extra_special_tokens")
+    return {"extra_special_tokens": {}, "additional_special_tokens": extra} if isinstance(extra, list) else {}
+
+
 def _check_arguments(return_tensors: Any, tokenizer_kwargs: dict[str, Any]) -> None:
     if unknown := sorted(set(tokenizer_kwargs) - set(TOKENIZER_KEYWORDS)):
         raise TypeError(
@@ -132,7 +178,7 @@ def _check_arguments(return_tensors: Any, tokenizer_kwargs: dict[str, Any]) -> N
         raise ValueError('padding="max_length" and max_length=N, in tokens, work only together: pass both or neither')
 
 
-def _as_list(audio: Any) -> list:
+def as_list(audio: Any) -> list:
     """No clip, one clip or several -> a list of them."""
     if audio is None:
         return []

@@ -57,4 +57,4 @@ def qwen2_audio(variant: str) -> Row:
     )
 
 
-ROWS = [*map(qwen2_audio, helpers.QWEN2_AUDIO), golden("qwen2_audio_transformers5")]
+ROWS = [*map(qwen2_audio, helpers.QWEN2_AUDIO), golden("qwen2_audio_transformers5"), golden("audioflamingo3")]

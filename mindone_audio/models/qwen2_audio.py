@@ -8,7 +8,7 @@ import transformers
 from mindspore import Tensor, nn
 from transformers import BatchFeature, Qwen2AudioConfig
 
-from mindone_audio.audio import AudioError, fit_window
+from mindone_audio.audio import fit_window
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
@@ -62,9 +62,7 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
     ):
         # transformers reads this signature to save and load: it must spell out the same parameters.
         super().__init__(feature_extractor, tokenizer, chat_template, audio_token, audio_bos_token, audio_eos_token)
-        token_id = self.audio_token_id  # of a token that the tokenizer lacks: None, or the unknown token's
-        if token_id is None or self.tokenizer.convert_ids_to_tokens(token_id) != self.audio_token:
-            raise ValueError(f"the tokenizer has no token {self.audio_token}: it is not a Qwen2-Audio tokenizer")
+        self.audio_token_id = self._token_id(self.audio_token)
         self.tokenizer.padding_side = "left"
 
     def __call__(
@@ -114,23 +112,13 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
 
     def _extract(self, clips: list[np.ndarray], truncation: bool) -> dict[str, np.ndarray]:
         """Clips -> `input_features` `[clips, mels, frames]` and `feature_attention_mask` `[clips, frames]`."""
-        extractor = self.feature_extractor
-        rate, fitting = extractor.sampling_rate, []
-        for number, clip in enumerate(clips):
-            name = f"audio clip {number}"
-            if audio_token_count(-(-len(clip) // extractor.hop_length)) < 1:
-                raise AudioError(
-                    f"{name} has {len(clip)} samples, too few for one audio token: "
-                    f"give at least {2 * extractor.hop_length + 1} ({rate} a second)"
-                )
-            fitting.append(fit_window(clip, extractor.chunk_length, rate, truncation=truncation, name=name))
-        outputs = extractor(
-            fitting, sampling_rate=rate, padding="max_length", return_attention_mask=True, return_tensors="np"
-        )
-        return {
-            "input_features": np.asarray(outputs["input_features"], np.float32),
-            "feature_attention_mask": np.asarray(outputs["attention_mask"], np.int32),
-        }
+        extractor, rate = self.feature_extractor, self.feature_extractor.sampling_rate
+        self._require_samples(clips, 2 * extractor.hop_length + 1)
+        fitting = [
+            fit_window(clip, extractor.chunk_length, rate, truncation=truncation, name=f"audio clip {number}")
+            for number, clip in enumerate(clips)
+        ]
+        return self._log_mels(fitting, "feature_attention_mask")
 
     def _expand(self, texts: list[str], counts: list[int]) -> list[str]:
         """Write each placeholder `counts[i]` times; one that has neither its begin nor its end token gets both."""
