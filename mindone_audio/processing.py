@@ -14,7 +14,12 @@ TOKENIZER_KEYWORDS = ("add_special_tokens", "max_length", "pad_to_multiple_of", 
 
 
 class AudioTextProcessor:
-    """Put in front of a transformers processor: NumPy out, no PyTorch, and no argument that is silently ignored."""
+    """Put in front of a transformers processor: NumPy out, no PyTorch, and no argument that is silently ignored.
+
+    `keywords` are what the family's `__call__` takes besides text, audio and the tokenizer's.
+    """
+
+    keywords: tuple[str, ...] = ("sampling_rate", "truncation", "output_labels", "return_tensors")
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **download: Any):
@@ -81,7 +86,7 @@ class AudioTextProcessor:
         self, text: Any, audio: Any, audios: Any, sampling_rate: int | None, return_tensors: Any, tokenizer_kwargs: dict
     ) -> tuple[list[str], list[np.ndarray]]:
         """The arguments of `__call__`, checked: texts, and the samples of each clip at the extractor's rate."""
-        _check_arguments(return_tensors, tokenizer_kwargs)
+        _check_arguments(return_tensors, tokenizer_kwargs, self.keywords)
         if audio is not None and audios is not None:
             raise ValueError("audio= and audios= were both given: they are the same argument, pass one of them")
         texts = [text] if isinstance(text, str) else text
@@ -137,6 +142,13 @@ class AudioTextProcessor:
             mask_name: np.asarray(outputs["attention_mask"], np.int32),
         }
 
+    def _labels(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """For training: the tokens, -100 where they are audio or padding. The user's text is learned too.
+
+        Padding is what the mask hides: an end token that pads as well must be learned, or the model never ends.
+        """
+        return np.where((input_ids == self.audio_token_id) | (attention_mask == 0), -100, input_ids)
+
     @property
     def placeholder(self) -> str:
         """What stands for a clip in a raw prompt."""
@@ -163,11 +175,11 @@ def _special_tokens(name_or_dir: str | os.PathLike, **download: Any) -> dict[str
     return {"extra_special_tokens": {}, "additional_special_tokens": extra} if isinstance(extra, list) else {}
 
 
-def _check_arguments(return_tensors: Any, tokenizer_kwargs: dict[str, Any]) -> None:
+def _check_arguments(return_tensors: Any, tokenizer_kwargs: dict[str, Any], keywords: tuple[str, ...]) -> None:
     if unknown := sorted(set(tokenizer_kwargs) - set(TOKENIZER_KEYWORDS)):
         raise TypeError(
-            f"the processor does not know {', '.join(unknown)}: it takes text, audio (or audios), sampling_rate, "
-            f"truncation, return_tensors, {', '.join(TOKENIZER_KEYWORDS)}"
+            f"the processor does not know {', '.join(unknown)}: it takes text, audio (or audios), "
+            f"{', '.join((*keywords, *TOKENIZER_KEYWORDS))}"
         )
     if return_tensors != "np":
         raise ValueError(

@@ -128,6 +128,16 @@ def test_batch_rows_equal_single_rows(small):
         assert np.abs(batch["input_features"][row] - single["input_features"][0]).max() < 1e-6
 
 
+def test_labels(small):
+    """All but audio and padding is learned, an end token that is the padding token too."""
+    texts = [f"{CLIP}one{PAD}", "two"]
+    inputs = small(texts, tone(1), output_labels=True)
+    labels = inputs["labels"]
+    ignored = (inputs["input_ids"] == small.audio_token_id) | (inputs["attention_mask"] == 0)
+    assert np.array_equal(labels, np.where(ignored, -100, inputs["input_ids"]))
+    assert small.batch_decode([row[row >= 0] for row in labels]) == [f"<|audio_bos|><|audio_eos|>one{PAD}", "two"]
+
+
 @pytest.mark.parametrize(
     "text, clips, message",
     [

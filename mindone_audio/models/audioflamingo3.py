@@ -24,10 +24,7 @@ TRANSCRIPTION_PREFIXES = (
 
 
 class AudioFlamingo3EncoderConfig(VoxtralEncoderConfig):
-    """Whisper's encoder: the fields and defaults of Voxtral's, under their new (`hidden_size`) or old names (`d_model`).
-
-    Its `vocab_size` means nothing here.
-    """
+    """Whisper's encoder: the fields and defaults of Voxtral's, by their new (`hidden_size`) or old names (`d_model`)."""
 
     model_type = "audioflamingo3_encoder"
 
@@ -168,12 +165,16 @@ class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
         texts = [first + "".join(self.audio_token * next(remaining) + p for p in rest) for first, *rest in pieces]
         data = {**self._tokenize(texts, **tokenizer_kwargs), **features}
         if output_labels:
-            ids = data["input_ids"]
-            data["labels"] = np.where(np.isin(ids, [self.audio_token_id, self.tokenizer.pad_token_id]), -100, ids)
+            data["labels"] = self._labels(data["input_ids"], data["attention_mask"])
         return BatchFeature(data)
 
     def apply_transcription_request(
-        self, audio: Any, prompt: str | list[str | None] | None = None, *, tokenize: bool = True, **processor_kwargs: Any
+        self,
+        audio: Any,
+        prompt: str | list[str | None] | None = None,
+        *,
+        tokenize: bool = True,
+        **processor_kwargs: Any,
     ) -> BatchFeature | list[str]:
         """What `generate` takes to transcribe one clip or a list of clips, each in a conversation of its own.
 

@@ -73,6 +73,7 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
         audios: Any = None,
         sampling_rate: int | None = None,
         truncation: bool = False,
+        output_labels: bool = False,
         return_tensors: str = "np",
         **tokenizer_kwargs: Any,
     ) -> BatchFeature:
@@ -85,13 +86,14 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
             audios: the same as `audio`, the name that published examples use.
             sampling_rate: of the arrays in `audio`, in Hz, for checking only.
             truncation: use the first 30 s (the feature extractor's window) of a longer clip. It never cuts text.
+            output_labels: add labels for training: the tokens, -100 where they are audio or padding.
             return_tensors: "np". See `mindone_audio.to_mindspore` for tensors.
             tokenizer_kwargs: padding (default True: to the longest; False; "max_length" with max_length, in tokens),
                 padding_side, pad_to_multiple_of, add_special_tokens.
 
         Returns:
-            `input_ids`, `attention_mask`: int64 `[batch, length]`; and, given clips, `input_features`: float32
-            `[clips, mels, frames]`, `feature_attention_mask`: int32 `[clips, frames]`, 1 where a frame is audio.
+            `input_ids`, `attention_mask` and, if asked for, `labels`: int64 `[batch, length]`; and, given clips,
+            `input_features`: float32 `[clips, mels, frames]`, `feature_attention_mask`: int32 `[clips, frames]`, 1 where a frame is audio.
 
         Raises:
             TypeError: a keyword that is not listed here.
@@ -103,7 +105,10 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
         if clips:
             counts = [audio_token_count(int(frames)) for frames in features["feature_attention_mask"].sum(-1)]
             texts = self._expand(texts, counts)
-        return BatchFeature({**self._tokenize(texts, **tokenizer_kwargs), **features})
+        data = {**self._tokenize(texts, **tokenizer_kwargs), **features}
+        if output_labels:
+            data["labels"] = self._labels(data["input_ids"], data["attention_mask"])
+        return BatchFeature(data)
 
     @property
     def placeholder(self) -> str:

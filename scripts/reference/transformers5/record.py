@@ -66,10 +66,7 @@ def audioflamingo3() -> AudioFlamingo3ForConditionalGeneration:
 
 
 def write_processor(folder: Path) -> None:
-    """A processor's files, and what it makes of every case, which are stored without the padding windows of features.
-
-    Features of the published sizes are large, so only a sample of them is kept.
-    """
+    """A processor's files, and what it makes of every case; of the large features of the published sizes a sample."""
     extractor = WhisperFeatureExtractor(
         feature_size=flamingo.MELS, chunk_length=flamingo.WINDOW, return_attention_mask=True
     )
@@ -84,8 +81,8 @@ def write_processor(folder: Path) -> None:
     published = WhisperFeatureExtractor(feature_size=128, return_attention_mask=True)
     outputs = AudioFlamingo3Processor(published, flamingo.tokenizer())(**flamingo.real_case())
     for name, value in outputs.items():
-        value = flamingo.sample(value.numpy()) if name == "input_features" else value.numpy()
-        arrays[f"real.{name}"] = np.ascontiguousarray(value)
+        arrays[f"real.{name}"] = flamingo.sample(value.numpy()) if name == "input_features" else value.numpy()
+    arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}  # save_file writes memory as it is
 
     ids = [flamingo.tokenizer()(answer)["input_ids"] for answer in flamingo.ANSWERS]
     facts = {
