@@ -18,6 +18,7 @@ _HOMES = {
     "AutoModelForAudioTextToText": "mindone_audio.models",
     "AutoProcessor": "mindone_audio.models",
     "Qwen2AudioForConditionalGeneration": "mindone_audio.models.qwen2_audio",
+    "pipeline": "mindone_audio.pipelines",
     "load_audio": "mindone_audio.audio",
     "to_mindspore": "mindone_audio.conversion",
 }
