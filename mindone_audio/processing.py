@@ -68,6 +68,10 @@ class AudioTextProcessor:
         content = [[{"type": "audio", "audio": clip}, words] for clip in clips]
         return self.conversation_inputs([[{"role": "user", "content": parts}] for parts in content], chat=chat)
 
+    def transcription(self, answer: str) -> str:
+        """What was said, of an answer to `transcription_inputs`: all of it, where a family puts no words around it."""
+        return answer
+
     def apply_chat_template(
         self,
         conversation: list[dict] | list[list[dict]],

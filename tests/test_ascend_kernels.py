@@ -19,11 +19,16 @@ LIBRARIES = (PLUGIN / "libmindspore_ops_ascend.so", PLUGIN / "ascend" / "libmind
 STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateState"}
 
 GENERATE = """
+from families import GOLDENS
 from helpers import batch, clips, prompt, tiny_config
-from mindone_audio import Qwen2AudioForConditionalGeneration
+from mindone_audio import AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration
+from mindone_audio.parity import read_recording
 model = Qwen2AudioForConditionalGeneration(tiny_config())
 inputs = {**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}
 model.generate(**inputs, max_new_tokens=3, num_beams=2)
+for name in ("audioflamingo3",):
+    model = AutoModelForAudioTextToText.from_pretrained(GOLDENS / name)
+    model.generate(**read_recording(GOLDENS / name / "one_clip.safetensors").inputs, max_new_tokens=1)
 """
 
 
@@ -65,7 +70,7 @@ def compiled_primitives(script: str, folder: Path, least_graphs: int) -> set[str
 
 @pytest.fixture(scope="module")
 def primitives(tmp_path_factory) -> set[str]:
-    """The primitives of the graphs of encoder, prefill, step and copy."""
+    """The primitives of the graphs of encoder, prefill, step and copy, and what other families have of them."""
     return compiled_primitives(GENERATE, tmp_path_factory.mktemp("graphs"), 4)
 
 

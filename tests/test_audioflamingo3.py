@@ -24,6 +24,7 @@ from mindone_audio import (
     AudioFlamingo3Processor,
     AutoModelForAudioTextToText,
     AutoProcessor,
+    pipeline,
     to_mindspore,
 )
 from mindone_audio.audio import AudioError
@@ -332,8 +333,9 @@ def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("checkpoint")
     sizes = json.loads((MODEL / "config.json").read_text())
     vocabulary = len(flamingo.tokenizer())
-    sizes["audio_config"].update(num_mel_bins=flamingo.MELS, max_source_positions=50 * flamingo.WINDOW)
-    sizes["text_config"].update(vocab_size=vocabulary, max_position_embeddings=2048)
+    windows = {"num_mel_bins": flamingo.MELS, "max_source_positions": 50 * flamingo.WINDOW}
+    sizes["audio_config"].update(windows, num_hidden_layers=1)
+    sizes["text_config"].update(vocab_size=vocabulary, num_hidden_layers=1, layer_types=None)
     config = AudioFlamingo3Config(**{**sizes, "audio_token_id": vocabulary - 1})
     AudioFlamingo3ForConditionalGeneration(config).save_pretrained(folder)
     AudioFlamingo3Processor.from_pretrained(SAVED).save_pretrained(folder)
@@ -378,3 +380,24 @@ def test_auto_classes(checkpoint):
     inputs = processor.apply_transcription_request([tone(1), tone(4.6)], output_labels=True)
     output = model(**to_mindspore(inputs, dtype=model.dtype))
     assert np.isfinite(output.loss.asnumpy()) and output.logits.shape == (*inputs["input_ids"].shape, 260)
+
+
+def test_the_pipeline(checkpoint, monkeypatch):
+    """A clip of several windows is one request; to transcribe it, one that is longer than the model hears is cut."""
+    pipe = pipeline(model=checkpoint)
+    ids = pipe.processor.tokenizer(flamingo.ANSWERS[0])["input_ids"]
+
+    def generate(input_ids, **settings):
+        answers = np.tile(np.array(ids, np.int32), (len(input_ids), 1))
+        return to_mindspore(np.concatenate([input_ids.asnumpy(), answers], 1))
+
+    monkeypatch.setattr(pipe.model, "generate", generate)
+    answers = pipe([tone(1), tone(7.5)], text="What is said?")
+    assert answers == [{"generated_text": flamingo.ANSWERS[0]}] * 2
+    written = pipe(tone(7.5), task="transcribe")[0]
+    assert written["generated_text"] == "hello there"
+    assert [chunk["timestamp"] for chunk in written["chunks"]] == [(0.0, 7.5)]
+    assert len(pipe(tone(21), task="transcribe")[0]["chunks"]) == 3
+    with pytest.raises(AudioError, match="21.00 s long and the model hears 10 s"):
+        pipe(tone(21))
+    assert pipe.processor.questions["transcribe"] == "Transcribe the input speech."

@@ -24,7 +24,7 @@ TRANSCRIPTION_PREFIXES = (
 
 
 class AudioFlamingo3EncoderConfig(VoxtralEncoderConfig):
-    """Whisper's encoder: the fields and defaults of Voxtral's, by their new (`hidden_size`) or old names (`d_model`)."""
+    """The fields and defaults of Voxtral's, by their new names (`hidden_size`) or their old ones (`d_model`)."""
 
     model_type = "audioflamingo3_encoder"
 
@@ -112,6 +112,7 @@ class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
         self.audio_token, self.audio_token_id = audio_token, self._token_id(audio_token)
         self.default_transcription_prompt = default_transcription_prompt
+        self.questions = {"caption": "Describe the audio.", "transcribe": default_transcription_prompt}
         self.max_audio_len = max_audio_len  # s
         if max_audio_len < feature_extractor.chunk_length:
             raise ValueError(
@@ -119,6 +120,19 @@ class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
                 "correct it in processor_config.json (published: 600)"
             )
         self.tokenizer.padding_side = "left"
+
+    @property
+    def longest_clip(self) -> int:
+        """Seconds of audio that the model hears: whole windows, 600 s as published."""
+        return self.max_audio_len // self.feature_extractor.chunk_length * self.feature_extractor.chunk_length
+
+    def transcription(self, answer: str) -> str:
+        """A transcription without the sentence that introduces it, the full stop that ends it and quotes around it."""
+        text = answer.strip()
+        prefix = next((prefix for prefix in TRANSCRIPTION_PREFIXES if text.startswith(prefix)), "")
+        text = text.removeprefix(prefix).strip().removesuffix(".").strip()
+        quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
+        return text[1:-1].strip() if quoted else text
 
     def __call__(
         self,
@@ -185,7 +199,7 @@ class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
         clips = as_list(audio)
         prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt] * len(clips)
         if not clips or len(prompts) != len(clips):
-            raise ValueError(f"{len(prompts)} prompt(s) for {len(clips)} clip(s): give one or more clips, and as many")
+            raise ValueError(f"{len(prompts)} prompt(s) for {len(clips)} clip(s): give one for all, or one for each clip")
         if wrong := [item for item in prompts if not isinstance(item, str | None)]:
             raise TypeError(f"a prompt must be a string or None, not {wrong[0]!r:.80}")
         conversations = []
@@ -199,35 +213,26 @@ class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
     def decode(self, tokens: Any, *, strip_prefix: bool = False, **kwargs: Any) -> str:
         """One row of token ids -> text; strip_prefix: without what the model puts around a transcription."""
         text = super().decode(tokens, **kwargs)
-        return strip_framing(text) if strip_prefix else text
+        return self.transcription(text) if strip_prefix else text
 
     def batch_decode(self, tokens: Any, *, strip_prefix: bool = False, **kwargs: Any) -> list[str]:
         """Rows of token ids -> texts; strip_prefix as for `decode`."""
         texts = super().batch_decode(tokens, **kwargs)
-        return [strip_framing(text) for text in texts] if strip_prefix else texts
+        return [self.transcription(text) for text in texts] if strip_prefix else texts
 
     def _extract(self, clips: list[np.ndarray], truncation: bool) -> tuple[dict[str, np.ndarray], list[int]]:
         """Clips -> features and mask of their windows, and how many audio tokens each clip has."""
-        extractor, frames = self.feature_extractor, []
-        rate, seconds = extractor.sampling_rate, extractor.chunk_length
-        self._require_samples(clips, 2 * extractor.hop_length + 1)
-        windows = []
-        for number, clip in enumerate(clips):
-            longest = self.max_audio_len // seconds * seconds
-            clip = fit_window(clip, longest, rate, truncation=truncation, name=f"audio clip {number}")
-            windows += [clip[start : start + seconds * rate] for start in range(0, len(clip), seconds * rate)]
-            frames.append(-(-len(clip) // extractor.hop_length))
-        features = self._log_mels(windows, "input_features_mask")
-        return features, [audio_token_count(count) for count in frames]
-
-
-def strip_framing(text: str) -> str:
-    """A transcription without the sentence that introduces it, the full stop that ends it and quotes around it."""
-    text = text.strip()
-    prefix = next((prefix for prefix in TRANSCRIPTION_PREFIXES if text.startswith(prefix)), "")
-    text = text.removeprefix(prefix).strip().removesuffix(".").strip()
-    quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
-    return text[1:-1].strip() if quoted else text
+        rate, hop = self.feature_extractor.sampling_rate, self.feature_extractor.hop_length
+        window = self.feature_extractor.chunk_length * rate
+        self._require_samples(clips, 2 * hop + 1)
+        fitting = [
+            fit_window(clip, self.longest_clip, rate, truncation=truncation, name=f"audio clip {number}")
+            for number, clip in enumerate(clips)
+        ]
+        windows = [clip[start : start + window] for clip in fitting for start in range(0, len(clip), window)]
+        # Every window but the last holds four frames for each of its tokens, so a clip's sum is that of its frames.
+        counts = [audio_token_count(-(-len(clip) // hop)) for clip in fitting]
+        return self._log_mels(windows, "input_features_mask"), counts
 
 
 MODEL, PROCESSOR = AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor

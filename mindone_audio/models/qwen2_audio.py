@@ -97,7 +97,8 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
 
         Returns:
             `input_ids`, `attention_mask` and, if asked for, `labels`: int64 `[batch, length]`; and, given clips,
-            `input_features`: float32 `[clips, mels, frames]`, `feature_attention_mask`: int32 `[clips, frames]`, 1 where a frame is audio.
+            `input_features`: float32 `[clips, mels, frames]`, `feature_attention_mask`: int32 `[clips, frames]`, 1
+            where a frame is audio.
 
         Raises:
             TypeError: a keyword that is not listed here.
