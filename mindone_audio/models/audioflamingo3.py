@@ -199,7 +199,7 @@ class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
         clips = as_list(audio)
         prompts = list(prompt) if isinstance(prompt, (list, tuple)) else [prompt] * len(clips)
         if not clips or len(prompts) != len(clips):
-            raise ValueError(f"{len(prompts)} prompt(s) for {len(clips)} clip(s): give one for all, or one for each clip")
+            raise ValueError(f"{len(prompts)} prompt(s) for {len(clips)} clip(s): give one for each")
         if wrong := [item for item in prompts if not isinstance(item, str | None)]:
             raise TypeError(f"a prompt must be a string or None, not {wrong[0]!r:.80}")
         conversations = []
