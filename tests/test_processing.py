@@ -1,6 +1,7 @@
 """Qwen2-Audio's processor equals transformers' where that is right, and refuses what that one lets through."""
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -279,6 +280,20 @@ def test_save_and_load_again(small, tmp_path):
         loaded = again.from_pretrained(tmp_path)
         assert_equal(loaded(text=text, audio=clip, sampling_rate=RATE, return_tensors="np"), small(text, clip))
     assert loaded.chat_template == small.chat_template
+
+
+def test_files_as_transformers_5_writes_them(small, tmp_path):
+    """The feature extractor inside processor_config.json, and special tokens under a name that meant a dict before."""
+    small.save_pretrained(tmp_path)
+    extractor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "processor_config.json").write_text(json.dumps({"feature_extractor": extractor}))
+    tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    tokenizer["extra_special_tokens"] = tokenizer.pop("additional_special_tokens")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    loaded = Qwen2AudioProcessor.from_pretrained(tmp_path)
+    assert_equal(loaded(CLIP, tone(1)), small(CLIP, tone(1)))
+    assert loaded.tokenizer.additional_special_tokens == small.tokenizer.additional_special_tokens
 
 
 def test_a_foreign_tokenizer_is_refused(small):
