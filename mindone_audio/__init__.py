@@ -12,6 +12,9 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AudioFlamingo3Config": "mindone_audio.models.audioflamingo3",
+    "AudioFlamingo3ForConditionalGeneration": "mindone_audio.models.audioflamingo3",
+    "AudioFlamingo3Processor": "mindone_audio.models.audioflamingo3",
     "AutoModelForAudioTextToText": "mindone_audio.models",
     "AutoProcessor": "mindone_audio.models",
     "Qwen2AudioForConditionalGeneration": "mindone_audio.models.qwen2_audio",

@@ -70,4 +70,5 @@ ROWS = [
     *map(qwen2_audio, helpers.QWEN2_AUDIO),
     golden("qwen2_audio_transformers5"),
     *map(voxtral, helpers_voxtral.VARIANTS),
+    golden("audioflamingo3"),
 ]

@@ -19,13 +19,20 @@ LIBRARIES = (PLUGIN / "libmindspore_ops_ascend.so", PLUGIN / "ascend" / "libmind
 STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateState"}
 
 GENERATE = """
+from families import GOLDENS
 from helpers import batch, clips, prompt, tiny_config
 from helpers_voxtral import tiny_voxtral_config, voxtral_cases
-from mindone_audio import Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration
+from mindone_audio import (
+    AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration
+)
+from mindone_audio.parity import read_recording
 model = Qwen2AudioForConditionalGeneration(tiny_config())
 inputs = {**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}
 model.generate(**inputs, max_new_tokens=3, num_beams=2)
 VoxtralForConditionalGeneration(tiny_voxtral_config()).generate(**voxtral_cases()["one clip"](), max_new_tokens=2)
+for name in ("audioflamingo3",):
+    model = AutoModelForAudioTextToText.from_pretrained(GOLDENS / name)
+    model.generate(**read_recording(GOLDENS / name / "one_clip.safetensors").inputs, max_new_tokens=1)
 """
 
 
