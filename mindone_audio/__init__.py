@@ -14,7 +14,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "AutoModelForAudioTextToText": "mindone_audio.models",
     "AutoProcessor": "mindone_audio.models",
+    "IchigoForConditionalGeneration": "mindone_audio.models.ichigo",
+    "IchigoProcessor": "mindone_audio.models.ichigo",
     "Qwen2AudioForConditionalGeneration": "mindone_audio.models.qwen2_audio",
+    "WhisperVQ": "mindone_audio.whisper_vq",
     "load_audio": "mindone_audio.audio",
     "to_mindspore": "mindone_audio.conversion",
 }

@@ -130,6 +130,7 @@ def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np
     values: dict[str, np.ndarray] = {}
     positions = recording.arrays["logits"].shape[1]
     cells = {"encoder": model.audio_tower, "projector": model.multi_modal_projector}
+    cells = {stage: cell for stage, cell in cells.items() if cell is not None}
     layers = model.language_model.model.layers
     for stage in _stages(recording):
         number = int(stage.split(".")[1]) if stage.startswith("layer.") else 0

@@ -14,6 +14,8 @@ TOKENIZER_KEYWORDS = ("add_special_tokens", "max_length", "pad_to_multiple_of", 
 class AudioTextProcessor:
     """Put in front of a transformers processor: NumPy out, no PyTorch, and no argument that is silently ignored."""
 
+    load_keywords: tuple[str, ...] = ()  # of the family's `from_pretrained`, besides those of a download
+
     def apply_chat_template(
         self,
         conversation: list[dict] | list[list[dict]],
@@ -45,10 +47,9 @@ class AudioTextProcessor:
             )
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         clean = [clean_messages(messages) for messages in (conversation if batched else [conversation])]
-        text = super().apply_chat_template(
+        text = self._render(
             clean if batched else clean[0],
             chat_template,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
@@ -56,6 +57,10 @@ class AudioTextProcessor:
             return text
         inputs = self(text, [clip for messages in clean for clip in chat_clips(messages)], **processor_kwargs)
         return inputs if return_dict else inputs["input_ids"]
+
+    def _render(self, conversation: list, chat_template: str | None, **settings: bool) -> str | list[str]:
+        """The text of a checked conversation or a batch of them, with one placeholder a clip."""
+        return super().apply_chat_template(conversation, chat_template, tokenize=False, **settings)
 
     def decode(self, tokens: Any, **kwargs: Any) -> str:
         """One row of token ids (MindSpore tensor, NumPy array or list, `[length]`) -> text."""
@@ -104,7 +109,8 @@ class AudioTextProcessor:
 
     def _tokenize(self, texts: list[str], padding: Any = True, **kwargs: Any) -> dict[str, np.ndarray]:
         """Texts -> `input_ids` and `attention_mask`, int64 `[batch, length]`."""
-        encoded = self.tokenizer(list(texts), padding=padding, return_attention_mask=True, **kwargs)
+        texts = _without_second_start(self.tokenizer, texts, kwargs.get("add_special_tokens", True))
+        encoded = self.tokenizer(texts, padding=padding, return_attention_mask=True, **kwargs)
         lengths = sorted({len(row) for row in encoded["input_ids"]})
         if (limit := kwargs.get("max_length")) is not None and lengths[-1] > limit:
             raise ValueError(
@@ -130,6 +136,14 @@ def _check_arguments(return_tensors: Any, tokenizer_kwargs: dict[str, Any]) -> N
         )
     if (tokenizer_kwargs.get("padding") == "max_length") != (tokenizer_kwargs.get("max_length") is not None):
         raise ValueError('padding="max_length" and max_length=N, in tokens, work only together: pass both or neither')
+
+
+def _without_second_start(tokenizer: Any, texts: list[str], add_special_tokens: bool) -> list[str]:
+    """Texts without the start token that a chat template wrote, where the tokenizer adds it (Llama's does)."""
+    start = tokenizer.bos_token
+    if not start or not add_special_tokens or tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        return list(texts)
+    return [text.removeprefix(start) for text in texts]
 
 
 def _as_list(audio: Any) -> list:

@@ -54,7 +54,9 @@ class ConversionError(ValueError):
 def read_quantiser(file: Path) -> tuple[dict[str, torch.Tensor], dict]:
     """The quantiser's tensors by our names, and the file's "config"."""
     if file.name.startswith("whisper-vq-stoks") and file.name != FILE:
-        raise ConversionError(f"{file.name} is another Whisper-VQ than Ichigo's, whose tokens it would garble: {ADVICE}")
+        raise ConversionError(
+            f"{file.name} is another Whisper-VQ than Ichigo's, whose tokens it would garble: {ADVICE}"
+        )
     if not file.is_file():
         raise ConversionError(f"no file {file}: {ADVICE}")
     try:
@@ -69,8 +71,12 @@ def read_quantiser(file: Path) -> tuple[dict[str, torch.Tensor], dict]:
         raise ConversionError(f"{file} names its tensors rq.layers.0.project_*, so it is not the fixed file: {ADVICE}")
     tunables = {name: spec.get("tunables", {}).get(name, False) for name in TUNABLES}
     found = {name: config.get(name) for name in CONFIG} | tunables
-    if wrong := [f"{name}={found[name]!r} (not {value!r})" for name, value in (CONFIG | TUNABLES).items() if found[name] != value]:
-        raise ConversionError(f"{file} is of a quantiser that works otherwise than Ichigo's: {', '.join(wrong)}. {ADVICE}")
+    if wrong := [
+        f"{name}={found[name]!r} (not {value!r})" for name, value in (CONFIG | TUNABLES).items() if found[name] != value
+    ]:
+        raise ConversionError(
+            f"{file} is of a quantiser that works otherwise than Ichigo's: {', '.join(wrong)}. {ADVICE}"
+        )
     if missing := [name for name in NAMES.values() if name not in state]:
         raise ConversionError(f"{file} lacks the tensors {', '.join(missing)}: {ADVICE}")
     tensors = {ours: state[theirs].float() for ours, theirs in NAMES.items()}
@@ -96,7 +102,9 @@ def check_shapes(file: Path, tensors: dict[str, torch.Tensor], config: dict) -> 
     }
     for name, shape in expected.items():
         if tuple(tensors[name].shape) != shape:
-            raise ConversionError(f"{file}: {NAMES[name]} has shape {tuple(tensors[name].shape)}, not {shape}: {ADVICE}")
+            raise ConversionError(
+                f"{file}: {NAMES[name]} has shape {tuple(tensors[name].shape)}, not {shape}: {ADVICE}"
+            )
 
 
 def read_encoder(whisper: str, width: int) -> tuple[dict[str, torch.Tensor], dict]:
@@ -147,7 +155,9 @@ def main() -> int:
     """Parse the command line and convert."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", type=Path, help=FILE)
-    parser.add_argument("--whisper", default="openai/whisper-medium", help="folder or repository (default: %(default)s)")
+    parser.add_argument(
+        "--whisper", default="openai/whisper-medium", help="folder or repository (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("whisper_vq"), help="folder (default: %(default)s)")
     args = parser.parse_args()
     try:

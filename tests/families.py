@@ -57,4 +57,10 @@ def qwen2_audio(variant: str) -> Row:
     )
 
 
-ROWS = [*map(qwen2_audio, helpers.QWEN2_AUDIO), golden("qwen2_audio_transformers5")]
+def ichigo(variant: str) -> Row:
+    """An Ichigo row: a Llama, to which sound is more tokens; the variants are `helpers.ICHIGO`'s."""
+    sizes = helpers.ICHIGO[variant]
+    return live(f"ichigo {variant}", lambda: helpers.torch_llama(**sizes), helpers.ichigo_cases())
+
+
+ROWS = [*map(qwen2_audio, helpers.QWEN2_AUDIO), golden("qwen2_audio_transformers5"), *map(ichigo, helpers.ICHIGO)]

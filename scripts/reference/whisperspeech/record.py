@@ -57,7 +57,11 @@ def save_whisper(model: whisper.model.Whisper, folder: Path) -> None:
     """Write it as transformers does, and check that the encoder computes the same there."""
     config = WhisperConfig(
         **{"num_mel_bins": 80, "d_model": WIDTH, "vocab_size": 20, "max_target_positions": 4, "pad_token_id": 0},
-        **{f"{part}_{field}": size for part in ("encoder", "decoder") for field, size in (("layers", LAYERS), ("attention_heads", HEADS), ("ffn_dim", 4 * WIDTH))},
+        **{
+            f"{part}_{field}": size
+            for part in ("encoder", "decoder")
+            for field, size in (("layers", LAYERS), ("attention_heads", HEADS), ("ffn_dim", 4 * WIDTH))
+        },
     )
     config.decoder_layers = 1
     copied = WhisperForConditionalGeneration(config).eval()
