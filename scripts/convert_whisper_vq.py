@@ -12,6 +12,7 @@ import argparse
 import json
 import pickle
 import sys
+import zipfile
 from pathlib import Path
 
 import torch
@@ -59,9 +60,11 @@ def read_quantiser(file: Path) -> tuple[dict[str, torch.Tensor], dict]:
         )
     if not file.is_file():
         raise ConversionError(f"no file {file}: {ADVICE}")
+    if not zipfile.is_zipfile(file):  # of torch.save's two formats the one of this file; the older one is all pickle
+        raise ConversionError(f"{file} is not what torch.save writes: {ADVICE}")
     try:
         spec = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConversionError(f"{file} cannot be read as tensors and plain values ({reason}): {ADVICE}") from error
     if not isinstance(spec, dict) or not all(isinstance(spec.get(key), dict) for key in ("config", "state_dict")):
