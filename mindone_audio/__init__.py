@@ -18,6 +18,7 @@ _HOMES = {
     "IchigoProcessor": "mindone_audio.models.ichigo",
     "Qwen2AudioForConditionalGeneration": "mindone_audio.models.qwen2_audio",
     "WhisperVQ": "mindone_audio.whisper_vq",
+    "pipeline": "mindone_audio.pipelines",
     "load_audio": "mindone_audio.audio",
     "to_mindspore": "mindone_audio.conversion",
 }

@@ -24,6 +24,7 @@ from mindone_audio import (
     IchigoForConditionalGeneration,
     IchigoProcessor,
     WhisperVQ,
+    pipeline,
     to_mindspore,
 )
 from mindone_audio.audio import AudioError
@@ -282,6 +283,20 @@ def test_published_configs(tmp_path, checkpoint):
     (folder / "config.json").write_text(json.dumps(config | {"model_type": "qwen2"}))
     with pytest.raises(ValueError, match="holds a 'qwen2' model, IchigoForConditionalGeneration loads 'llama'"):
         IchigoForConditionalGeneration.from_pretrained(folder)
+
+
+def test_the_pipeline(model, processor):
+    content = [{"type": "audio", "audio": SPEECH}, {"type": "text", "text": "What?"}]
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": content}], tokenize=True, return_dict=True, add_generation_prompt=True
+    )
+    tokens = model.generate(**to_mindspore(inputs), max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+    ask = pipeline(model=model, processor=processor)
+    answer = ask(str(SPEECH), "What?", max_new_tokens=6)
+    assert answer["generated_text"] == processor.decode(tokens, skip_special_tokens=True).strip()
+    assert "".join(ask(str(SPEECH), "What?", max_new_tokens=6, stream=True)).strip() == answer["generated_text"]
+    with pytest.raises(AudioError, match="35.01 s long and the model hears 30 s"):
+        ask(CLIPS["long"], "What?")
 
 
 def test_audio_inputs_are_refused_by_the_model(model):

@@ -120,7 +120,12 @@ class AudioEncoder(nn.Cell):
         """fp32 (clips, heads, positions, positions) to add to the scores: zero for frames to attend to."""
         if not self.mask_padding:
             return msops.zeros((1, 1, 1, 1), ms.float32)
-        valid = (lengths - 1) // 2 + 1  # what conv2 leaves of each length
-        hidden = msops.arange(positions, dtype=ms.int32).expand_dims(0) >= valid.expand_dims(1)
-        row = (hidden.astype(ms.float32) * ops.MASKED).reshape((-1, 1, 1, positions))
-        return msops.tile(row, (1, self.num_heads, positions, 1))
+        return padding_mask(lengths, positions, self.num_heads)
+
+
+def padding_mask(lengths: Tensor, positions: int, heads: int) -> Tensor:
+    """fp32 (clips, heads, positions, positions): `ops.MASKED` for positions beyond int32 lengths (clips) in frames."""
+    valid = (lengths - 1) // 2 + 1  # what conv2 leaves of each length
+    hidden = msops.arange(positions, dtype=ms.int32).expand_dims(0) >= valid.expand_dims(1)
+    row = (hidden.astype(ms.float32) * ops.MASKED).reshape((-1, 1, 1, positions))
+    return msops.tile(row, (1, heads, positions, 1))
