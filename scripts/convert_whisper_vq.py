@@ -121,7 +121,7 @@ def read_encoder(whisper: str, width: int) -> tuple[dict[str, torch.Tensor], dic
         )
     if config["max_source_positions"] != POSITIONS:
         raise ConversionError(f"{whisper} hears {config['max_source_positions']} positions, not {POSITIONS}")
-    files = sorted(folder.glob("*.safetensors"))
+    files = [f for f in [folder / "model.safetensors"] if f.is_file()] or sorted(folder.glob("*.safetensors"))
     tensors = {}
     for file in files:
         with safe_open(file, framework="pt") as stream:
