@@ -28,7 +28,7 @@ from mindone_audio import (
     to_mindspore,
 )
 from mindone_audio.audio import AudioError
-from mindone_audio.models import known_families
+from mindone_audio.models import family, known_families
 from mindone_audio.weights import stored_tensors
 
 ROOT = Path(__file__).parents[1]
@@ -213,8 +213,12 @@ def test_tokenizers_of_other_models_are_refused(processor):
 # The model
 
 
-def test_known_families_are_model_types():
-    assert {"llama", "qwen2_audio"} <= set(known_families()) and "ichigo" not in known_families()
+def test_llama_is_ichigo():
+    assert {"ichigo", "qwen2_audio"} <= set(known_families()) and "whisper_vq" not in known_families()
+    assert family("llama").MODEL is IchigoForConditionalGeneration
+    for unknown in ("ichigo", "whisper_vq", None):  # no config.json of an audio-language model says so
+        with pytest.raises(ValueError, match="known are .*llama.*qwen2_audio"):
+            family(unknown)
 
 
 def test_answers_equal_pytorchs(checkpoint, model, processor):

@@ -1,4 +1,4 @@
-"""One file a family; its name is the `model_type` that a checkpoint's config.json gives, or stands for it here."""
+"""One file a family; the file's name is the `model_type` that a checkpoint's config.json gives, but for aliases."""
 
 import os
 import pkgutil
@@ -8,21 +8,21 @@ from types import ModuleType
 from mindone_audio.hub import DOWNLOAD_KEYWORDS, read_config
 from mindone_audio.processing import AudioTextProcessor
 
-# Families whose checkpoints say another model_type than their name: to Ichigo's language model, sound is more words.
-_NAMES = {"llama": "ichigo"}
+# Families whose checkpoints give another model_type: Ichigo's say what they are to transformers, a Llama.
+_MODEL_TYPES = {"ichigo": "llama"}
 
 
 def known_families() -> list[str]:
-    """The model types that have a file here."""
-    files = {module.name for module in pkgutil.iter_modules(__path__)}
-    return sorted(files - set(_NAMES.values()) | set(_NAMES))
+    """The families that have a file here."""
+    return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def family(model_type: str | None) -> ModuleType:
     """The module of a model type, with `MODEL` and `PROCESSOR`; `ValueError` with the known types for another."""
-    if model_type not in known_families():
-        raise ValueError(f"unknown model_type {model_type!r}: known are {', '.join(known_families())}")
-    return import_module(f"{__name__}.{_NAMES.get(model_type, model_type)}")
+    names = {_MODEL_TYPES.get(name, name): name for name in known_families()}
+    if model_type not in names:
+        raise ValueError(f"unknown model_type {model_type!r}: known are {', '.join(sorted(names))}")
+    return import_module(f"{__name__}.{names[model_type]}")
 
 
 class AutoModelForAudioTextToText:
