@@ -31,6 +31,7 @@ class AudioTextProcessor:
             pretrained_model_name_or_path, **download, **_special_tokens(pretrained_model_name_or_path, **download)
         )
 
+    load_keywords: tuple[str, ...] = ()  # of the family's `from_pretrained`, besides those of a download
     # What `pipeline` asks where it is given a task and no text: the words that the family was trained with.
     questions = {"caption": "Describe the audio.", "transcribe": "Transcribe the speech."}
 
@@ -101,10 +102,9 @@ class AudioTextProcessor:
             ValueError: an element of an unknown type, or an audio element without exactly one clip.
         """
         clean, batched = self._conversations(conversation, tokenize, processor_kwargs)
-        text = super().apply_chat_template(
+        text = self._render(
             clean if batched else clean[0],
             chat_template,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
@@ -122,6 +122,10 @@ class AudioTextProcessor:
             )
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         return [clean_messages(messages) for messages in (conversation if batched else [conversation])], batched
+
+    def _render(self, conversation: list, chat_template: str | None, **settings: bool) -> str | list[str]:
+        """The text of a checked conversation or a batch of them, with one placeholder a clip."""
+        return super().apply_chat_template(conversation, chat_template, tokenize=False, **settings)
 
     def decode(self, tokens: Any, **kwargs: Any) -> str:
         """One row of token ids (MindSpore tensor, NumPy array or list, `[length]`) -> text."""
@@ -220,7 +224,8 @@ class AudioTextProcessor:
 
     def _tokenize(self, texts: list[str], padding: Any = True, **kwargs: Any) -> dict[str, np.ndarray]:
         """Texts -> `input_ids` and `attention_mask`, int64 `[batch, length]`."""
-        encoded = self.tokenizer(list(texts), padding=padding, return_attention_mask=True, **kwargs)
+        texts = _without_second_start(self.tokenizer, texts, kwargs.get("add_special_tokens", True))
+        encoded = self.tokenizer(texts, padding=padding, return_attention_mask=True, **kwargs)
         lengths = sorted({len(row) for row in encoded["input_ids"]})
         if (limit := kwargs.get("max_length")) is not None and lengths[-1] > limit:
             raise ValueError(
@@ -252,6 +257,14 @@ def _special_tokens(name_or_dir: str | os.PathLike, **download: Any) -> dict[str
     """For transformers 4, what 5 writes to tokenizer_config.json as a list of more special tokens."""
     extra = get_tokenizer_config(name_or_dir, **download).get("extra_special_tokens")
     return {"extra_special_tokens": {}, "additional_special_tokens": extra} if isinstance(extra, list) else {}
+
+
+def _without_second_start(tokenizer: Any, texts: list[str], add_special_tokens: bool) -> list[str]:
+    """Texts without the start token that a chat template wrote, where the tokenizer adds it (Llama's does)."""
+    start = tokenizer.bos_token
+    if not start or not add_special_tokens or tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        return list(texts)
+    return [text.removeprefix(start) for text in texts]
 
 
 def as_list(audio: Any) -> list:

@@ -24,6 +24,7 @@ _SPELLINGS = (
     (re.compile(r"^model\.language_model\."), "language_model.model."),
     (re.compile(r"^lm_head\."), "language_model.lm_head."),
 )
+Prefixes = tuple[tuple[str, str], ...]  # how names begin: (on disk, here)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CHUNK = 1 << 24  # bytes that are read and converted at a time
 _BAR_AFTER = 3.0  # seconds
@@ -55,17 +56,22 @@ class StoredTensor:
 
 
 def load_parameters(
-    model: nn.Cell, folder: Path, choose_dtype: Callable[[ms.Type], ms.Type], untie: bool = False
+    model: nn.Cell,
+    folder: Path,
+    choose_dtype: Callable[[ms.Type], ms.Type],
+    untie: bool = False,
+    prefixes: Prefixes = (),
 ) -> None:
     """Give every parameter of `model` the tensor of its name in the folder's safetensors files.
 
     choose_dtype: from the dtype that a tensor is stored in to the one that its parameter gets. untie: the checkpoint
-    ties its output layer and the model does not, so the layer starts as a copy of the token embedding. Each tensor is
-    read straight into the memory that its parameter keeps; a progress bar shows where that takes long. Raises
-    `CheckpointError`: for missing, unexpected and wrongly shaped tensors before anything is read.
+    ties its output layer and the model does not, so the layer starts as a copy of the token embedding. prefixes: where
+    the checkpoint's names begin otherwise than the published layout's. Each tensor is read straight into the memory
+    that its parameter keeps; a progress bar shows where that takes long. Raises `CheckpointError`: for missing,
+    unexpected and wrongly shaped tensors before anything is read.
     """
     parameters = {name: parameter for name, parameter in _parameters(model)}
-    stored = {_published_name(tensor.name): tensor for tensor in stored_tensors(folder)}
+    stored = {replace_prefix(_published_name(tensor.name), prefixes): tensor for tensor in stored_tensors(folder)}
     copies = _settle_output_layer(parameters, stored, untie)
     _check(folder, parameters, stored, copies)
     total = sum(tensor.end - tensor.begin for tensor in stored.values())
@@ -132,6 +138,14 @@ def read_tensor(tensor: StoredTensor, dtype: ms.Type | None = None) -> np.ndarra
     except (OSError, EOFError) as error:
         raise CheckpointError(f"{tensor.file}: tensor {tensor.name!r} cannot be read ({error})") from error
     return array
+
+
+def replace_prefix(name: str, prefixes: Prefixes) -> str:
+    """`name` with the first of the prefixes (from, to) that it has replaced; without one it stays."""
+    for before, after in prefixes:
+        if name.startswith(before):
+            return after + name.removeprefix(before)
+    return name
 
 
 def mark_as_pytorch(file: Path) -> None:

@@ -19,11 +19,12 @@ LIBRARIES = (PLUGIN / "libmindspore_ops_ascend.so", PLUGIN / "ascend" / "libmind
 STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateState"}
 
 GENERATE = """
+import helpers_whisper_vq
 from families import GOLDENS
 from helpers import batch, clips, prompt, tiny_config
 from helpers_voxtral import tiny_voxtral_config, voxtral_cases
 from mindone_audio import (
-    AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration
+    AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration, WhisperVQ
 )
 from mindone_audio.parity import read_recording
 model = Qwen2AudioForConditionalGeneration(tiny_config())
@@ -33,6 +34,7 @@ VoxtralForConditionalGeneration(tiny_voxtral_config()).generate(**voxtral_cases(
 for name in ("audioflamingo3",):
     model = AutoModelForAudioTextToText.from_pretrained(GOLDENS / name)
     model.generate(**read_recording(GOLDENS / name / "one_clip.safetensors").inputs, max_new_tokens=1)
+WhisperVQ.from_pretrained(helpers_whisper_vq.CONVERTED).encode(helpers_whisper_vq.clips()["short"])
 """
 
 
@@ -75,7 +77,7 @@ def compiled_primitives(script: str, folder: Path, least_graphs: int) -> set[str
 @pytest.fixture(scope="module")
 def primitives(tmp_path_factory) -> set[str]:
     """The primitives of the graphs of encoder, prefill, step and copy, and of what the other families change."""
-    return compiled_primitives(GENERATE, tmp_path_factory.mktemp("graphs"), 4 + 3)
+    return compiled_primitives(GENERATE, tmp_path_factory.mktemp("graphs"), 4 + 3 + 1)
 
 
 def test_every_primitive_has_an_ascend_kernel(primitives, libraries):
