@@ -155,7 +155,7 @@ def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np
     values["logits"] = to_numpy(logits)[:, -positions:]
     _, _, lengths = model.prompt(**recording.inputs)
     for stage in ("encoder", "projector"):
-        if stage in values:
+        if stage in values and stage in recording.arrays:
             theirs = recording.arrays[stage]
             rows = model.audio_tower.output_lengths if stage == "encoder" else model.audio_tokens
             for clip, count in enumerate(rows(lengths)):

@@ -67,23 +67,37 @@ def readme_blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (TESTS.parent / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
 
-def test_the_readmes_python(capsys, monkeypatch, tmp_path):
-    (block,) = readme_blocks("python")
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_readmes_python(capsys, monkeypatch, tmp_path, number):
+    block = readme_blocks("python")[number]
     shutil.copy(CLIPS / "three_beeps.wav", tmp_path / "clip.wav")
     monkeypatch.chdir(tmp_path)
-    exec(block.replace('"Qwen/Qwen2-Audio-7B"', repr(str(demo_checkpoint()))), {})
-    assert capsys.readouterr().out.strip()
+    exec(block.replace('"Qwen/Qwen2-Audio-7B"\n', f"{str(demo_checkpoint())!r}\n"), {})
+    assert "beep" in capsys.readouterr().out.lower()
+
+
+def run_command(line: str) -> int:
+    arguments = shlex.split(line, comments=True)
+    assert arguments[:3] == ["python", "-m", "mindone_audio"]
+    return cli.main(arguments[3:])
 
 
 def test_the_readmes_commands(monkeypatch, capsys):
     monkeypatch.chdir(TESTS.parent)
-    lines = [line for block in readme_blocks("bash") for line in block.splitlines() if "mindone_audio.cli" in line]
+    lines = [line for block in readme_blocks("bash") for line in block.splitlines() if "-m mindone_audio" in line]
     assert len(lines) == 3
     for line in lines:
-        arguments = shlex.split(line, comments=True)
-        assert arguments[:3] == ["python", "-m", "mindone_audio.cli"]
-        assert cli.main(arguments[3:]) in (0, 1), line
+        assert run_command(line) in (0, 1), line
     assert capsys.readouterr().out.strip().endswith("passed")
+
+
+def test_the_readmes_commands_answer_as_it_says(monkeypatch, capsys):
+    monkeypatch.chdir(TESTS.parent)
+    (block,) = readme_blocks("console")
+    for part in block.split("$ ")[1:]:
+        line, expected = part.split("\n", 1)
+        assert run_command(line) == 0
+        assert capsys.readouterr().out == expected
 
 
 @pytest.mark.parametrize("script", ["scripts/demo.sh", "scripts/test.sh"])
