@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import helpers
+import numpy as np
+from safetensors.numpy import load_file
 
 from mindone_audio.parity import Recording, read_recording
 
@@ -49,6 +51,16 @@ def golden(name: str) -> Row:
     )
 
 
+def published_weights(folder: Path) -> dict[str, np.ndarray]:
+    """A checkpoint's tensors by name; weights in 4 bits as bitsandbytes dequantises them, without their companions."""
+    weights = load_file(folder / "model.safetensors")
+    if (folder / "dequantised.npz").exists():
+        dequantised = dict(np.load(folder / "dequantised.npz"))
+        plain = {name: weights[name] for name in weights if name.split(".weight.")[0] + ".weight" not in dequantised}
+        return {**plain, **dequantised}
+    return weights
+
+
 def qwen2_audio(variant: str) -> Row:
     """A Qwen2-Audio row; the variants are `helpers.QWEN2_AUDIO`'s."""
     sizes = helpers.QWEN2_AUDIO[variant]
@@ -57,4 +69,9 @@ def qwen2_audio(variant: str) -> Row:
     )
 
 
-ROWS = [*map(qwen2_audio, helpers.QWEN2_AUDIO), golden("qwen2_audio_transformers5")]
+ROWS = [
+    *map(qwen2_audio, helpers.QWEN2_AUDIO),
+    golden("qwen2_audio_transformers5"),
+    golden("qwen2_audio_nf4_plain"),
+    golden("qwen2_audio_nf4_double"),
+]

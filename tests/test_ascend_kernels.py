@@ -22,10 +22,12 @@ GENERATE = """
 import sys
 sys.path[:0] = {paths!r}
 from helpers import batch, clips, prompt, tiny_config
-from mindone_audio import Qwen2AudioForConditionalGeneration
+from mindone_audio import AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration
 model = Qwen2AudioForConditionalGeneration(tiny_config())
 inputs = {{**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}}
 model.generate(**inputs, max_new_tokens=3, num_beams=2)
+quantised = AutoModelForAudioTextToText.from_pretrained({quantised!r}, keep_quantized=True)
+quantised.generate(**inputs, max_new_tokens=3)
 """
 
 
@@ -57,11 +59,12 @@ def primitives(tmp_path_factory) -> set[str]:
     """The primitives of the graphs of encoder, prefill, step and copy, before any back end has changed them."""
     folder = tmp_path_factory.mktemp("graphs")
     here = Path(__file__).parent
-    script = GENERATE.format(paths=[str(here), str(here.parent)])
+    quantised = str(here / "goldens" / "qwen2_audio_nf4_double")
+    script = GENERATE.format(paths=[str(here), str(here.parent)], quantised=quantised)
     environment = os.environ | {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(folder)}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=300)
     graphs = list(folder.rglob("*validate*.ir"))
-    assert len(graphs) >= 4, "encoder, prefill, step and copy"
+    assert len(graphs) >= 7, "encoder, prefill, step and copy; all but copy with weights in 4 bits"
     text = "".join(graph.read_text(errors="replace") for graph in graphs)
     return set(re.findall(r"= (?:PrimFunc_)?([A-Z]\w*)\(", text))
 
