@@ -128,6 +128,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("rms_norm", _run_rms_norm, _rms_norm, (normal(2, 5, 16) * 3, normal(16))),
         Case("rms_norm, one row", _run_rms_norm, _rms_norm, (normal(1, 1, 16), normal(16))),
         Case("dequantize", _run_dequantize, _dequantize, (normal(256, 2), normal(6)), (codes,)),
+        Case("not_before", ops.not_before, lambda x, value: value, (normal(3), normal(2, 5))),
         Case("split_heads", _run_split_heads, lambda x: x.reshape(2, 5, 4, 4).swapaxes(1, 2), (normal(2, 5, 16),)),
         Case("merge_heads", ops.merge_heads, lambda x: x.swapaxes(1, 2).reshape(2, 5, 12), (normal(2, 3, 5, 4),)),
         Case("for_heads", _run_for_heads, lambda x: np.tile(x, (1, 3, 1, 1)), (normal(2, 1, 5, 4),)),

@@ -58,9 +58,9 @@ def has_word(word: bytes, library: bytes) -> bool:
 def primitives(tmp_path_factory) -> set[str]:
     """The primitives of the graphs of encoder, prefill, step and copy, before any back end has changed them."""
     folder = tmp_path_factory.mktemp("graphs")
-    here = Path(__file__).parent
-    quantised = str(here / "goldens" / "qwen2_audio_nf4_double")
-    script = GENERATE.format(paths=[str(here), str(here.parent)], quantised=quantised)
+    root = Path(__file__).parent.parent
+    paths = [str(root / part) for part in ("", "tests", "scripts", "scripts/reference")]
+    script = GENERATE.format(paths=paths, quantised=str(root / "tests" / "goldens" / "qwen2_audio_nf4_double"))
     environment = os.environ | {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(folder)}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=300)
     graphs = list(folder.rglob("*validate*.ir"))

@@ -59,10 +59,11 @@ class QuantizedLinear(nn.Cell):
             self.absmax = _frozen(scales)
 
     def construct(self, x: Tensor) -> Tensor:
-        absmax = self.absmax
+        absmax = ops.not_before(x, self.absmax)
         if self.nested:
-            absmax = ops.dequantize(absmax, self.nested_levels, self.nested_absmax, self.blocks) + self.offset
-        weight = ops.dequantize(self.weight, self.levels, absmax, self.count)
+            scales = ops.not_before(x, self.nested_absmax)
+            absmax = ops.dequantize(absmax, self.nested_levels, scales, self.blocks) + self.offset
+        weight = ops.dequantize(ops.not_before(x, self.weight), self.levels, absmax, self.count)
         return ops.linear(x, weight.reshape(self.weight_shape).astype(x.dtype), self.bias)
 
 

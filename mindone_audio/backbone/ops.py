@@ -57,6 +57,15 @@ def dequantize(codes: Tensor, levels: Tensor, scales: Tensor, count: int) -> Ten
     return values if values.shape[0] == count else values[:count]
 
 
+def not_before(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, which a graph does not use before it has x.
+
+    What needs only parameters is ready at once, and a graph runs what is ready: it would dequantise the weights of all
+    layers first and have them in memory together.
+    """
+    return ops.depend(value, x)
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(batch, length, heads * head_dim) to (batch, heads, length, head_dim)."""
     batch, length, width = x.shape
