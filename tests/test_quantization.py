@@ -13,6 +13,7 @@ import pytest
 import torch
 from families import CASES, GOLDENS, SINGLES, golden, published_weights
 from helpers import PAD, batch, clips, prompt, relative_error, tiny_config, to_torch, torch_model
+from helpers_quantization import STATE, in_4_bits, quantise
 from mindone.peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2AudioForConditionalGeneration as TorchQwen2Audio
@@ -24,7 +25,6 @@ from mindone_audio.hub import CheckpointError
 MODELS = ("qwen2_audio_nf4_plain", "qwen2_audio_nf4_double")
 PROJECTION = "language_model.model.layers.1.self_attn.q_proj"
 LAYER = f"{PROJECTION}.weight"
-STATE = "quant_state.bitsandbytes__nf4"
 
 
 @pytest.fixture(scope="module", params=MODELS)
@@ -170,14 +170,8 @@ def test_a_graph_has_the_weights_of_one_layer_at_a_time_in_memory(tmp_path):
     """24 layers of 4 MiB in fp32: what one run adds to the process's memory is less than all of them."""
     if not Path("/proc/self/status").exists():
         pytest.skip("resident memory is read from /proc")
-    state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": [1024, 1024]}
-    parts = {
-        "": torch.zeros(1 << 19, 1, dtype=torch.uint8),
-        ".absmax": torch.ones(1 << 14),
-        ".quant_map": torch.linspace(-1, 1, 16),
-        f".{STATE}": torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8),
-    }
-    tensors = {f"{n}.weight{part}": value.clone() for n in range(24) for part, value in parts.items()}
+    weight = np.random.default_rng(0).normal(size=(1024, 1024)).astype(np.float32)
+    tensors = {name: tensor for n in range(24) for name, tensor in in_4_bits(f"{n}.weight", weight).items()}
     save_file(tensors, tmp_path / "model.safetensors")
     root = Path(__file__).parent.parent
     script = CHAIN.format(paths=[str(root)], folder=str(tmp_path))
@@ -225,21 +219,8 @@ def test_only_linear_layers_are_kept(tmp_path):
     """Where another cell's weight is in 4 bits, or a head is copied from it, it is dequantised in both modes."""
     torch_model(tiny_config(text={"tie_word_embeddings": True})).save_pretrained(tmp_path)
     name = "language_model.model.embed_tokens.weight"
-
-    def quantise(tensors):
-        value = tensors[name]
-        levels = torch.linspace(-1, 1, 16)
-        flat = torch.nn.functional.pad(value.reshape(-1), (0, -value.numel() % 64)).reshape(-1, 64)
-        absmax = flat.abs().amax(1)
-        codes = ((flat / absmax[:, None])[..., None] - levels).abs().argmin(-1).to(torch.uint8).reshape(-1)
-        state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float32", "shape": list(value.shape)}
-        packed = (codes[::2] << 4 | codes[1::2])[: -(-value.numel() // 2)]
-        tensors[name], tensors[f"{name}.absmax"], tensors[f"{name}.quant_map"] = packed[:, None], absmax, levels
-        tensors[f"{name}.{STATE}"] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
-        tensors[name] = tensors[name].contiguous()
-
     original = load_file(tmp_path / "model.safetensors")[name].numpy()
-    edit(tmp_path, quantise)
+    quantise(tmp_path, [name])
     for keywords in ({}, {"keep_quantized": True}, {"keep_quantized": True, "tie_word_embeddings": False}):
         model = AutoModelForAudioTextToText.from_pretrained(tmp_path, **keywords)
         table = model.get_input_embeddings().weight.asnumpy()
