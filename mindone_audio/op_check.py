@@ -120,6 +120,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
     audio_rows = np.array([[-1, 3, 4, -1]] * 2, np.int32)
     row, row_weight = normal(1, 1, 256), normal(128, 256)
     convolution = normal(2, 7, 3), normal(4, 3, 3), normal(4)
+    codes = rng.integers(0, 256, 96).astype(np.int32)
     return [
         Case("linear", ops.linear, lambda x, w, b: x @ w.T + b, (normal(2, 5, 16), normal(24, 16), normal(24))),
         Case("linear, no bias", ops.linear, lambda x, w: x @ w.T, (normal(2, 5, 16), normal(24, 16))),
@@ -127,6 +128,8 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("layer_norm", ops.layer_norm, _layer_norm, (normal(2, 5, 16) * 3, normal(16), normal(16))),
         Case("rms_norm", _run_rms_norm, _rms_norm, (normal(2, 5, 16) * 3, normal(16))),
         Case("rms_norm, one row", _run_rms_norm, _rms_norm, (normal(1, 1, 16), normal(16))),
+        Case("dequantize", _run_dequantize, _dequantize, (normal(256, 2), normal(6)), (codes,)),
+        Case("not_before", ops.not_before, lambda x, value: value, (normal(3), normal(2, 5))),
         Case("split_heads", _run_split_heads, lambda x: x.reshape(2, 5, 4, 4).swapaxes(1, 2), (normal(2, 5, 16),)),
         Case("merge_heads", ops.merge_heads, lambda x: x.swapaxes(1, 2).reshape(2, 5, 12), (normal(2, 3, 5, 4),)),
         Case("for_heads", _run_for_heads, lambda x: np.tile(x, (1, 3, 1, 1)), (normal(2, 1, 5, 4),)),
@@ -149,6 +152,10 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
 
 def _run_rms_norm(x, weight):
     return ops.rms_norm(x, weight, 1e-5)
+
+
+def _run_dequantize(levels, scales, codes):
+    return ops.dequantize(codes.astype(ms.uint8), levels, scales, 187)
 
 
 def _run_split_heads(x):
@@ -202,6 +209,10 @@ def _layer_norm(x, weight, bias):
 
 def _rms_norm(x, weight):
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * weight
+
+
+def _dequantize(levels, scales, codes):
+    return (levels[codes].reshape(len(scales), -1) * scales[:, None]).reshape(-1)[:187]
 
 
 def _rotate(x, cos, sin):

@@ -13,7 +13,9 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.common.np_dtype import bfloat16 as np_bfloat16
 from tqdm import tqdm
 
+from mindone_audio import quantization
 from mindone_audio.hub import CheckpointError
+from mindone_audio.quantization import QuantizedWeight
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -54,6 +56,11 @@ class StoredTensor:
     begin: int
     end: int
 
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return self.end - self.begin
+
 
 def load_parameters(
     model: nn.Cell,
@@ -61,27 +68,38 @@ def load_parameters(
     choose_dtype: Callable[[ms.Type], ms.Type],
     untie: bool = False,
     prefixes: Prefixes = (),
+    keep: Callable[[QuantizedWeight], bool] | None = None,
 ) -> None:
     """Give every parameter of `model` the tensor of its name in the folder's safetensors files.
 
     choose_dtype: from the dtype that a tensor is stored in to the one that its parameter gets. untie: the checkpoint
     ties its output layer and the model does not, so the layer starts as a copy of the token embedding. prefixes: where
     the checkpoint's names begin otherwise than the published layout's. Each tensor is read straight into the memory
-    that its parameter keeps; a progress bar shows where that takes long. Raises `CheckpointError`: for missing,
-    unexpected and wrongly shaped tensors before anything is read.
+    that its parameter keeps; a progress bar shows where that takes long. A weight in 4 bits is dequantised on the way,
+    unless `keep` takes it, which then returns True. Raises `CheckpointError`: for missing, unexpected and wrongly
+    shaped tensors before anything is read, and for a `keep` that has nothing to take.
     """
     parameters = {name: parameter for name, parameter in _parameters(model)}
     stored = {replace_prefix(_published_name(tensor.name), prefixes): tensor for tensor in stored_tensors(folder)}
+    stored = quantization.group(stored, read_tensor)
     copies = _settle_output_layer(parameters, stored, untie)
     _check(folder, parameters, stored, copies)
-    total = sum(tensor.end - tensor.begin for tensor in stored.values())
+    if keep and not any(isinstance(tensor, QuantizedWeight) for tensor in stored.values()):
+        raise CheckpointError(f"keep_quantized=True, but {folder} has no weights in 4 bits: leave keep_quantized out")
+    total = sum(tensor.size for tensor in stored.values())
     with tqdm(desc="loading weights", total=total, unit="B", unit_scale=True, delay=_BAR_AFTER, leave=False) as bar:
         for name, tensor in stored.items():
-            array = read_tensor(tensor, choose_dtype(_FLOATS[tensor.dtype]))
+            bar.update(tensor.size)
+            dtype = choose_dtype(_FLOATS[tensor.dtype])
+            if isinstance(tensor, QuantizedWeight):
+                if keep and name not in copies and keep(tensor):
+                    continue
+                array = tensor.dequantized(_numpy_dtype(dtype))
+            else:
+                array = read_tensor(tensor, dtype)
             _set(parameters[name], array)
             if name in copies:
                 _set(parameters[copies[name]], array.copy())
-            bar.update(tensor.end - tensor.begin)
 
 
 def stored_tensors(folder: Path) -> list[StoredTensor]:
@@ -121,7 +139,7 @@ def read_tensor(tensor: StoredTensor, dtype: ms.Type | None = None) -> np.ndarra
     source = np.dtype(_NUMPY_DTYPES[tensor.dtype])
     target = source
     if dtype is not None and tensor.dtype in _FLOATS:
-        target = np.dtype(_NUMPY_DTYPES[next(name for name, known in _FLOATS.items() if known == dtype)])
+        target = _numpy_dtype(dtype)
     array = np.empty(tensor.shape, target)
     flat = array.reshape(-1)
     try:
@@ -157,6 +175,10 @@ def mark_as_pytorch(file: Path) -> None:
         header = stream.read(int.from_bytes(stream.read(8), "little"))
         stream.seek(8)
         stream.write(re.sub(rb'("format"\s*:\s*)"np"', rb'\1"pt"', header, count=1))
+
+
+def _numpy_dtype(dtype: ms.Type) -> np.dtype:
+    return np.dtype(_NUMPY_DTYPES[next(name for name, known in _FLOATS.items() if known == dtype)])
 
 
 def _published_name(name: str) -> str:

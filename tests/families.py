@@ -11,6 +11,8 @@ from pathlib import Path
 
 import helpers
 import helpers_voxtral
+import numpy as np
+from safetensors.numpy import load_file
 
 from mindone_audio.parity import Recording, read_recording
 
@@ -50,6 +52,16 @@ def golden(name: str) -> Row:
     )
 
 
+def published_weights(folder: Path) -> dict[str, np.ndarray]:
+    """A checkpoint's tensors by name; weights in 4 bits as bitsandbytes dequantises them, without their companions."""
+    weights = load_file(folder / "model.safetensors")
+    if (folder / "dequantised.npz").exists():
+        dequantised = dict(np.load(folder / "dequantised.npz"))
+        plain = {name: weights[name] for name in weights if name.split(".weight.")[0] + ".weight" not in dequantised}
+        return {**plain, **dequantised}
+    return weights
+
+
 def qwen2_audio(variant: str) -> Row:
     """A Qwen2-Audio row; the variants are `helpers.QWEN2_AUDIO`'s."""
     sizes = helpers.QWEN2_AUDIO[variant]
@@ -78,4 +90,7 @@ ROWS = [
     *map(voxtral, helpers_voxtral.VARIANTS),
     golden("audioflamingo3"),
     *map(ichigo, helpers.ICHIGO),
+    golden("qwen2_audio_nf4_plain"),
+    golden("qwen2_audio_nf4_double"),
+    golden("voxtral_nf4"),
 ]

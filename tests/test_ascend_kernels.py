@@ -35,6 +35,8 @@ for name in ("audioflamingo3",):
     model = AutoModelForAudioTextToText.from_pretrained(GOLDENS / name)
     model.generate(**read_recording(GOLDENS / name / "one_clip.safetensors").inputs, max_new_tokens=1)
 WhisperVQ.from_pretrained(helpers_whisper_vq.CONVERTED).encode(helpers_whisper_vq.clips()["short"])
+quantised = AutoModelForAudioTextToText.from_pretrained(GOLDENS / "qwen2_audio_nf4_double", keep_quantized=True)
+quantised.generate(**inputs, max_new_tokens=3)
 """
 
 

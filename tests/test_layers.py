@@ -9,7 +9,8 @@ PACKAGE = Path(mindone_audio.__file__).parent
 
 # From bottom to top. The modules of one line may import each other.
 LAYERS = [
-    {"audio", "chat", "checkpoints", "conversion", "device", "environment", "hub", "npu_smi", "versions", "weights"},
+    {"audio", "chat", "checkpoints", "conversion", "device", "environment", "hub", "npu_smi", "versions", "weights"}
+    | {"quantization"},
     {"backbone", "processing", "tekken"},
     {"generation", "whisper_vq"},
     {"models"},

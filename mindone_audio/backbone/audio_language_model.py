@@ -2,6 +2,7 @@
 
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 import mindspore as ms
@@ -10,10 +11,11 @@ from mindspore import Tensor, nn
 from mindspore import ops as msops
 from mindspore.nn.utils import no_init_parameters
 
-from mindone_audio import device, hub, weights
+from mindone_audio import device, hub, quantization, weights
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.decoder import Decoder, DecoderConfig, causal_mask, look_up
 from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig
+from mindone_audio.backbone.layers import QuantizedLinear, keep_in_4_bits
 from mindone_audio.backbone.mindone import CausalLMOutput, GenerationConfig, PreTrainedModel
 from mindone_audio.backbone.prompt import Prompt, build_prompt
 
@@ -79,13 +81,16 @@ class AudioLanguageModel(PreTrainedModel):
         attn_implementation: str | None = "eager",
         tie_word_embeddings: bool | None = None,
         device_map: str | None = None,
+        keep_quantized: bool = False,
         **download,
     ):
         """Load a checkpoint from a local folder or the Hugging Face hub.
 
         mindspore_dtype: dtype of the weights, None for the stored one; on CPU half precision becomes float32, which
         one log line says. attn_implementation: "eager". tie_word_embeddings: False gives the output layer its own
-        copy where the checkpoint ties it. device_map: "auto" or None, both the current MindSpore device. download:
+        copy where the checkpoint ties it. device_map: "auto" or None, both the current MindSpore device.
+        keep_quantized: linear layers that the checkpoint has in bitsandbytes' NF4 keep their 4 bits in memory and are
+        dequantised in every call, which is slower, instead of once here; such a model cannot be saved. download:
         revision, cache_dir, token, local_files_only, subfolder. Raises `hub.CheckpointError` (missing, unexpected or
         wrongly shaped tensors), `FileNotFoundError`, `ValueError`, or on Ascend `device.UnsupportedEnvironment`; no
         keyword is ignored.
@@ -97,6 +102,7 @@ class AudioLanguageModel(PreTrainedModel):
         device.check_versions()
         folder = hub.checkpoint_folder(pretrained_model_name_or_path, **download)
         stored = hub.read_config(folder)
+        quantization.check_config(stored, folder)
         if config is None:
             if stored.get("model_type") != cls.config_class.model_type:
                 raise ValueError(
@@ -109,13 +115,15 @@ class AudioLanguageModel(PreTrainedModel):
         if tie_word_embeddings is not None:
             text_config.tie_word_embeddings = config.tie_word_embeddings = tie_word_embeddings
         config._attn_implementation = "eager"
+        config.__dict__.pop("quantization_config", None)  # what is saved is not quantised any more
         with no_init_parameters():
             model = cls(config)
 
         def choose_dtype(stored: ms.Type) -> ms.Type:
             return device.compute_dtype(mindspore_dtype or stored)
 
-        weights.load_parameters(model, folder, choose_dtype, untie=was_tied, prefixes=cls.weight_prefixes)
+        keep = partial(keep_in_4_bits, model) if keep_quantized else None
+        weights.load_parameters(model, folder, choose_dtype, untie=was_tied, prefixes=cls.weight_prefixes, keep=keep)
         if (folder / "generation_config.json").exists():
             model.generation_config = GenerationConfig.from_pretrained(folder)
         model.name_or_path = str(pretrained_model_name_or_path)
@@ -124,7 +132,15 @@ class AudioLanguageModel(PreTrainedModel):
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process=True, state_dict=None, **kwargs
     ) -> None:
-        """MindONE's `save_pretrained`, and transformers on PyTorch loads what it writes."""
+        """MindONE's `save_pretrained`, and transformers on PyTorch loads what it writes.
+
+        Raises `ValueError` for a model that was loaded with `keep_quantized`.
+        """
+        if any(isinstance(cell, QuantizedLinear) for _, cell in self.cells_and_names()):
+            raise ValueError(
+                "a model with weights in 4 bits cannot be saved: copy its checkpoint, or load it without "
+                "keep_quantized=True to save it dequantised"
+            )
         state_dict = dict(self.parameters_and_names()) if state_dict is None else state_dict
         prefixes = tuple((here, on_disk) for on_disk, here in self.weight_prefixes)
         state_dict = {weights.replace_prefix(name, prefixes): value for name, value in state_dict.items()}

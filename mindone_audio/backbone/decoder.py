@@ -144,8 +144,8 @@ class Decoder(nn.Cell):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 scores (..., vocab_size) of hidden states (..., hidden_size)."""
-        weight = self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-        return ops.linear(hidden, weight).astype(ms.float32)
+        scores = ops.linear(hidden, self.model.embed_tokens.weight) if self.lm_head is None else self.lm_head(hidden)
+        return scores.astype(ms.float32)
 
     def rotation_tables(self, positions: int, dtype: ms.Type) -> list[Tensor]:
         """`rotary.rotation_tables` of this model as tensors."""

@@ -1,14 +1,19 @@
 """The few parameter-holding layers, with the parameter names and shapes of Hugging Face checkpoints.
 
 MindSpore's own layers rename parameters (`gamma`, `embedding_table`) or reshape them, so a checkpoint would need a
-translation in both directions. `Linear` is an `nn.Dense` so that adapters (`mindone.peft`) recognise it.
+translation in both directions. `Linear` is an `nn.Dense` so that adapters (`mindone.peft`) recognise it; a
+`QuantizedLinear` is none, so that they say that they cannot adapt it.
 """
 
+from functools import reduce
+
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, initializer
 
 from mindone_audio.backbone import ops
+from mindone_audio.quantization import QuantizedWeight
 
 _INIT_STD = 0.02
 
@@ -31,6 +36,53 @@ class Linear(nn.Dense):
 
     def construct(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight, self.bias)
+
+
+class QuantizedLinear(nn.Cell):
+    """A `Linear` whose weight (out, in) stays in 4 bits; every call dequantises it to the dtype of its input.
+
+    weight uint8, two codes each; absmax fp32 (blocks); or doubly quantised absmax uint8 and nested_absmax fp32: see
+    `mindone_audio.quantization`. They are frozen, `bias` (out) is not.
+    """
+
+    def __init__(self, weight: QuantizedWeight, bias: Parameter | None):
+        super().__init__()
+        self.weight_shape, self.nested, self.bias = weight.shape, weight.nested, bias
+        scales = np.zeros(0, np.float32) if weight.nested else weight.absmax()
+        codes = weight.codes(scales)
+        self.weight, self.levels, self.count = _frozen(codes.codes), Tensor(codes.levels), codes.count
+        if weight.nested:
+            codes = weight.absmax_codes()
+            self.absmax, self.nested_absmax = _frozen(codes.codes), _frozen(codes.scales)
+            self.nested_levels, self.blocks, self.offset = Tensor(codes.levels), codes.count, codes.offset
+        else:
+            self.absmax = _frozen(scales)
+
+    def construct(self, x: Tensor) -> Tensor:
+        absmax = ops.not_before(x, self.absmax)
+        if self.nested:
+            scales = ops.not_before(x, self.nested_absmax)
+            absmax = ops.dequantize(absmax, self.nested_levels, scales, self.blocks) + self.offset
+        weight = ops.dequantize(ops.not_before(x, self.weight), self.levels, absmax, self.count)
+        return ops.linear(x, weight.reshape(self.weight_shape).astype(x.dtype), self.bias)
+
+
+def _frozen(array: np.ndarray) -> Parameter:
+    return Parameter(Tensor.from_numpy(array), requires_grad=False)
+
+
+def keep_in_4_bits(model: nn.Cell, weight: QuantizedWeight) -> bool:
+    """Make the `Linear` of `model` that has this weight a `QuantizedLinear`; False where it is another cell's."""
+    *parents, own, _ = weight.name.split(".")
+    parent = reduce(getattr, parents, model)
+    linear = getattr(parent, own)
+    if type(linear) is not Linear:
+        return False
+    kept = QuantizedLinear(weight, linear.bias)
+    setattr(parent, own, kept)
+    for attribute, value in kept._params.items():  # a graph refuses two parameters of one name
+        value.name = f"{weight.name.removesuffix('.weight')}.{attribute}"
+    return True
 
 
 class Conv1d(nn.Cell):

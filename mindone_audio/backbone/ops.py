@@ -46,6 +46,26 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return weight * wide.astype(x.dtype)
 
 
+def dequantize(codes: Tensor, levels: Tensor, scales: Tensor, count: int) -> Tensor:
+    """`levels[code] * scale`: the first `count` values, fp32, of codes in blocks that share a scale.
+
+    codes uint8 (blocks * codes of a block); levels fp32 (256, values of one code); scales fp32 (blocks). The scales are
+    repeated before the product, see above.
+    """
+    values = ops.gather(levels, codes.astype(ms.int32), 0).reshape((scales.shape[0], -1))
+    values = (values * ops.tile(scales.reshape((-1, 1)), (1, values.shape[1]))).reshape((-1,))
+    return values if values.shape[0] == count else values[:count]
+
+
+def not_before(x: Tensor, value: Tensor) -> Tensor:
+    """`value`, which a graph does not use before it has x.
+
+    What needs only parameters is ready at once, and a graph runs what is ready: it would dequantise the weights of all
+    layers first and have them in memory together.
+    """
+    return ops.depend(value, x)
+
+
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(batch, length, heads * head_dim) to (batch, heads, length, head_dim)."""
     batch, length, width = x.shape
