@@ -82,7 +82,7 @@ def test_every_kind_of_weight_is_dequantised_as_bitsandbytes_does(at_once, monke
     found = quantization.group(stored, weights.read_tensor)
     expected = np.load(GOLDENS / "nf4_layers" / "dequantised.npz")
     names = {name for name in expected.files if "." not in name}
-    assert {f"{name}.weight" for name in names} == set(found) and len(found) == 10
+    assert {f"{name}.weight" for name in names} == set(found) and len(found) == 11
     dtypes = {"F32": np.float32, "F16": np.float16, "BF16": np.dtype(weights.np_bfloat16)}
     for name in names:
         weight = found[f"{name}.weight"]
