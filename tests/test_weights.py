@@ -241,7 +241,11 @@ def test_refused_keywords(folder, keywords, error, message):
     [
         ("audio_config", {"activation_function": "relu"}, "activation_function 'relu'"),
         ("text_config", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ("text_config", {"use_sliding_window": True}, "use_sliding_window"),
+        (
+            "text_config",
+            {"use_sliding_window": True, "sliding_window": 64, "layer_types": ["sliding_attention"] * 3},
+            "sliding_window 64",
+        ),
         ("text_config", {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_type 'yarn'"),
     ],
 )

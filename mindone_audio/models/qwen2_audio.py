@@ -10,54 +10,10 @@ from transformers import BatchFeature, Qwen2AudioConfig
 
 from mindone_audio.audio import AudioError, fit_window
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
-from mindone_audio.backbone.decoder import DecoderConfig
-from mindone_audio.backbone.encoder import EncoderConfig
 from mindone_audio.backbone.layers import Linear
+from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.generation import GenerationMixin
 from mindone_audio.processing import AudioTextProcessor
-
-
-def encoder_config(config) -> EncoderConfig:
-    """The fields of a published `audio_config`; `ValueError` for an activation other than GELU."""
-    if config.activation_function != "gelu":
-        raise ValueError(f"audio_config.activation_function {config.activation_function!r} is not supported: only gelu")
-    if config.scale_embedding:
-        raise ValueError("audio_config.scale_embedding is not supported: published checkpoints have it off")
-    return EncoderConfig(
-        num_mel_bins=config.num_mel_bins,
-        hidden_size=config.d_model,
-        intermediate_size=config.encoder_ffn_dim,
-        num_layers=config.encoder_layers,
-        num_heads=config.encoder_attention_heads,
-        max_positions=config.max_source_positions,
-        pool_pairs=True,
-        mask_padding=True,
-    )
-
-
-def decoder_config(config) -> DecoderConfig:
-    """The fields of a Qwen2 `text_config`, as transformers 4 (`rope_theta`) or 5 (`rope_parameters`) writes them."""
-    if config.hidden_act != "silu":
-        raise ValueError(f"text_config.hidden_act {config.hidden_act!r} is not supported: only silu")
-    if config.use_sliding_window:
-        raise ValueError("text_config.use_sliding_window is not supported: published checkpoints have it off")
-    rope = getattr(config, "rope_parameters", None) or config.rope_scaling or {}
-    return DecoderConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_layers=config.num_hidden_layers,
-        num_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-        max_positions=config.max_position_embeddings,
-        rope_theta=rope.get("rope_theta", config.rope_theta),
-        rope_scaling=rope,
-        norm_epsilon=config.rms_norm_eps,
-        qkv_bias=True,
-        output_bias=False,
-        tie_word_embeddings=config.tie_word_embeddings,
-    )
 
 
 class Projector(nn.Cell):
@@ -77,7 +33,8 @@ class Qwen2AudioForConditionalGeneration(AudioLanguageModel, GenerationMixin):
     config_class = Qwen2AudioConfig
 
     def __init__(self, config: Qwen2AudioConfig):
-        encoder, decoder = encoder_config(config.audio_config), decoder_config(config.text_config)
+        encoder = encoder_config(config.audio_config, pool_pairs=True, mask_padding=True)
+        decoder = decoder_config(config.text_config)
         projector = Projector(encoder.hidden_size, decoder.hidden_size)
         super().__init__(config, encoder, decoder, projector, config.audio_token_index)
 
