@@ -15,6 +15,9 @@ _HOMES = {
     "AutoModelForAudioTextToText": "mindone_audio.models",
     "AutoProcessor": "mindone_audio.models",
     "Qwen2AudioForConditionalGeneration": "mindone_audio.models.qwen2_audio",
+    "UltravoxConfig": "mindone_audio.models.ultravox",
+    "UltravoxForConditionalGeneration": "mindone_audio.models.ultravox",
+    "UltravoxProcessor": "mindone_audio.models.ultravox",
     "load_audio": "mindone_audio.audio",
     "to_mindspore": "mindone_audio.conversion",
 }

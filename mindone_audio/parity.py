@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel, to_numpy
+from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audio_frames, to_numpy
 
 FORMAT = "mindone_audio.parity/1"
 
@@ -156,7 +156,8 @@ def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np
     for stage in ("encoder", "projector"):
         if stage in values and stage in recording.arrays:
             theirs = recording.arrays[stage]
-            for clip, tokens in enumerate(model.audio_tokens(lengths)):
+            values[stage] = values[stage][:, : theirs.shape[1]]  # a reference may stop before the window ends
+            for clip, tokens in enumerate(model.audio_tokens(audio_frames(lengths))):
                 values[stage][clip, tokens:] = theirs[clip, tokens:]  # what padding becomes is nobody's business
     return values
 

@@ -105,16 +105,43 @@ class AudioTextProcessor:
     def _tokenize(self, texts: list[str], padding: Any = True, **kwargs: Any) -> dict[str, np.ndarray]:
         """Texts -> `input_ids` and `attention_mask`, int64 `[batch, length]`."""
         encoded = self.tokenizer(list(texts), padding=padding, return_attention_mask=True, **kwargs)
-        lengths = sorted({len(row) for row in encoded["input_ids"]})
-        if (limit := kwargs.get("max_length")) is not None and lengths[-1] > limit:
-            raise ValueError(
-                f"the text has {lengths[-1]} tokens, audio included, more than max_length={limit}: raise it"
-            )
-        if len(lengths) > 1:
-            raise ValueError(
-                f"padding={padding!r} leaves rows of {lengths} tokens, which make no array: use padding=True"
-            )
-        return {key: np.asarray(encoded[key], np.int64) for key in ("input_ids", "attention_mask")}
+        return token_arrays(encoded, padding, kwargs.get("max_length"))
+
+
+def token_arrays(encoded: Any, padding: Any, max_length: int | None) -> dict[str, np.ndarray]:
+    """What a tokenizer or its `pad` returns -> `input_ids` and `attention_mask`, int64 `[batch, length]`.
+
+    padding and max_length: what it was asked for. Raises `ValueError` for rows that are too long or not of one length.
+    """
+    lengths = sorted({len(row) for row in encoded["input_ids"]})
+    if max_length is not None and lengths[-1] > max_length:
+        raise ValueError(
+            f"the text has {lengths[-1]} tokens, audio included, more than max_length={max_length}: raise it"
+        )
+    if len(lengths) > 1:
+        raise ValueError(f"padding={padding!r} leaves rows of {lengths} tokens, which make no array: use padding=True")
+    return {key: np.asarray(encoded[key], np.int64) for key in ("input_ids", "attention_mask")}
+
+
+class StringContent:
+    """Put between `AudioTextProcessor` and a transformers processor whose chat template takes content as one string.
+
+    Elements become lines in the order in which they are given: the text as it is, for a clip the placeholder.
+    """
+
+    def apply_chat_template(self, conversation: list, chat_template: str | None = None, **kwargs: Any):
+        """The tokenizer's rendering of one conversation or a batch of them."""
+        batched = isinstance(conversation[0], (list, tuple))
+        plain = [[self._plain(message) for message in chat] for chat in (conversation if batched else [conversation])]
+        return self.tokenizer.apply_chat_template(
+            plain if batched else plain[0], chat_template=chat_template or self.chat_template, **kwargs
+        )
+
+    def _plain(self, message: dict) -> dict:
+        if isinstance(message["content"], str):
+            return message
+        lines = [self.placeholder if part["type"] == "audio" else part["text"] for part in message["content"]]
+        return {**message, "content": "\n".join(lines)}
 
 
 def _check_arguments(return_tensors: Any, tokenizer_kwargs: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -54,28 +54,53 @@ class StoredTensor:
     end: int
 
 
+@dataclass(frozen=True)
+class Source:
+    """Another checkpoint that holds a part of the model, for repositories that leave the part out.
+
+    part: how the names of the part begin, such as "language_model.". folder: gives the checkpoint's folder; it is only
+    called where a tensor of the part is missing. renames: regular expressions and replacements from the checkpoint's
+    names to ours, of which the first that matches counts. ignored: expression for names of what is not in the part.
+    """
+
+    part: str
+    folder: Callable[[], Path]
+    renames: tuple[tuple[str, str], ...]
+    ignored: str | None = None
+
+
 def load_parameters(
-    model: nn.Cell, folder: Path, choose_dtype: Callable[[ms.Type], ms.Type], untie: bool = False
-) -> None:
+    model: nn.Cell,
+    folder: Path,
+    choose_dtype: Callable[[ms.Type], ms.Type],
+    untie: bool = False,
+    sources: Sequence[Source] = (),
+) -> dict[str, Path]:
     """Give every parameter of `model` the tensor of its name in the folder's safetensors files.
 
     choose_dtype: from the dtype that a tensor is stored in to the one that its parameter gets. untie: the checkpoint
-    ties its output layer and the model does not, so the layer starts as a copy of the token embedding. Each tensor is
-    read straight into the memory that its parameter keeps; a progress bar shows where that takes long. Raises
-    `CheckpointError`: for missing, unexpected and wrongly shaped tensors before anything is read.
+    ties its output layer and the model does not, so the layer starts as a copy of the token embedding. sources: where
+    to look for tensors that the folder lacks, which then count as stored in the dtype of the folder's own. Each tensor
+    is read straight into the memory that its parameter keeps; a progress bar shows where that takes long. Returns the
+    folders of the sources that were needed, by part. Raises `CheckpointError`: for missing, unexpected and wrongly
+    shaped tensors before anything is read.
     """
     parameters = {name: parameter for name, parameter in _parameters(model)}
     stored = {_published_name(tensor.name): tensor for tensor in stored_tensors(folder)}
+    dtypes = [tensor.dtype for tensor in stored.values() if tensor.dtype in _FLOATS]
+    parts = _add_sources(sources, parameters, stored)
     copies = _settle_output_layer(parameters, stored, untie)
-    _check(folder, parameters, stored, copies)
+    _check([folder, *parts.values()], parameters, stored, copies)
     total = sum(tensor.end - tensor.begin for tensor in stored.values())
     with tqdm(desc="loading weights", total=total, unit="B", unit_scale=True, delay=_BAR_AFTER, leave=False) as bar:
         for name, tensor in stored.items():
-            array = read_tensor(tensor, choose_dtype(_FLOATS[tensor.dtype]))
+            own = tensor.file.parent == folder or not dtypes
+            array = read_tensor(tensor, choose_dtype(_FLOATS[tensor.dtype if own else dtypes[0]]))
             _set(parameters[name], array)
             if name in copies:
                 _set(parameters[copies[name]], array.copy())
             bar.update(tensor.end - tensor.begin)
+    return parts
 
 
 def stored_tensors(folder: Path) -> list[StoredTensor]:
@@ -182,6 +207,23 @@ def _parameters(model: nn.Cell) -> Iterator[tuple[str, Parameter]]:
             yield parameter.name, parameter
 
 
+def _add_sources(sources: Sequence[Source], parameters: dict, stored: dict[str, StoredTensor]) -> dict[str, Path]:
+    """Put what is missing of each source's part into `stored`; the folders that this took, by part."""
+    parts = {}
+    for source in sources:
+        if all(name in stored for name in parameters if name.startswith(source.part)):
+            continue
+        parts[source.part] = source.folder()
+        for tensor in stored_tensors(parts[source.part]):
+            if source.ignored is None or not re.match(source.ignored, tensor.name):
+                stored.setdefault(_renamed(tensor.name, source.renames), tensor)
+    return parts
+
+
+def _renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
+    return next((re.sub(old, new, name, count=1) for old, new in renames if re.match(old, name)), name)
+
+
 def _settle_output_layer(parameters: dict, stored: dict[str, StoredTensor], untie: bool) -> dict[str, str]:
     """Where tying differs between checkpoint and model: what is copied to where; what is stored for nothing goes."""
     copies = {}
@@ -194,11 +236,12 @@ def _settle_output_layer(parameters: dict, stored: dict[str, StoredTensor], unti
     return copies
 
 
-def _check(folder: Path, parameters: dict, stored: dict[str, StoredTensor], copies: dict[str, str]) -> None:
+def _check(folders: list[Path], parameters: dict, stored: dict[str, StoredTensor], copies: dict[str, str]) -> None:
     missing = sorted(set(parameters) - set(stored) - set(copies.values()))
     unexpected = sorted(set(stored) - set(parameters))
     if missing or unexpected:
-        parts = [f"the tensors in {folder} are not those of the model that its config.json describes."]
+        where = " and ".join(map(str, folders))
+        parts = [f"the tensors in {where} are not those of the model that its config.json describes."]
         parts += [f"{len(missing)} missing: {', '.join(missing)}."] if missing else []
         parts += [f"{len(unexpected)} unexpected: {', '.join(unexpected)}."] if unexpected else []
         raise CheckpointError(" ".join(parts))

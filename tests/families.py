@@ -57,4 +57,5 @@ def qwen2_audio(variant: str) -> Row:
     )
 
 
-ROWS = [*map(qwen2_audio, helpers.QWEN2_AUDIO), golden("qwen2_audio_transformers5")]
+ULTRAVOX = ("ultravox_llama", "ultravox_mistral", "ultravox_qwen2", "ultravox_qwen3")
+ROWS = [*map(qwen2_audio, helpers.QWEN2_AUDIO), *map(golden, ("qwen2_audio_transformers5", *ULTRAVOX))]

@@ -13,18 +13,18 @@ RATE = 16_000  # Hz
 CLIP = "<|audio_bos|><|AUDIO|><|audio_eos|>"
 
 
-def byte_tokenizer() -> Qwen2TokenizerFast:
-    """Ids 0 to 255 are the bytes in the alphabet's order, 256 and on the special tokens."""
+def byte_tokenizer(special_tokens=SPECIAL_TOKENS, eos_token: str = "<|endoftext|>") -> Qwen2TokenizerFast:
+    """Ids 0 to 255 are the bytes in the alphabet's order, 256 and on the end token and the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(models.BPE(vocab={char: i for i, char in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     return Qwen2TokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token="<|endoftext|>",
+        eos_token=eos_token,
         pad_token="<|endoftext|>",
         unk_token=None,
-        additional_special_tokens=SPECIAL_TOKENS,
+        additional_special_tokens=special_tokens,
     )
 
 
