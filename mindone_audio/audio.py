@@ -29,6 +29,7 @@ import soxr
 logger = logging.getLogger(__name__)
 
 SAMPLING_RATE = 16_000  # Hz, what every Whisper-style encoder hears
+QUIET_FRAME = 0.05  # seconds, over which the loudness of a place to cut at is measured
 MAX_CHANNELS = 16  # of a 2-D array: tells channels from samples
 PCM_OFFSET_AND_SCALE = {"uint8": (128, 128), "int8": (0, 128), "int16": (0, 32768), "int32": (0, 2**31)}
 # The first bytes of wav, flac, ogg, aiff and mp3, by which a plain base64 string is told from a path.
@@ -108,6 +109,27 @@ def fit_window(
         raise AudioError(f"{lengths}: cut it into pieces, or pass truncation=True to use only its beginning")
     logger.warning("%s: the rest is cut off", lengths)
     return clip[:window]
+
+
+def quiet_windows(samples: np.ndarray, sampling_rate: int, longest: float) -> list[tuple[int, int]]:
+    """Cut a long clip `[samples]` into windows of at most `longest` seconds, each at the quietest place near its limit.
+
+    Returns the first sample and the one after the last of each window; together they are the whole clip. The quietest
+    place is the 50 ms with the least energy in the last third of a window, so speech is cut between words where it can.
+    """
+    limit, frame = round(longest * sampling_rate), max(1, round(QUIET_FRAME * sampling_rate))
+    energy = np.concatenate([[0.0], np.cumsum(np.square(samples, dtype=np.float64))])
+    windows, start = [], 0
+    while len(samples) - start > limit:
+        first = start + limit - limit // 3
+        places = np.arange(first, max(first + 1, start + limit - frame), max(1, frame // 5))
+        ends = np.minimum(places + frame, len(samples))
+        loudness = energy[ends] - energy[places]
+        quietest = places[np.flatnonzero(loudness == loudness.min())[-1]]
+        cut = min(int(quietest) + frame // 2, start + limit)
+        windows.append((start, cut))
+        start = cut
+    return [*windows, (start, len(samples))]
 
 
 def _describe(source: Any) -> str:

@@ -12,6 +12,7 @@ from mindspore import ops as msops
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import merge_audio
 from mindone_audio.backbone.decoder import causal_mask
+from mindone_audio.backbone.encoder import padding_mask
 from mindone_audio.conversion import to_mindspore
 from mindone_audio.device import compute_dtypes
 
@@ -140,6 +141,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("embed", ops.embed, lambda table, rows: table[rows], (table,), (rows,)),
         Case("write_rows", _WriteRows(table.shape, dtype), _write_rows, (table, normal(3, 16)), (rows,)),
         Case("causal_mask", _run_mask, _mask, (normal(2, 1, 3, 8),), (columns, places, np.array([0, 2], np.int32))),
+        Case("padding_mask", _run_padding, _padding, (normal(2, 3, 6, 6),), (np.array([11, 4], np.int32),)),
         Case("merge_audio", merge_audio, _merge, (normal(2, 4, 3), normal(5, 3)), (audio_rows,)),
         Case("argmax", _run_argmax, lambda x: x.argmax(-1), (normal(3, 40),)),
     ]
@@ -172,6 +174,10 @@ def _run_conv1d_by_2(x, weight, bias):
 def _run_mask(scores, columns, places, start):
     mask = causal_mask(columns, places, places >= start.reshape((-1, 1)))
     return msops.softmax(scores.astype(ms.float32) + mask, -1)
+
+
+def _run_padding(scores, lengths):
+    return msops.softmax(scores.astype(ms.float32) + padding_mask(lengths, 6, 3), -1)
 
 
 def _run_argmax(x):
@@ -232,6 +238,11 @@ def _write_rows(table, values, rows):
 def _mask(scores, columns, places, start):
     seen = (places <= columns[:, None])[None, None] & (places >= start[:, None])[:, None, None]
     return _softmax(np.where(seen, scores, ops.MASKED))
+
+
+def _padding(scores, lengths):
+    hidden = np.arange(6) >= (lengths[:, None, None, None] + 1) // 2
+    return _softmax(np.where(hidden, -np.inf, scores))
 
 
 def _merge(text, audio, index):

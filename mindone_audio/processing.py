@@ -14,6 +14,46 @@ TOKENIZER_KEYWORDS = ("add_special_tokens", "max_length", "pad_to_multiple_of", 
 class AudioTextProcessor:
     """Put in front of a transformers processor: NumPy out, no PyTorch, and no argument that is silently ignored."""
 
+    # What `pipeline` asks where it is given a task and no text: the words that the family was trained with.
+    questions = {"caption": "Describe the audio.", "transcribe": "Transcribe the speech."}
+
+    @property
+    def longest_clip(self) -> float | None:
+        """Seconds of audio that the model hears at a time; None where it takes clips of any length."""
+        return self.feature_extractor.chunk_length
+
+    def answers_chats(self, generation_config: Any) -> bool:
+        """Whether the model was tuned for conversations, so that it is asked by its chat template."""
+        return True
+
+    def conversation_inputs(self, conversations: list[list[dict]], *, chat: bool) -> BatchFeature:
+        """Model inputs of a batch of conversations, by the chat template or, for a base model, as raw prompts.
+
+        Raises `ValueError` for a base model and a conversation that is not one user message.
+        """
+        if chat:
+            return self.apply_chat_template(conversations, add_generation_prompt=True, tokenize=True, return_dict=True)
+        texts, clips = [], []
+        for messages in map(clean_messages, conversations):
+            if [message["role"] for message in messages] != ["user"]:
+                raise ValueError(
+                    "this is a base model, which continues one prompt and has no chat format: give one user message, "
+                    "or use the instruction-tuned checkpoint"
+                )
+            content, found = messages[0]["content"], chat_clips(messages)
+            words = [content] if isinstance(content, str) else [e["text"] for e in content if e["type"] == "text"]
+            texts.append(self.placeholder * len(found) + " ".join(words))
+            clips += found
+        return self(texts, clips or None)
+
+    def transcription_inputs(self, clips: list[np.ndarray], *, language: str | None, chat: bool) -> BatchFeature:
+        """Model inputs that ask for what is said in each clip; `ValueError` where a family takes no language."""
+        if language is not None:
+            raise ValueError(f"language={language!r}: this model family transcribes without being told the language")
+        words = {"type": "text", "text": self.questions["transcribe"]}
+        content = [[{"type": "audio", "audio": clip}, words] for clip in clips]
+        return self.conversation_inputs([[{"role": "user", "content": parts}] for parts in content], chat=chat)
+
     def apply_chat_template(
         self,
         conversation: list[dict] | list[list[dict]],

@@ -108,12 +108,11 @@ class Ours:
     def step(self) -> float:
         """Seconds for each run of the decode graph: token in, best token out, on the host."""
         from mindone_audio.generation.generate import _prefill
-        from mindone_audio.generation.settings import GenerationSettings
 
-        prompt, features, lengths = self.model.prompt(**self.inputs)
-        engine = self.model._engine(self.compiled)
-        settings = GenerationSettings(max_new_tokens=self.new_tokens)
-        sequences, (_, best) = _prefill(engine, prompt, engine.encode(features, lengths), settings, 1)
+        inputs = dict(self.inputs)
+        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
+        settings = inputs | {"max_new_tokens": self.new_tokens}
+        sequences, (_, best) = _prefill(self.model._begin(ids, mask, None, None, self.compiled, settings), 1)
         tokens = best.asnumpy()
         start = time.perf_counter()
         for _ in range(self.new_tokens - 1):

@@ -19,12 +19,10 @@ LIBRARIES = (PLUGIN / "libmindspore_ops_ascend.so", PLUGIN / "ascend" / "libmind
 STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateState"}
 
 GENERATE = """
-import sys
-sys.path[:0] = {paths!r}
 from helpers import batch, clips, prompt, tiny_config
 from mindone_audio import Qwen2AudioForConditionalGeneration
 model = Qwen2AudioForConditionalGeneration(tiny_config())
-inputs = {{**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}}
+inputs = {**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}
 model.generate(**inputs, max_new_tokens=3, num_beams=2)
 """
 
@@ -52,23 +50,34 @@ def has_word(word: bytes, library: bytes) -> bool:
     return False
 
 
-@pytest.fixture(scope="module")
-def primitives(tmp_path_factory) -> set[str]:
-    """The primitives of the graphs of encoder, prefill, step and copy, before any back end has changed them."""
-    folder = tmp_path_factory.mktemp("graphs")
+def compiled_primitives(script: str, folder: Path, least_graphs: int) -> set[str]:
+    """The primitives of all graphs that a script compiles, before any back end has changed them."""
     here = Path(__file__).parent
-    script = GENERATE.format(paths=[str(here), str(here.parent)])
+    paths = [str(here / folder) for folder in (".", "..", "../scripts", "../scripts/reference")]
+    script = f"import sys; sys.path[:0] = {paths!r}\n{script}"
     environment = os.environ | {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(folder)}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=300)
     graphs = list(folder.rglob("*validate*.ir"))
-    assert len(graphs) >= 4, "encoder, prefill, step and copy"
+    assert len(graphs) >= least_graphs
     text = "".join(graph.read_text(errors="replace") for graph in graphs)
-    return set(re.findall(r"= (?:PrimFunc_)?([A-Z]\w*)\(", text))
+    return set(re.findall(r"= (?:PrimFunc_)?([A-Z]\w*)\(", text)) - STRUCTURE
+
+
+@pytest.fixture(scope="module")
+def primitives(tmp_path_factory) -> set[str]:
+    """The primitives of the graphs of encoder, prefill, step and copy."""
+    return compiled_primitives(GENERATE, tmp_path_factory.mktemp("graphs"), 4)
 
 
 def test_every_primitive_has_an_ascend_kernel(primitives, libraries):
     assert {"MatMul", "BatchMatMul", "Gather", "ScatterUpdate", "Softmax", "Argmax", "Erf"} <= primitives
-    assert sorted(p for p in primitives - STRUCTURE if not has_kernel(p, libraries)) == []
+    assert sorted(p for p in primitives if not has_kernel(p, libraries)) == []
+
+
+def test_the_operation_check_runs_every_primitive(primitives, tmp_path):
+    """`doctor --ops` would be silent about a wrong kernel that it never calls."""
+    checked = compiled_primitives("from mindone_audio import op_check\nop_check.check_ops()", tmp_path, 10)
+    assert sorted(primitives - checked) == []
 
 
 def test_an_operation_of_cpu_alone_would_be_found(libraries):

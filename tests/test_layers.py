@@ -13,7 +13,7 @@ LAYERS = [
     {"backbone", "processing"},
     {"generation"},
     {"models"},
-    {"pipeline"},
+    {"pipelines"},
     {"batch", "cli", "finetune", "op_check", "parity", "server"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

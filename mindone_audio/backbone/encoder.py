@@ -125,7 +125,7 @@ class AudioEncoder(nn.Cell):
         x = input_features.astype(self.conv1.weight.dtype).transpose(0, 2, 1)
         x = ops.gelu(self.conv1(x))
         if given is not None:
-            x = _first(x, given)  # conv2 pads with zeros where the frames end, not with what conv1 makes of zeros
+            x = first_frames(x, given)  # conv2 pads with zeros where the frames end, not with what conv1 makes of zeros
         x = ops.gelu(self.conv2(x))
         x = x + self.embed_positions.weight[: x.shape[1]]
         mask = self._mask(lengths, x.shape[1])
@@ -134,23 +134,31 @@ class AudioEncoder(nn.Cell):
         if self.pool_pairs:
             x = ops.average_pairs(x)
         x = self.layer_norm(x)
-        return x if given is None else _first(x, (given - 1) // 2 + 1)
+        return x if given is None else first_frames(x, (given - 1) // 2 + 1)
 
     def _mask(self, lengths: Tensor, positions: int) -> Tensor:
         """fp32 (clips, heads, positions, positions) to add to the scores: zero for frames to attend to."""
         if not self.mask_padding:
             return msops.zeros((1, 1, 1, 1), ms.float32)
-        valid = (lengths - 1) // 2 + 1  # what conv2 leaves of each length
-        hidden = msops.arange(positions, dtype=ms.int32).expand_dims(0) >= valid.expand_dims(1)
-        row = (hidden.astype(ms.float32) * ops.MASKED).reshape((-1, 1, 1, positions))
-        if self.latency_block is None:
-            return msops.tile(row, (1, self.num_heads, positions, 1))
-        block = msops.arange(positions, dtype=ms.int32) // self.latency_block
-        later = (block.expand_dims(0) > block.expand_dims(1)).astype(ms.float32) * ops.MASKED  # (queries, keys)
-        return msops.tile(row + later, (1, self.num_heads, 1, 1))
+        return padding_mask(lengths, positions, self.num_heads, self.latency_block)
 
 
-def _first(x: Tensor, counts: Tensor) -> Tensor:
+def padding_mask(lengths: Tensor, positions: int, heads: int, latency_block: int | None = None) -> Tensor:
+    """fp32 (clips, heads, positions, positions): `ops.MASKED` for positions beyond int32 lengths (clips) in frames.
+
+    With latency_block also for those in a later block of so many positions than the one that attends.
+    """
+    valid = (lengths - 1) // 2 + 1  # what conv2 leaves of each length
+    hidden = msops.arange(positions, dtype=ms.int32).expand_dims(0) >= valid.expand_dims(1)
+    row = (hidden.astype(ms.float32) * ops.MASKED).reshape((-1, 1, 1, positions))
+    if latency_block is None:
+        return msops.tile(row, (1, heads, positions, 1))
+    block = msops.arange(positions, dtype=ms.int32) // latency_block
+    later = (block.expand_dims(0) > block.expand_dims(1)).astype(ms.float32) * ops.MASKED  # (queries, keys)
+    return msops.tile(row + later, (1, heads, 1, 1))
+
+
+def first_frames(x: Tensor, counts: Tensor) -> Tensor:
     """x (clips, time, width) with zeros from the time `counts`, int32 (clips), on."""
     clips, time, width = x.shape
     kept = msops.arange(time, dtype=ms.int32).expand_dims(0) < counts.expand_dims(1)

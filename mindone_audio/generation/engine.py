@@ -85,12 +85,13 @@ class Forward(nn.Cell):
 class Sequences:
     """A batch under generation: its cache, the graphs that extend it by a prompt or a token, and how far it is.
 
-    length: columns written so far. start: int32 (batch), the first column of each sample that is not padding.
+    length: columns written so far. start: int32 (batch), the first column of each sample that is not padding. turn:
+    counts the generations that this object served.
     """
 
     def __init__(self, cache: KVCache, prefill: Callable, step: Callable):
         self.cache, self.prefill, self.step = cache, prefill, step
-        self.length, self.start = 0, Tensor(np.zeros(cache.batch, np.int32))
+        self.length, self.turn, self.start = 0, 0, Tensor(np.zeros(cache.batch, np.int32))
 
     def extend(self, input_ids: np.ndarray, audio: Tensor | None = None, audio_index: np.ndarray | None = None):
         """Run tokens int32 (batch, length) through the model: scores and best token, still on the device."""
@@ -147,6 +148,7 @@ class Engine:
         self._sequences.move_to_end(key)
         sequences = self._sequences[key]
         sequences.length = 0
+        sequences.turn += 1
         return sequences
 
     def copy(self, source: Sequences, target: Sequences, index: np.ndarray) -> None:

@@ -1,6 +1,7 @@
 """`generate`: the layers of generators over the engine, step to token stream to sequences."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import mindspore as ms
 import numpy as np
@@ -11,6 +12,21 @@ from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
 from mindone_audio.generation.engine import Engine, Sequences, prompt_bucket
 from mindone_audio.generation.settings import GenerationSettings, settle
+
+
+@dataclass(frozen=True)
+class Begun:
+    """One call of `generate`: its inputs checked, its clips encoded (rows of embeddings, or None), its settings final.
+
+    ended: a test of new tokens int (rows, length). given: input_ids as they came, int32 (batch, length).
+    """
+
+    engine: Engine
+    prompt: Prompt
+    audio: Tensor | None
+    settings: GenerationSettings
+    ended: Callable[[np.ndarray], np.ndarray]
+    given: np.ndarray
 
 
 class GenerationMixin:
@@ -38,22 +54,16 @@ class GenerationMixin:
         with the padding token. Raises `ValueError` for inputs that do not fit together or a setting that is not
         supported.
         """
-        audio = {name: settings.pop(name) for name in self.audio_inputs if name in settings}
-        chosen = settle(self.generation_config if generation_config is None else generation_config, settings)
-        prompt, features, lengths = self.prompt(input_ids, attention_mask, **audio)
-        chosen = chosen.resolve_length(prompt.input_ids.shape[1], self.language_model.config.max_positions)
-        _check_streamer(streamer, len(prompt.input_ids), chosen)
-        ended = _end_test(chosen, tokenizer)
-        engine = self._engine(compile)
-        encoded = None if features is None else engine.encode(features, lengths)
-        given = np.asarray(input_ids.asnumpy() if isinstance(input_ids, Tensor) else input_ids).astype(np.int32)
+        begun = self._begin(input_ids, attention_mask, generation_config, tokenizer, compile, settings)
+        chosen, given = begun.settings, begun.given
+        _check_streamer(streamer, len(given), chosen)
         if streamer is not None:
             streamer.put(given)
         if chosen.num_beams > 1:
-            new_tokens = _beams(engine, prompt, encoded, chosen, ended)
+            new_tokens = _beams(begun)
         else:
             columns = []
-            for tokens in token_stream(engine, prompt, encoded, chosen, ended):
+            for tokens in token_stream(begun):
                 columns.append(tokens)
                 if streamer is not None:
                     streamer.put(tokens)
@@ -62,6 +72,31 @@ class GenerationMixin:
             streamer.end()
         return Tensor(np.concatenate([np.repeat(given, chosen.num_return_sequences, 0), new_tokens], 1), ms.int32)
 
+    def stream(
+        self, input_ids=None, attention_mask=None, *, generation_config=None, tokenizer=None, compile=True, **settings
+    ) -> Iterator[np.ndarray]:
+        """What `generate` appends, a step at a time: int32 (batch * num_return_sequences) as soon as it is known.
+
+        The arguments are those of `generate`, checked here and not at the first step. Raises `ValueError` for beams,
+        which are not known before the end.
+        """
+        begun = self._begin(input_ids, attention_mask, generation_config, tokenizer, compile, settings)
+        if begun.settings.num_beams > 1:
+            raise ValueError(f"num_beams={begun.settings.num_beams} cannot be streamed: leave it out, or use generate")
+        return token_stream(begun)
+
+    def _begin(self, input_ids, attention_mask, generation_config, tokenizer, compile: bool, settings: dict) -> "Begun":
+        """Check everything, and encode the clips."""
+        audio = {name: settings.pop(name) for name in self.audio_inputs if name in settings}
+        chosen = settle(self.generation_config if generation_config is None else generation_config, settings)
+        prompt, features, lengths = self.prompt(input_ids, attention_mask, **audio)
+        chosen = chosen.resolve_length(prompt.input_ids.shape[1], self.language_model.config.max_positions)
+        ended = _end_test(chosen, tokenizer)
+        engine = self._engine(compile)
+        encoded = None if features is None else engine.encode(features, lengths)
+        given = np.asarray(input_ids.asnumpy() if isinstance(input_ids, Tensor) else input_ids).astype(np.int32)
+        return Begun(engine, prompt, encoded, chosen, ended, given)
+
     def _engine(self, compiled: bool) -> Engine:
         engines = self.__dict__.setdefault("_engines", {})
         if compiled not in engines:
@@ -69,13 +104,13 @@ class GenerationMixin:
         return engines[compiled]
 
 
-def token_stream(
-    engine: Engine, prompt: Prompt, audio: Tensor | None, settings: GenerationSettings, ended: Callable
-) -> Iterator[np.ndarray]:
+def token_stream(begun: Begun) -> Iterator[np.ndarray]:
     """The next token of every sequence, int32 (rows), until all have ended or max_new_tokens is reached."""
+    prompt, settings, ended = begun.prompt, begun.settings, begun.ended
     copies = settings.num_return_sequences
     rows = len(prompt.input_ids) * copies
-    sequences, (scores, best) = _prefill(engine, prompt, audio, settings, copies)
+    sequences, (scores, best) = _prefill(begun, copies)
+    turn = sequences.turn
     history = np.repeat(prompt.input_ids, copies, 0)
     chain = sampling.score_functions(settings, history.shape[1])
     choose = sampling.Sampler(rows, settings.seed) if settings.do_sample else sampling.greedy
@@ -93,6 +128,8 @@ def token_stream(
         yield tokens
         if done.all() or produced == settings.max_new_tokens:
             return
+        if sequences.turn != turn:
+            raise RuntimeError("another generation has begun on this model: finish or drop a stream before the next")
         scores, best = sequences.extend(tokens[:, None])
 
 
@@ -102,10 +139,9 @@ def _rows(outputs: Tensor, rows: int) -> np.ndarray:
     return np.repeat(outputs, rows // len(outputs), 0)
 
 
-def _prefill(
-    engine: Engine, prompt: Prompt, audio: Tensor | None, settings: GenerationSettings, copies: int
-) -> tuple[Sequences, tuple[Tensor, Tensor]]:
+def _prefill(begun: Begun, copies: int) -> tuple[Sequences, tuple[Tensor, Tensor]]:
     """Run the prompts once, then give each `copies` sequences: these, and the scores and best token of each prompt."""
+    engine, prompt, settings, audio = begun.engine, begun.prompt, begun.settings, begun.audio
     width = prompt_bucket(int(prompt.lengths.max()))
     room = width + settings.max_new_tokens
     input_ids, audio_index, start = left_align(prompt, width, settings.padding)
@@ -119,19 +155,18 @@ def _prefill(
     return sequences, outputs
 
 
-def _beams(
-    engine: Engine, prompt: Prompt, audio: Tensor | None, settings: GenerationSettings, ended: Callable
-) -> np.ndarray:
+def _beams(begun: Begun) -> np.ndarray:
     """Beam search: int32 (batch * num_return_sequences, new tokens)."""
+    engine, prompt, settings = begun.engine, begun.prompt, begun.settings
     batch, beams = len(prompt.input_ids), settings.num_beams
-    sequences, (scores, _) = _prefill(engine, prompt, audio, settings, beams)
+    sequences, (scores, _) = _prefill(begun, beams)
     repeated = np.repeat(prompt.input_ids, beams, 0)
     chain = sampling.score_functions(settings, repeated.shape[1])
     search = BeamSearch(batch, settings)
     while True:
         log_probabilities = sampling.log_softmax(_rows(scores, batch * beams))
         history = np.concatenate([repeated, search.running.reshape(batch * beams, -1)], 1)
-        rows, tokens = search.step(sampling.process(chain, log_probabilities, history), ended)
+        rows, tokens = search.step(sampling.process(chain, log_probabilities, history), begun.ended)
         if search.done:
             return search.result()
         if (rows != np.arange(batch * beams)).any():

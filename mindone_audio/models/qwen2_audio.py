@@ -15,6 +15,8 @@ from mindone_audio.backbone.published_config import decoder_config, encoder_conf
 from mindone_audio.generation import GenerationMixin
 from mindone_audio.processing import AudioTextProcessor
 
+END_OF_TURN = "<|im_end|>"
+
 
 class Projector(nn.Cell):
     """One linear map from the encoder's width to the decoder's."""
@@ -50,6 +52,8 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
     The tokenizer given is set to pad on the left, as generation needs; for training set
     `processor.tokenizer.padding_side = "right"` or pass `padding_side="right"`.
     """
+
+    questions = {"caption": "Generate the caption in English:", "transcribe": "What does the person say?"}
 
     def __init__(
         self,
@@ -106,6 +110,11 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
             counts = [audio_token_count(int(frames)) for frames in features["feature_attention_mask"].sum(-1)]
             texts = self._expand(texts, counts)
         return BatchFeature({**self._tokenize(texts, **tokenizer_kwargs), **features})
+
+    def answers_chats(self, generation_config: Any) -> bool:
+        """A model that ends with `<|im_end|>`, the end of a turn, was tuned for chats; the base model does not."""
+        eos = generation_config.eos_token_id
+        return self.tokenizer.convert_tokens_to_ids(END_OF_TURN) in (eos if isinstance(eos, list) else [eos])
 
     @property
     def placeholder(self) -> str:

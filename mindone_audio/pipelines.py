@@ -1,0 +1,410 @@
+"""`pipeline("audio-text-to-text")`: clips and questions in, text out, one by one or in batches."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mindone_audio.audio import SAMPLING_RATE, AudioError, load_audio, quiet_windows
+from mindone_audio.chat import AUDIO_KEYS, chat_clips, clean_messages
+from mindone_audio.checkpoints import demo_checkpoint
+from mindone_audio.conversion import to_mindspore
+from mindone_audio.generation.text import cut, text_stream
+
+TASK = "audio-text-to-text"
+TASKS = ("caption", "transcribe")  # what a family has its own words for
+MAX_NEW_TOKENS = 128  # where a call says nothing else
+SILENCE = 1e-4  # of full scale, the loudest sample of a window that is not worth transcribing
+
+
+class Answers(list):
+    """A list of `{"generated_text": …}`, which also answers to the name of a key.
+
+    `answers["generated_text"]` is the text where one thing was asked, and the list of texts where a list was.
+    """
+
+    def __init__(self, answers: Sequence[dict], single: bool):
+        super().__init__(answers)
+        self.single = single
+
+    def __getitem__(self, key):
+        if isinstance(key, str):
+            values = [answer[key] for answer in self]
+            return values[0] if self.single else values
+        return super().__getitem__(key)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One thing asked: a conversation whose clips are loaded, or a clip to transcribe, and the settings for it.
+
+    messages: as `apply_chat_template` takes them, audio elements as float32 samples. given: the conversation as it was
+    given, None where it was a clip and a text. transcribe: the clip is to be written down. language: of the speech, as
+    "en", where a family takes one.
+    """
+
+    messages: list[dict]
+    given: list[dict] | None = None
+    text: str = ""
+    settings: dict = field(default_factory=dict)
+    stops: tuple[str, ...] = ()
+    full_text: bool = False
+    transcribe: bool = False
+    language: str | None = None
+
+    @property
+    def clips(self) -> list[np.ndarray]:
+        """The samples of every clip."""
+        return chat_clips(self.messages)
+
+    @property
+    def length(self) -> int:
+        """Samples in all, by which requests are put into batches."""
+        return sum(len(clip) for clip in self.clips)
+
+
+def pipeline(
+    task: str = TASK,
+    model: Any = None,
+    processor: Any = None,
+    *,
+    device: str | None = None,
+    mindspore_dtype: Any = None,
+    **download: Any,
+) -> "AudioTextToTextPipeline":
+    """A pipeline for `"audio-text-to-text"`, the only task.
+
+    model: a model, a checkpoint folder or a Hugging Face id; None is the small checkpoint that comes with the package.
+    processor: a processor, or where it is; None is the model's own. device: "auto", "cpu", "ascend", "ascend:1"; None
+    leaves MindSpore's choice. mindspore_dtype: None for the checkpoint's. download: revision, cache_dir, token,
+    local_files_only, subfolder. Raises what `from_pretrained` raises, and `ValueError` for another task.
+    """
+    from mindone_audio.device import set_device
+    from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
+
+    if task != TASK:
+        raise ValueError(f"unknown task {task!r}: this package has {TASK!r}")
+    if device is not None:
+        set_device(device)
+    name = demo_checkpoint() if model is None else model
+    if isinstance(name, (str, os.PathLike)):
+        model = AutoModelForAudioTextToText.from_pretrained(name, mindspore_dtype=mindspore_dtype, **download)
+    elif processor is None and not getattr(model, "name_or_path", ""):
+        raise ValueError("a model object needs its processor: pipeline(model=model, processor=processor)")
+    if processor is None or isinstance(processor, (str, os.PathLike)):
+        processor = AutoProcessor.from_pretrained(processor or getattr(model, "name_or_path", name), **download)
+    return AudioTextToTextPipeline(model, processor)
+
+
+class AudioTextToTextPipeline:
+    """Answers questions about clips; made by `pipeline`."""
+
+    def __init__(self, model: Any, processor: Any):
+        self.model, self.processor = model, processor
+
+    def __call__(
+        self,
+        inputs: Any,
+        text: str | list[str] | None = None,
+        *,
+        task: str | None = None,
+        generate_kwargs: dict | None = None,
+        batch_size: int = 8,
+        long_audio: str | None = None,
+        on_error: str = "raise",
+        stream: bool = False,
+        progress: bool | None = None,
+        **parameters: Any,
+    ) -> Answers | Iterator[str]:
+        """Answer one input, or a list of them.
+
+        Args:
+            inputs: a clip (whatever `load_audio` takes, or `{"array": …, "sampling_rate": …}`); the task schema
+                `{"inputs": {"audio": …, "text": …}, "parameters": {…}}` or just its inner part, where "audio" may be a
+                list of clips; a conversation (a list of messages); or a list of any of these.
+            text: what to ask; one for all inputs, or a list with one for each. None asks for a caption.
+            task: "caption" or "transcribe" instead of a text, in the words that the model's family has for it.
+            generate_kwargs: settings of `generate`, for all inputs; "parameters" of an input change them.
+            batch_size: how many inputs are answered at a time, those of similar length together.
+            long_audio: for a question about a clip that is longer than the model hears: "windows" answers for each
+                window and joins the answers by newlines. Transcriptions always go by windows.
+            on_error: "raise", or "return" `{"generated_text": None, "error": message}` for an input that fails.
+            stream: return an iterator of text for one input.
+            progress: a bar for a list; None shows it on a terminal.
+            parameters: return_full_text (the prompt, or the conversation with the answer appended), stop_sequence (a
+                string or a list; the text ends before it), and settings of `generate`. With task="transcribe" also
+                language, as "en", for families that take one.
+
+        Returns:
+            `Answers`: `{"generated_text": …}` for each input, in their order; a transcription has also "chunks", each
+            with "start" and "end" in seconds, the same as "timestamp", and its "text".
+
+        Raises:
+            AudioError: a clip that cannot be read, or is longer than the model hears.
+            TypeError, ValueError: anything else that is wrong with an input or a setting.
+        """
+        if task not in (None, *TASKS):
+            raise ValueError(f"unknown task {task!r}: it may be {' or '.join(TASKS)}, or left out with a text")
+        if on_error not in ("raise", "return"):
+            raise ValueError(f'on_error must be "raise" or "return", not {on_error!r}')
+        if long_audio not in (None, "windows"):
+            raise ValueError(f'long_audio must be "windows" or left out, not {long_audio!r}')
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise ValueError(f"batch_size must be a number of inputs, at least 1, not {batch_size!r}")
+        single = not isinstance(inputs, (list, tuple)) or _is_conversation(inputs)
+        items = [inputs] if single else list(inputs)
+        texts = self._texts(text, len(items))
+        settings = {**(generate_kwargs or {}), **parameters}
+        if stream:
+            if not single:
+                raise ValueError("stream=True takes one input, not a list: call the pipeline once for each")
+            return self._stream(self._request(items[0], texts[0], task, settings), long_audio)
+        answers: list[dict | None] = [None] * len(items)
+        requests: dict[int, Request] = {}
+        for place, item in enumerate(items):
+            try:
+                request = self._request(item, texts[place], task, settings)
+                self._check_length(request, long_audio)
+                requests[place] = request
+            except (TypeError, ValueError, OSError) as error:
+                answers[place] = _failure(error, on_error, place, single)
+        hidden = True if single else None if progress is None else not progress  # None: shown on a terminal
+        with tqdm(desc="answering", total=len(items), unit="clip", disable=hidden, leave=False) as bar:
+            bar.update(len(items) - len(requests))
+            for places in _batches(requests, batch_size):
+                for place, answer in zip(places, self._answer_each(requests, places, long_audio, on_error, single)):
+                    answers[place] = answer
+                bar.update(len(places))
+        return Answers(answers, single)
+
+    def _texts(self, text: str | list[str] | None, count: int) -> list[str | None]:
+        if isinstance(text, (list, tuple)):
+            if len(text) != count:
+                raise ValueError(f"{len(text)} texts were given for {count} inputs: give one, or one for each")
+            return list(text)
+        return [text] * count
+
+    def _request(self, item: Any, text: str | None, task: str | None, settings: dict) -> Request:
+        """An input as it was given, checked and with its clips loaded."""
+        given, language = None, None
+        if _is_conversation(item):
+            if text is not None or task is not None:
+                raise ValueError("a conversation says itself what is asked: leave out text and task")
+            given, clips = item, None
+        else:
+            clips, inner_text, inner_parameters = _schema(item)
+            if inner_text is not None and text is not None:
+                raise ValueError(f"the text is given twice: {inner_text!r} in the input and {text!r} beside it")
+            text, settings = inner_text if text is None else text, {**settings, **inner_parameters}
+        settings = dict(settings)
+        full_text, stops = settings.pop("return_full_text", False), settings.pop("stop_sequence", None)
+        if task == "transcribe":
+            language = settings.pop("language", None)
+        if task is not None and text is not None:
+            raise ValueError(f"task={task!r} and text={text!r} were both given: pass one of them")
+        if given is not None:
+            messages, question = self._load_messages(clean_messages(given)), ""
+        else:
+            question = text if text is not None else self.processor.questions[task or "caption"]
+            content = [{"type": "audio", "audio": load_clip(clip)} for clip in clips]
+            if len(content) != 1 and task == "transcribe":
+                raise ValueError(f"{len(content)} clips were given to transcribe at once: give a list of inputs")
+            messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+        stops = (stops,) if isinstance(stops, str) else tuple(stops or ())
+        return Request(messages, given, question, settings, stops, full_text, task == "transcribe", language)
+
+    def _load_messages(self, messages: list[dict]) -> list[dict]:
+        loaded = []
+        for message in messages:
+            content = message["content"]
+            if not isinstance(content, str):
+                content = [
+                    {"type": "audio", "audio": load_clip(chat_clips([{"content": [element]}])[0])}
+                    if element["type"] == "audio"
+                    else element
+                    for element in content
+                ]
+            loaded.append({**message, "content": content})
+        return loaded
+
+    def _check_length(self, request: Request, long_audio: str | None) -> None:
+        """`AudioError` for a clip that is longer than the model hears, where it would not go by windows."""
+        longest = self.processor.longest_clip
+        for number, clip in enumerate(request.clips):
+            seconds = len(clip) / SAMPLING_RATE
+            if longest is None or seconds <= longest or request.transcribe:
+                continue
+            if long_audio == "windows" and len(request.clips) == 1:
+                continue
+            raise AudioError(
+                f"clip {number} is {seconds:.2f} s long and the model hears {longest:g} s at a time: cut it, pass "
+                'long_audio="windows" for one answer a window, or task="transcribe"'
+            )
+
+    def _answer_each(
+        self, requests: dict[int, Request], places: list[int], long_audio: str | None, on_error: str, single: bool
+    ) -> list[dict]:
+        """Answers of one batch; where it fails as a whole, each request is tried alone to find the one at fault."""
+        try:
+            return self._answer([requests[place] for place in places])
+        except (TypeError, ValueError, OSError) as error:
+            if len(places) == 1:
+                return [_failure(error, on_error, places[0], single)]
+        return [self._answer_each(requests, [place], long_audio, on_error, single)[0] for place in places]
+
+    def _answer(self, batch: list[Request]) -> list[dict]:
+        """Answers of requests with equal settings, long clips by windows."""
+        parts, owners, windows = [], [], []
+        for number, request in enumerate(batch):
+            for start, part in self._windows(request):
+                parts.append(part)
+                owners.append(number)
+                windows.append((start, start + len(part.clips[0]) / SAMPLING_RATE if part.clips else start))
+        texts = [""] * len(parts)
+        heard = [i for i, part in enumerate(parts) if not (part.transcribe and _is_silent(part.clips[0]))]
+        for first in range(0, len(heard), max(1, len(batch))):
+            chosen = heard[first : first + max(1, len(batch))]
+            for i, text in zip(chosen, self._generate([parts[i] for i in chosen])):
+                texts[i] = text
+        return [
+            self._result(request, [(windows[i], texts[i]) for i, owner in enumerate(owners) if owner == number])
+            for number, request in enumerate(batch)
+        ]
+
+    def _windows(self, request: Request) -> Iterator[tuple[float, Request]]:
+        """The request with each window of its clip, and the second at which the window starts; mostly one."""
+        longest, clips = self.processor.longest_clip, request.clips
+        if longest is None or not clips or all(len(clip) <= longest * SAMPLING_RATE for clip in clips):
+            yield 0.0, request
+            return
+        for start, end in quiet_windows(clips[0], SAMPLING_RATE, longest):
+            content = [{"type": "audio", "audio": clips[0][start:end]}]
+            words = [element for element in request.messages[0]["content"] if element["type"] == "text"]
+            yield start / SAMPLING_RATE, replace(request, messages=[{"role": "user", "content": content + words}])
+
+    def _result(self, request: Request, parts: list[tuple[tuple[float, float], str]]) -> dict:
+        separator = " " if request.transcribe else "\n"
+        text = separator.join(part for _, part in parts if part)
+        answer: dict[str, Any] = {"generated_text": self._full(request, text) if request.full_text else text}
+        if request.transcribe:
+            answer["chunks"] = [
+                {"start": start, "end": end, "timestamp": (start, end), "text": part} for (start, end), part in parts
+            ]
+        return answer
+
+    @staticmethod
+    def _full(request: Request, text: str) -> Any:
+        if request.given is not None:
+            return [*request.given, {"role": "assistant", "content": text}]
+        return request.text + text
+
+    def _inputs(self, batch: list[Request]) -> dict:
+        """What the family's processor makes of requests, as tensors."""
+        chat = self.processor.answers_chats(self.model.generation_config)
+        if batch[0].transcribe:
+            clips = [request.clips[0] for request in batch]
+            inputs = self.processor.transcription_inputs(clips, language=batch[0].language, chat=chat)
+        else:
+            inputs = self.processor.conversation_inputs([request.messages for request in batch], chat=chat)
+        return to_mindspore(inputs, dtype=self.model.dtype)
+
+    def _settings(self, request: Request) -> dict:
+        settings = {"max_new_tokens": MAX_NEW_TOKENS} | request.settings
+        if settings.get("num_return_sequences", 1) != 1:
+            raise ValueError("the pipeline gives one answer for each input: call it again, or use model.generate")
+        if request.stops:
+            settings["stop_strings"] = list(request.stops)
+        return settings | ({"tokenizer": self.processor.tokenizer} if request.stops else {})
+
+    def _generate(self, batch: list[Request]) -> list[str]:
+        inputs = self._inputs(batch)
+        tokens = self.model.generate(**inputs, **self._settings(batch[0])).asnumpy()
+        texts = self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return [cut(text, batch[0].stops).strip() for text in texts]
+
+    def _stream(self, request: Request, long_audio: str | None) -> Iterator[str]:
+        self._check_length(request, long_audio)
+        parts = list(self._windows(request))
+        separator = " " if request.transcribe else "\n"
+
+        def decode(ids: list[int]) -> str:
+            return self.processor.decode(ids, skip_special_tokens=True).lstrip()
+
+        def pieces() -> Iterator[str]:
+            for number, (_, part) in enumerate(parts):
+                if part.transcribe and _is_silent(part.clips[0]):
+                    continue
+                if number:
+                    yield separator
+                steps = self.model.stream(**self._inputs([part]), **self._settings(part))
+                yield from text_stream((int(tokens[0]) for tokens in steps), decode, part.stops)
+
+        return pieces()
+
+
+def load_clip(source: Any) -> np.ndarray:
+    """float32 samples at 16 kHz of what `load_audio` takes, or of a data set's `{"array": …, "sampling_rate": …}`."""
+    if isinstance(source, dict) and "array" in source:
+        if unknown := sorted(set(source) - {"array", "sampling_rate", "path"}):
+            raise ValueError(f"a clip as a dictionary has array and sampling_rate, not {', '.join(unknown)}")
+        array = np.asarray(source["array"])
+        return load_audio(array, SAMPLING_RATE, source_sampling_rate=source.get("sampling_rate"))
+    return load_audio(source, SAMPLING_RATE)
+
+
+def _is_conversation(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
+
+
+def _schema(item: Any) -> tuple[list[Any], str | None, dict]:
+    """Clips, text and parameters of an input that is no conversation; `ValueError` for one of another form."""
+    if not isinstance(item, dict) or "array" in item:
+        return [item], None, {}
+    parameters: dict = {}
+    if "inputs" in item:
+        if unknown := sorted(set(item) - {"inputs", "parameters"}):
+            raise ValueError(f"an input has the keys inputs and parameters, not {', '.join(map(str, unknown))}")
+        parameters = item.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ValueError(f'"parameters" must be an object of settings, not {parameters!r:.80}')
+        item = item["inputs"]
+        if not isinstance(item, dict):
+            return [item], None, parameters
+    if unknown := sorted(set(item) - {"text", *AUDIO_KEYS}):
+        raise ValueError(f'an input has "audio" and "text", not {", ".join(map(str, unknown))}')
+    keys = [key for key in AUDIO_KEYS if item.get(key) is not None]
+    if len(keys) != 1:
+        raise ValueError(f'an input needs one clip under "audio" and has {len(keys)}: {sorted(map(str, item))}')
+    text = item.get("text")
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f'"text" must be a string, not {text!r:.80}')
+    clips = item[keys[0]]
+    return (list(clips) if isinstance(clips, (list, tuple)) else [clips]), text, parameters
+
+
+def _batches(requests: dict[int, Request], batch_size: int) -> Iterator[list[int]]:
+    """Places of requests to answer together: of equal settings, and of similar length."""
+    groups: dict[str, list[int]] = {}
+    for place, request in requests.items():
+        shared = (request.settings, request.stops, request.transcribe, request.language)
+        groups.setdefault(repr(shared), []).append(place)
+    for places in groups.values():
+        places.sort(key=lambda place: requests[place].length)
+        for first in range(0, len(places), batch_size):
+            yield places[first : first + batch_size]
+
+
+def _is_silent(clip: np.ndarray) -> bool:
+    return float(np.abs(clip).max(initial=0.0)) < SILENCE
+
+
+def _failure(error: Exception, on_error: str, place: int, single: bool) -> dict:
+    if on_error == "raise":
+        if single:
+            raise error
+        kind = type(error) if isinstance(error, AudioError) else OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"input {place}: {error}") from error
+    return {"generated_text": None, "error": str(error)}
