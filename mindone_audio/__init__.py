@@ -19,6 +19,8 @@ _HOMES = {
     "UltravoxForConditionalGeneration": "mindone_audio.models.ultravox",
     "UltravoxProcessor": "mindone_audio.models.ultravox",
     "pipeline": "mindone_audio.pipelines",
+    "VoxtralForConditionalGeneration": "mindone_audio.models.voxtral",
+    "VoxtralProcessor": "mindone_audio.models.voxtral",
     "load_audio": "mindone_audio.audio",
     "to_mindspore": "mindone_audio.conversion",
 }

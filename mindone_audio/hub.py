@@ -50,6 +50,7 @@ def _download(name: str, revision, cache_dir, token, local_files_only: bool, sub
             token=token,
             local_files_only=local_files_only,
             allow_patterns=patterns,
+            ignore_patterns=["*consolidated*"],  # the same weights again, as the model's own makers spell them
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
@@ -65,21 +66,37 @@ def read_config(name_or_dir: str | os.PathLike, **download) -> dict:
 
     Raises `FileNotFoundError` for a folder that does not exist and `OSError` where config.json cannot be had or read.
     """
+    path = checkpoint_file(name_or_dir, CONFIG_NAME, **download)
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _unreadable(CONFIG_NAME, name_or_dir, error) from error
+    if not isinstance(config, dict):
+        raise OSError(f"config.json of {str(name_or_dir)!r} should hold a JSON object, not a {type(config).__name__}")
+    return config
+
+
+def checkpoint_file(name_or_dir: str | os.PathLike, file: str, **download) -> Path:
+    """The local path of one file of a checkpoint folder or repository; `download` as for `checkpoint_folder`.
+
+    Raises `FileNotFoundError` for a folder that does not exist and `OSError` where the file cannot be had.
+    """
     name = os.fspath(name_or_dir)
     _refuse_missing_folder(name)
     try:
-        path = cached_file(os.path.expanduser(name), CONFIG_NAME, **download)
+        path = cached_file(os.path.expanduser(name), file, **download)
         if path is None:  # instead of an error, for a local folder without this one file
             raise FileNotFoundError("It has no such file.")
-        config = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise OSError(
-            f"cannot read config.json of {name!r}: give a checkpoint folder that holds it, or a repository's name that "
-            f"can be reached or is in the cache (HF_ENDPOINT, HF_HUB_OFFLINE, token). {error}"
-        ) from error
-    if not isinstance(config, dict):
-        raise OSError(f"config.json of {name!r} should hold a JSON object, not a {type(config).__name__}")
-    return config
+        raise _unreadable(file, name, error) from error
+    return Path(path)
+
+
+def _unreadable(file: str, name: str | os.PathLike, error: Exception) -> OSError:
+    return OSError(
+        f"cannot read {file} of {os.fspath(name)!r}: give a checkpoint folder that holds it, or a repository's name "
+        f"that can be reached or is in the cache (HF_ENDPOINT, HF_HUB_OFFLINE, token). {error}"
+    )
 
 
 def _refuse_missing_folder(name: str) -> None:

@@ -153,12 +153,12 @@ def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np
             handle.remove()
     values["logits"] = to_numpy(logits)[:, -positions:]
     _, _, lengths = model.prompt(**recording.inputs)
-    for stage in ("encoder", "projector"):
+    for stage, rows in (("encoder", model.audio_tower.output_lengths), ("projector", model.audio_tokens)):
         if stage in values and stage in recording.arrays:
             theirs = recording.arrays[stage]
             values[stage] = values[stage][:, : theirs.shape[1]]  # a reference may stop before the window ends
-            for clip, tokens in enumerate(model.audio_tokens(audio_frames(lengths))):
-                values[stage][clip, tokens:] = theirs[clip, tokens:]  # what padding becomes is nobody's business
+            for clip, count in enumerate(rows(audio_frames(lengths))):
+                values[stage][clip, count:] = theirs[clip, count:]  # what padding becomes is nobody's business
     return values
 
 

@@ -8,11 +8,19 @@ from transformers import BatchFeature
 from mindone_audio.audio import load_clips
 from mindone_audio.chat import chat_clips, clean_messages
 
-TOKENIZER_KEYWORDS = ("add_special_tokens", "max_length", "pad_to_multiple_of", "padding", "padding_side")
+PADDING_KEYWORDS = ("max_length", "pad_to_multiple_of", "padding", "padding_side")
+TOKENIZER_KEYWORDS = ("add_special_tokens", *PADDING_KEYWORDS)
 
 
 class AudioTextProcessor:
-    """Put in front of a transformers processor: NumPy out, no PyTorch, and no argument that is silently ignored."""
+    """Put in front of a transformers processor: NumPy out, no PyTorch, and no argument that is silently ignored.
+
+    `keywords` are what the family's `__call__` takes besides text and audio, `tokenizer_keywords` what it hands on to
+    `_tokenize`.
+    """
+
+    keywords = ("sampling_rate", "truncation", "return_tensors")
+    tokenizer_keywords = TOKENIZER_KEYWORDS
 
     # What `pipeline` asks where it is given a task and no text: the words that the family was trained with.
     questions = {"caption": "Describe the audio.", "transcribe": "Transcribe the speech."}
@@ -112,21 +120,33 @@ class AudioTextProcessor:
         self, text: Any, audio: Any, audios: Any, sampling_rate: int | None, return_tensors: Any, tokenizer_kwargs: dict
     ) -> tuple[list[str], list[np.ndarray]]:
         """The arguments of `__call__`, checked: texts, and the samples of each clip at the extractor's rate."""
-        _check_arguments(return_tensors, tokenizer_kwargs)
-        if audio is not None and audios is not None:
-            raise ValueError("audio= and audios= were both given: they are the same argument, pass one of them")
-        texts = [text] if isinstance(text, str) else text
-        if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(item, str) for item in texts):
-            raise ValueError(f"text must be a string or a list of strings, not {text!r:.80}")
+        self._check_keywords(sampling_rate, return_tensors, tokenizer_kwargs)
+        texts, sources = as_texts(text), as_sources(audio, audios)
+        self._check_placeholders(texts, len(sources))
+        return texts, load_clips(sources, self.feature_extractor.sampling_rate)
+
+    def _check_keywords(self, sampling_rate: int | None, return_tensors: Any, tokenizer_kwargs: dict[str, Any]) -> None:
+        """`TypeError` for a keyword that no argument and not the tokenizer takes, `ValueError` for a wrong value."""
+        if unknown := sorted(set(tokenizer_kwargs) - set(self.tokenizer_keywords)):
+            raise TypeError(
+                f"the processor does not know {', '.join(unknown)}: it takes text, audio (or audios), "
+                f"{', '.join((*self.keywords, *self.tokenizer_keywords))}"
+            )
+        if return_tensors != "np":
+            raise ValueError(
+                f'return_tensors={return_tensors!r}: this processor returns NumPy arrays: pass return_tensors="np" or '
+                "leave it out, then call mindone_audio.to_mindspore(inputs, dtype=model.dtype)"
+            )
+        if (tokenizer_kwargs.get("padding") == "max_length") != (tokenizer_kwargs.get("max_length") is not None):
+            raise ValueError(
+                'padding="max_length" and max_length=N, in tokens, work only together: pass both or neither'
+            )
         rate = self.feature_extractor.sampling_rate
         if sampling_rate not in (None, rate):
             raise ValueError(
                 f"sampling_rate={sampling_rate}, but this model hears {rate} Hz: resample first with "
                 f"load_audio(clip, {rate}, source_sampling_rate={sampling_rate})"
             )
-        sources = _as_list(audio if audios is None else audios)
-        self._check_placeholders(texts, len(sources))
-        return list(texts), load_clips(sources, rate)
 
     def _check_placeholders(self, texts: list[str], num_clips: int) -> None:
         """`ValueError` unless the texts have one placeholder a clip."""
@@ -136,6 +156,10 @@ class AudioTextProcessor:
                 f"the text has {found} {self.audio_token} placeholder(s) and {num_clips} audio clip(s) were given: "
                 f"write {self.placeholder} once for each clip. The text: {str(texts)[:300]}"
             )
+
+    def _labels(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        """For training: the tokens, -100 where they are audio or padding. The user's text is learned too."""
+        return np.where((input_ids == self.audio_token_id) | (attention_mask == 0), -100, input_ids)
 
     @property
     def placeholder(self) -> str:
@@ -184,22 +208,22 @@ class StringContent:
         return {**message, "content": "\n".join(lines)}
 
 
-def _check_arguments(return_tensors: Any, tokenizer_kwargs: dict[str, Any]) -> None:
-    if unknown := sorted(set(tokenizer_kwargs) - set(TOKENIZER_KEYWORDS)):
-        raise TypeError(
-            f"the processor does not know {', '.join(unknown)}: it takes text, audio (or audios), sampling_rate, "
-            f"truncation, return_tensors, {', '.join(TOKENIZER_KEYWORDS)}"
-        )
-    if return_tensors != "np":
-        raise ValueError(
-            f'return_tensors={return_tensors!r}: this processor returns NumPy arrays: pass return_tensors="np" or '
-            "leave it out, then call mindone_audio.to_mindspore(inputs, dtype=model.dtype)"
-        )
-    if (tokenizer_kwargs.get("padding") == "max_length") != (tokenizer_kwargs.get("max_length") is not None):
-        raise ValueError('padding="max_length" and max_length=N, in tokens, work only together: pass both or neither')
+def as_texts(text: Any) -> list[str]:
+    """One text or several -> a list of them; `ValueError` for anything else."""
+    texts = [text] if isinstance(text, str) else text
+    if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(item, str) for item in texts):
+        raise ValueError(f"text must be a string or a list of strings, not {text!r:.80}")
+    return list(texts)
 
 
-def _as_list(audio: Any) -> list:
+def as_sources(audio: Any, audios: Any) -> list:
+    """The clips that either keyword gives; `ValueError` for both."""
+    if audio is not None and audios is not None:
+        raise ValueError("audio= and audios= were both given: they are the same argument, pass one of them")
+    return as_list(audio if audios is None else audios)
+
+
+def as_list(audio: Any) -> list:
     """No clip, one clip or several -> a list of them."""
     if audio is None:
         return []

@@ -10,6 +10,7 @@ both sides round alike, and what differs is the port.
 """
 
 import argparse
+import inspect
 import json
 import platform
 import sys
@@ -41,9 +42,22 @@ def processor_inputs(name: str, audio: list[str], prompt: str) -> dict[str, torc
     import librosa
 
     processor = transformers.AutoProcessor.from_pretrained(name)
+    if "audio" not in inspect.signature(processor.__call__).parameters:  # Voxtral's
+        return dict(processor.apply_chat_template(chat(audio, prompt, processor.audio_token)))
     rate = processor.feature_extractor.sampling_rate
     clips = [librosa.load(path, sr=rate)[0] for path in audio]
     return dict(processor(text=prompt, audio=clips or None, sampling_rate=rate, return_tensors="pt"))
+
+
+def chat(audio: list[str], prompt: str, placeholder: str) -> list[dict]:
+    """A conversation of one message: the clips where the prompt has placeholders, or all before it if it has none."""
+    texts = prompt.split(placeholder) if placeholder in prompt else [""] * len(audio) + [prompt]
+    if len(texts) != len(audio) + 1:
+        raise ValueError(f"the prompt has {len(texts) - 1} times {placeholder} and {len(audio)} clips were given")
+    content = [{"type": "text", "text": texts[0]}]
+    for path, text in zip(audio, texts[1:]):
+        content += [{"type": "audio", "path": path}, {"type": "text", "text": text}]
+    return [{"role": "user", "content": [element for element in content if element.get("text") != ""]}]
 
 
 def find(model: torch.nn.Module, ending: str) -> torch.nn.Module | None:
@@ -96,6 +110,9 @@ def record(
     logits = model(**copied()).logits
     for handle in handles:
         handle.remove()
+    if "projector" in arrays and arrays["projector"].ndim == 2:  # Voxtral's rows of all windows, one after another
+        rows, width = arrays["projector"].shape
+        arrays["projector"] = arrays["projector"].reshape((len(arrays["encoder"]), -1, width))
     arrays["logits"] = np.ascontiguousarray(logits[:, last].float().cpu().numpy())
     if labels is not None:
         arrays["labels"] = np.asarray(labels)
@@ -136,7 +153,10 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
     parser.add_argument("--audio", action="append", default=[], help="a clip; several times for several placeholders")
     parser.add_argument(
-        "--prompt", required=True, help="the text with its audio placeholders, as the processor takes it"
+        "--prompt",
+        required=True,
+        help="the text with its audio placeholders, as the processor takes it (Voxtral: the "
+        "user's message; without placeholders the clips come first)",
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import helpers
+import helpers_voxtral
 
 from mindone_audio.parity import Recording, read_recording
 
@@ -57,5 +58,17 @@ def qwen2_audio(variant: str) -> Row:
     )
 
 
-ULTRAVOX = ("ultravox_llama", "ultravox_mistral", "ultravox_qwen2", "ultravox_qwen3")
-ROWS = [*map(qwen2_audio, helpers.QWEN2_AUDIO), *map(golden, ("qwen2_audio_transformers5", *ULTRAVOX))]
+def voxtral(variant: str) -> Row:
+    """A Voxtral row; the variants are `helpers_voxtral.VARIANTS`'s."""
+    text, seed = helpers_voxtral.VARIANTS[variant]
+    config = helpers_voxtral.tiny_voxtral_config(text)
+    cases = helpers_voxtral.voxtral_cases()
+    return live(f"voxtral {variant}", lambda: helpers_voxtral.torch_voxtral(config, seed), cases)
+
+
+ROWS = [
+    *map(qwen2_audio, helpers.QWEN2_AUDIO),
+    golden("qwen2_audio_transformers5"),
+    *map(golden, ("ultravox_llama", "ultravox_mistral", "ultravox_qwen2", "ultravox_qwen3")),
+    *map(voxtral, helpers_voxtral.VARIANTS),
+]

@@ -138,8 +138,7 @@ class AudioLanguageModel(PreTrainedModel):
 
     def audio_tokens(self, frames: np.ndarray) -> np.ndarray:
         """How many tokens the decoder sees of clips of so many mel frames."""
-        frames = (frames - 1) // 2 + 1  # conv2
-        return (frames - 2) // 2 + 1 if self.audio_tower.config.pool_pairs else frames
+        return self.audio_tower.output_lengths(frames)
 
     def encode_audio(self, input_features: Tensor, lengths: Tensor) -> Tensor:
         """Clips (clips, mel bins, frames), lengths int32 in frames, to decoder embeddings (clips, tokens, hidden)."""

@@ -72,7 +72,7 @@ class EncoderAttention(nn.Cell):
         self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
         self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
 
-    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+    def construct(self, x: Tensor, mask: Tensor | None) -> Tensor:
         query = ops.split_heads(self.q_proj(x) * self.scale, self.num_heads)
         key = ops.split_heads(self.k_proj(x), self.num_heads)
         value = ops.split_heads(self.v_proj(x), self.num_heads)
@@ -90,7 +90,7 @@ class EncoderLayer(nn.Cell):
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
         self.final_layer_norm = LayerNorm(config.hidden_size)
 
-    def construct(self, x: Tensor, mask: Tensor) -> Tensor:
+    def construct(self, x: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
         return x + self.fc2(ops.gelu(self.fc1(self.final_layer_norm(x))))
 
@@ -136,10 +136,15 @@ class AudioEncoder(nn.Cell):
         x = self.layer_norm(x)
         return x if given is None else first_frames(x, (given - 1) // 2 + 1)
 
-    def _mask(self, lengths: Tensor, positions: int) -> Tensor:
-        """fp32 (clips, heads, positions, positions) to add to the scores: zero for frames to attend to."""
+    def output_lengths(self, frames: np.ndarray) -> np.ndarray:
+        """How many of its rows the encoder makes of so many mel frames."""
+        frames = (frames - 1) // 2 + 1  # conv2
+        return (frames - 2) // 2 + 1 if self.pool_pairs else frames
+
+    def _mask(self, lengths: Tensor, positions: int) -> Tensor | None:
+        """fp32 (clips, heads, positions, positions) to add to the scores: zero for frames to attend to; None: all."""
         if not self.mask_padding:
-            return msops.zeros((1, 1, 1, 1), ms.float32)
+            return None
         return padding_mask(lengths, positions, self.num_heads, self.latency_block)
 
 

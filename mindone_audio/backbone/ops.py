@@ -76,13 +76,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + swapped * sin
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Dot-product attention with grouped key and value heads, softmax in fp32.
 
     query (batch, heads, queries, head_dim), already divided by sqrt(head_dim); key and value (batch, key_value_heads,
     keys, head_dim), where every `heads / key_value_heads` neighbouring query heads share one key head; mask fp32, added
-    to the scores (batch, heads, queries, keys), the same for all heads where there is one query. Returns (batch, heads,
-    queries, head_dim).
+    to the scores (batch, heads, queries, keys), the same for all heads where there is one query; None hides nothing.
+    Returns (batch, heads, queries, head_dim).
     """
     batch, heads, queries, head_dim = query.shape
     key_value_heads, keys = key.shape[1], key.shape[2]
@@ -91,7 +91,9 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor
     scores = _scores(query, key).astype(ms.float32)
     if queries > 1:  # one query's mask fits the grouped heads as it is
         scores = scores.reshape((batch, heads, queries, keys))
-    weights = ops.softmax(scores + mask, -1).astype(value.dtype)
+    if mask is not None:
+        scores = scores + mask
+    weights = ops.softmax(scores, -1).astype(value.dtype)
     mixed = _weighted_sum(weights.reshape((batch, key_value_heads, groups * queries, keys)), value)
     return mixed.reshape((batch, heads, queries, head_dim))
 
