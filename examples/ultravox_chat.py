@@ -23,9 +23,7 @@ SYSTEM = "You are a friendly and helpful assistant. You love to answer questions
 
 def reply(model, processor, conversation: list[dict], settings: dict) -> str:
     """What the model answers to a conversation whose last message is the user's."""
-    inputs = processor.apply_chat_template(
-        conversation, add_generation_prompt=True, tokenize=True, return_dict=True
-    )
+    inputs = processor.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True, return_dict=True)
     inputs = to_mindspore(inputs, dtype=model.dtype)
     tokens = model.generate(**inputs, **settings)
     return processor.decode(tokens[0, inputs.input_ids.shape[1] :], skip_special_tokens=True).strip()

@@ -25,6 +25,8 @@ class AudioTextProcessor:
     # What `pipeline` asks where it is given a task and no text: the words that the family was trained with.
     questions = {"caption": "Describe the audio.", "transcribe": "Transcribe the speech."}
 
+    audio_first = True  # or the words before the clip that they are about
+
     @property
     def longest_clip(self) -> float | None:
         """Seconds of audio that the model hears at a time; None where it takes clips of any length."""
@@ -59,7 +61,7 @@ class AudioTextProcessor:
         if language is not None:
             raise ValueError(f"language={language!r}: this model family transcribes without being told the language")
         words = {"type": "text", "text": self.questions["transcribe"]}
-        content = [[{"type": "audio", "audio": clip}, words] for clip in clips]
+        content = [[{"type": "audio", "audio": clip}, words][:: 1 if self.audio_first else -1] for clip in clips]
         return self.conversation_inputs([[{"role": "user", "content": parts}] for parts in content], chat=chat)
 
     def apply_chat_template(
@@ -190,7 +192,8 @@ def token_arrays(encoded: Any, padding: Any, max_length: int | None) -> dict[str
 class StringContent:
     """Put between `AudioTextProcessor` and a transformers processor whose chat template takes content as one string.
 
-    Elements become lines in the order in which they are given: the text as it is, for a clip the placeholder.
+    Elements follow each other as they are given, a clip as its placeholder, with a new line between it and what is next
+    to it where there is no white space.
     """
 
     def apply_chat_template(self, conversation: list, chat_template: str | None = None, **kwargs: Any):
@@ -204,8 +207,14 @@ class StringContent:
     def _plain(self, message: dict) -> dict:
         if isinstance(message["content"], str):
             return message
-        lines = [self.placeholder if part["type"] == "audio" else part["text"] for part in message["content"]]
-        return {**message, "content": "\n".join(lines)}
+        text, before = "", None
+        for part in message["content"]:
+            words = self.placeholder if part["type"] == "audio" else part["text"]
+            beside_clip = "audio" in (before, part["type"])
+            if beside_clip and text and words and not (text[-1].isspace() or words[0].isspace()):
+                text += "\n"
+            text, before = text + words, part["type"]
+        return {**message, "content": text}
 
 
 def as_texts(text: Any) -> list[str]:

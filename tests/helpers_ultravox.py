@@ -84,7 +84,10 @@ def processor_cases() -> dict[str, tuple[str, list[np.ndarray]]]:
     return {
         "text": ("<|begin|>only text, café 你好", []),
         "one": ("<|begin|>Transcribe\n<|audio|>", [tone(0.517, seed=1)]),
-        "several": ("<|audio|><|audio|> and <|audio|>", [tone(0.1, seed=2), tone(0.01, seed=3)[:100], tone(0.333, seed=4)]),
+        "several": (
+            "<|audio|><|audio|> and <|audio|>",
+            [tone(0.1, seed=2), tone(0.005, seed=3), tone(0.333, seed=4)],
+        ),
         "long": ("before <|audio|> between <|audio|> after", [tone(31.007, seed=5), tone(1, seed=6)]),
     }
 

@@ -10,7 +10,7 @@ PACKAGE = Path(mindone_audio.__file__).parent
 # From bottom to top. The modules of one line may import each other.
 LAYERS = [
     {"audio", "chat", "checkpoints", "conversion", "device", "environment", "hub", "npu_smi", "versions", "weights"},
-    {"backbone", "processing", "tekken"},
+    {"backbone", "completion", "processing", "tekken"},
     {"generation"},
     {"models"},
     {"pipelines"},

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from families import golden
 from helpers import relative_error
-from helpers_processor import RATE, tone, write_audio
+from helpers_processor import tone, write_audio
 from helpers_ultravox import GOLDENS, split_checkpoint, write_checkpoint
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, WhisperFeatureExtractor
@@ -26,7 +26,6 @@ from mindone_audio.models.ultravox import UltravoxForConditionalGeneration, Ultr
 
 ROOT = Path(__file__).parent.parent
 LLAMA = GOLDENS / "ultravox_llama"
-LONG = {"local_files_only": True}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +104,8 @@ def test_its_own_weights_come_first(tmp_path, recordings):
     trained = "language_model.model.layers.2.mlp.up_proj.weight"
     value = load_file(LLAMA / "model.safetensors")[trained]
     change_tensors(tmp_path / "second" / "ultravox", lambda tensors: tensors.update({trained: value}))
-    change_tensors(tmp_path / "second" / "text", lambda t: t.update({trained.removeprefix("language_model."): value * 0}))
+    replaced = {trained.removeprefix("language_model."): value * 0}
+    change_tensors(tmp_path / "second" / "text", lambda tensors: tensors.update(replaced))
     assert_as_recorded(load(tmp_path / "second" / "ultravox"), recordings)
 
 
@@ -151,11 +151,19 @@ def test_a_repository_whose_weights_alone_are_missing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("part", "change", "message"),
     [
-        ("text", lambda t: t.pop("model.norm.weight"), "ultravox and .*text.* 1 missing: language_model.model.norm.weight"),
+        (
+            "text",
+            lambda t: t.pop("model.norm.weight"),
+            "ultravox and .*text.* 1 missing: language_model.model.norm",
+        ),
         ("text", lambda t: t.update(odd=np.ones(1, np.float32)), "1 unexpected: odd"),
         ("ultravox", lambda t: t.update(odd=np.ones(1, np.float32)), "1 unexpected: odd"),
         ("whisper", lambda t: t.pop("model.encoder.conv1.bias"), "1 missing: audio_tower.conv1.bias"),
-        ("whisper", lambda t: t.update({"model.encoder.conv1.bias": np.ones(7, np.float32)}), "has shape .7,.*whisper|whisper.*has shape"),
+        (
+            "whisper",
+            lambda t: t.update({"model.encoder.conv1.bias": np.ones(7, np.float32)}),
+            "whisper.*has shape",
+        ),
         ("ultravox", lambda t: t.pop("multi_modal_projector.ln_mid.weight"), "1 missing: multi_modal_projector.ln_mid"),
     ],
 )
@@ -198,7 +206,8 @@ def test_the_config_of_a_published_checkpoint(tmp_path):
     (tmp_path / "llama" / "config.json").write_text(json.dumps(llama))
     (tmp_path / "config.json").write_text(json.dumps(config))
     read = UltravoxConfig.from_pretrained(tmp_path)
-    assert (read.text_config.vocab_size, read.text_config.tie_word_embeddings, read.vocab_size) == (128256, True, 128256)
+    text = read.text_config
+    assert (text.vocab_size, text.tie_word_embeddings, read.vocab_size) == (128256, True, 128256)
     assert (read.audio_config.d_model, read.stack_factor, read.projector_act) == (1280, 8, "swiglu")
     assert read.get_text_config() is read.text_config
     again = UltravoxConfig(**json.loads(read.to_json_string()))
@@ -328,7 +337,7 @@ def test_a_dialogue(processor, tmp_path):
         ("<|audio|>", {"audio": tone(0.1), "sampling_rate": 8000}, ValueError, "8000.*16000 Hz"),
         ("x", {"return_tensors": "pt"}, ValueError, "return_tensors='pt'"),
         ("x", {"typo": 1}, TypeError, "does not know typo"),
-        ("x", {"add_special_tokens": True}, ValueError, "add_special_tokens=True is not supported"),
+        ("x", {"add_special_tokens": True}, TypeError, "does not know add_special_tokens"),
         (["x", "xyz"], {"padding": False}, ValueError, r"rows of \[1, 3\] tokens"),
         ("xyz", {"padding": "max_length", "max_length": 2}, ValueError, "3 tokens.*max_length=2"),
         (None, {}, ValueError, "text must be a string"),
@@ -342,7 +351,6 @@ def test_refused_by_the_processor(processor, text, arguments, error, message):
 def test_padding_and_windows(processor):
     assert processor("xyz", padding="max_length", max_length=8)["attention_mask"].sum() == 3
     assert processor("xyz", pad_to_multiple_of=8)["input_ids"].shape == (1, 8)
-    assert processor("x", add_special_tokens=False)["input_ids"].shape == (1, 1)
     long = tone(1.5)  # windows of 60 frames
     assert processor("<|audio|>", long)["audio_lens"].tolist() == [60, 60, 30]
     assert processor("<|audio|>", long, truncation=True)["audio_lens"].tolist() == [60]
@@ -455,7 +463,13 @@ def test_an_unknown_keyword_is_refused(model):
 
 def test_the_projector_starts_as_the_config_says():
     config = AutoConfig.for_model("whisper", d_model=8, encoder_layers=1, encoder_attention_heads=2)
-    text = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 9}
+    text = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 8,
+        "vocab_size": 9,
+    }
     model = UltravoxForConditionalGeneration(
         UltravoxConfig(audio_config=config, text_config=text, hidden_size=8, norm_init=0.25)
     )

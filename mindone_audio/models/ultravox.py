@@ -6,7 +6,6 @@ config.json names, `text_model_id` and `audio_model_id`, each a Hugging Face rep
 
 import dataclasses
 import os
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,16 @@ from transformers import (
 from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from transformers.utils import cached_file
 
-from mindone_audio import hub, weights
+from mindone_audio import completion, hub, weights
 from mindone_audio.audio import fit_window
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, to_numpy
 from mindone_audio.backbone.layers import Linear, RMSNorm
+from mindone_audio.backbone.prompt import place_windows
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
+from mindone_audio.completion import complete_config, named
 from mindone_audio.generation import GenerationMixin
-from mindone_audio.processing import AudioTextProcessor, StringContent, token_arrays
+from mindone_audio.processing import PADDING_KEYWORDS, AudioTextProcessor, StringContent, token_arrays
 
 _ACTIVATIONS = {"swiglu": ops.silu, "silu": ops.silu, "gelu": ops.gelu}
 _NORM_EPSILON = 1e-6
@@ -52,21 +53,6 @@ _DEFAULTS = {
     "text_model_lora_config": None,
     "audio_model_lora_config": None,
 }
-# Names in the repositories of language models and of Whisper, whose decoder is not used.
-_TEXT_NAMES = ((r"model\.", "language_model.model."), (r"lm_head\.", "language_model.lm_head."))
-_AUDIO_NAMES = ((r"(model\.)?encoder\.", "audio_tower."),)
-_NOT_ENCODER = r"(model\.)?decoder\.|proj_out\."
-
-
-def _from(repository: str, field: str, read: Callable, **access) -> Any:
-    """`read(repository)`, where the error for one that cannot be had says which field of config.json names it."""
-    try:
-        return read(repository, **access)
-    except OSError as error:
-        raise FileNotFoundError(
-            f"{field} {repository!r}, which this Ultravox checkpoint is completed from, cannot be had: give a token "
-            f"that may read it, or set {field} in config.json to a local folder. {error}"
-        ) from error
 
 
 class UltravoxConfig(PretrainedConfig):
@@ -78,35 +64,32 @@ class UltravoxConfig(PretrainedConfig):
     def __init__(self, audio_config: dict | None = None, text_config: dict | None = None, **fields):
         for name, default in _DEFAULTS.items():
             setattr(self, name, fields.pop(name, default))
-        self.audio_config = self._part(audio_config, "audio_model_id", "whisper")
-        self.text_config = self._part(text_config, "text_model_id", "llama")
+        if (audio_config is None and self.audio_model_id) or (text_config is None and self.text_model_id):
+            read = complete_config({name: getattr(self, name) for name in ("audio_model_id", "text_model_id")})
+            audio_config, text_config = read.get("audio_config", audio_config), read.get("text_config", text_config)
+        self.audio_config = _sub_config(audio_config, "whisper")
+        self.text_config = _sub_config(text_config, "llama")
         self.vocab_size = self.text_config.get_text_config().vocab_size
         fields.pop("vocab_size", None)
         super().__init__(**fields)
-
-    def _part(self, config: dict | PretrainedConfig | None, field: str, model_type: str) -> PretrainedConfig:
-        if isinstance(config, PretrainedConfig):
-            return config
-        repository = getattr(self, field)
-        if config is None and repository is not None:
-            config = _from(repository, field, hub.read_config)
-        return AutoConfig.for_model(**{"model_type": model_type, **(config or {})})
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> tuple[dict, dict]:
         """The checkpoint's config.json with `text_config` and `audio_config` of the models that it names."""
         config, unused = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         access = {name: kwargs[name] for name in hub.ACCESS_KEYWORDS if kwargs.get(name) is not None}
-        for part in ("text", "audio"):
-            repository = config.get(f"{part}_model_id")
-            if repository is not None:
-                read = _from(repository, f"{part}_model_id", hub.read_config, **access)
-                config[f"{part}_config"] = {**read, "_name_or_path": repository}
-        return config, unused
+        return complete_config(config, **access), unused
 
     def to_dict(self) -> dict[str, Any]:
         """As its authors' class reads it."""
         return super().to_dict() | {"architectures": ["UltravoxModel"]}
+
+
+def _sub_config(config: dict | PretrainedConfig | None, model_type: str) -> PretrainedConfig:
+    """A part's config, of `model_type` where it does not say; `ValueError` for a type that transformers lacks."""
+    if isinstance(config, PretrainedConfig):
+        return config
+    return AutoConfig.for_model(**{"model_type": model_type, **(config or {})})
 
 
 class Projector(nn.Cell):
@@ -170,17 +153,7 @@ class UltravoxForConditionalGeneration(AudioLanguageModel, GenerationMixin):
 
     def weight_sources(self, folder: Path, **access) -> list[weights.Source]:
         """The language model's and Whisper's own checkpoints, where config.json names them."""
-        names = (("text_model_id", "language_model.", _TEXT_NAMES, None),)
-        names += (("audio_model_id", "audio_tower.", _AUDIO_NAMES, _NOT_ENCODER),)
-        sources = []
-        for field, part, renames, ignored in names:
-            if (repository := getattr(self.config, field)) is not None:
-
-                def find(repository=repository, field=field) -> Path:
-                    return _from(repository, field, hub.checkpoint_folder, **access)
-
-                sources.append(weights.Source(part, find, renames, ignored))
-        return sources
+        return completion.weight_sources(self.config, **access)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
         """All weights and both configs, so that what is saved needs no other model."""
@@ -220,27 +193,11 @@ class UltravoxForConditionalGeneration(AudioLanguageModel, GenerationMixin):
         return Tensor(values).astype(self.dtype), np.stack([lens, frames], 1).astype(np.int32)
 
     def audio_places(self, input_ids: np.ndarray, mask: np.ndarray, audio: dict) -> np.ndarray:
-        places = np.zeros(input_ids.shape, bool)
         if audio.get("audio_values") is None:
-            return places
+            return np.zeros(input_ids.shape, bool)
         names = ("audio_batch_size", "audio_token_start_idx", "audio_token_len")
         counts, starts, tokens = (to_numpy(audio[name]).reshape(-1) for name in names)
-        if len(counts) != len(input_ids) or counts.sum() != len(starts):
-            raise ValueError(
-                f"audio_batch_size {counts} does not share {len(starts)} windows among {len(input_ids)} prompts"
-            )
-        windows = iter(zip(starts.tolist(), tokens.tolist()))
-        for row, count in enumerate(counts.tolist()):
-            end = 0
-            for start, length in islice(windows, count):
-                if start < end or mask[row, start : start + length].sum() != length:
-                    raise ValueError(
-                        f"audio_token_start_idx {start} does not fit prompt {row}: its windows' places must follow "
-                        "each other, within its text"
-                    )
-                end = start + length
-                places[row, start:end] = True
-        return places
+        return place_windows(mask, counts, starts, tokens)
 
 
 def _check(config: UltravoxConfig) -> None:
@@ -260,14 +217,21 @@ def _check(config: UltravoxConfig) -> None:
 class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
     """Text and audio to model inputs, and tokens back to text.
 
-    `<|audio|>` stands for a clip and is in no vocabulary: its places get the end-of-text token's id. Text must begin
-    with the special tokens that it needs, as that of a chat template does. The tokenizer pads on the left.
+    `<|audio|>` stands for a clip and is in no vocabulary: its places get the end-of-text token's id. No special tokens
+    are added, because text must begin with them, as that of a chat template does. The tokenizer pads on the left.
     """
 
     attributes = ["feature_extractor", "tokenizer"]
     feature_extractor_class = "WhisperFeatureExtractor"
     tokenizer_class = "AutoTokenizer"
     audio_token = "<|audio|>"
+    tokenizer_keywords = PADDING_KEYWORDS
+    longest_clip = None
+    questions = {
+        "caption": "Describe the audio.",
+        "transcribe": "Repeat the following text, without any explanation: ",  # the words that it was trained with
+    }
+    audio_first = False
 
     def __init__(
         self, feature_extractor=None, tokenizer=None, chat_template=None, stack_factor=8, audio_context_size=3000
@@ -288,7 +252,7 @@ class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
         access = {key: download[key] for key in hub.ACCESS_KEYWORDS if key in download}
         audio, repository = config.get("audio_config") or {}, config.get("audio_model_id")
         if repository is not None:
-            audio = _from(repository, "audio_model_id", hub.read_config, **access)
+            audio = named(repository, "audio_model_id", hub.read_config, **access)
         window = 2 * audio.get("max_source_positions", 1500)
         if _has(name, "preprocessor_config.json", download):
             extractor = WhisperFeatureExtractor.from_pretrained(name, **download)
@@ -298,7 +262,8 @@ class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
             extractor = WhisperFeatureExtractor(feature_size=audio.get("num_mel_bins", 80))
         repository = config.get("text_model_id") or (config.get("text_config") or {}).get("_name_or_path")
         if repository and not _has(name, "tokenizer_config.json", download):
-            tokenizer = _from(repository, "text_model_id", AutoTokenizer.from_pretrained, **access)
+            named(repository, "text_model_id", hub.read_config, **access)  # for an error that says what is missing
+            tokenizer = AutoTokenizer.from_pretrained(repository, trust_remote_code=False, **access)
         else:
             tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **download)
         tokenizer.pad_token = tokenizer.eos_token  # as Ultravox pads, whatever its language model does
@@ -341,8 +306,6 @@ class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
             ValueError: placeholders and clips do not match, or another argument's value is wrong.
         """
         texts, clips = self._arguments(text, audio, audios, sampling_rate, return_tensors, padding)
-        if padding.pop("add_special_tokens", False):
-            raise ValueError("add_special_tokens=True is not supported: write them into the text, as a template does")
         if truncation:
             seconds = self.audio_context_size * self.feature_extractor.hop_length / self.feature_extractor.sampling_rate
             clips = [fit_window(clip, seconds, self.feature_extractor.sampling_rate, truncation=True) for clip in clips]
@@ -361,7 +324,7 @@ class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
     def _sample(self, text: str, clips: list[np.ndarray]) -> dict[str, Any]:
         """One prompt as Ultravox's own processor makes it: its ids, and an entry for each window of its clips."""
         first, *others = self.tokenizer(text.split(self.audio_token), add_special_tokens=False)["input_ids"]
-        features, frames = self._log_mels(clips) if clips else ([], [])
+        features, frames = self._whole_mels(clips) if clips else ([], [])
         ids, size, windows, lens, starts = list(first), self.audio_context_size, [], [], []
         for clip, count, after in zip(features, frames, others):
             width = min(clip.shape[1], size)
@@ -383,7 +346,7 @@ class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
     def _tokens(self, frames: int) -> int:
         return -(-frames // (2 * self.stack_factor))
 
-    def _log_mels(self, clips: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
+    def _whole_mels(self, clips: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
         """Clips, padded to the longest -> float32 `[clips, mels, frames]`, and how many frames of each are audio."""
         hop = self.feature_extractor.hop_length
         outputs = self.feature_extractor(
