@@ -26,6 +26,14 @@ inputs = {**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}
 model.generate(**inputs, max_new_tokens=3, num_beams=2)
 """
 
+ULTRAVOX = """
+from helpers_ultravox import GOLDENS, cases
+from mindone_audio import AutoModelForAudioTextToText
+for name, frames, stack in (("ultravox_llama", 40, 8), ("ultravox_qwen2", 38, 3), ("ultravox_qwen3", 33, 8)):
+    model = AutoModelForAudioTextToText.from_pretrained(GOLDENS / name)
+    model.generate(**cases(frames, stack)["batch"](), max_new_tokens=3, num_beams=2)
+"""
+
 
 @pytest.fixture(scope="module")
 def libraries() -> list[bytes]:
@@ -63,10 +71,10 @@ def compiled_primitives(script: str, folder: Path, least_graphs: int) -> set[str
     return set(re.findall(r"= (?:PrimFunc_)?([A-Z]\w*)\(", text)) - STRUCTURE
 
 
-@pytest.fixture(scope="module")
-def primitives(tmp_path_factory) -> set[str]:
+@pytest.fixture(scope="module", params=[GENERATE, ULTRAVOX], ids=["qwen2_audio", "ultravox"])
+def primitives(request, tmp_path_factory) -> set[str]:
     """The primitives of the graphs of encoder, prefill, step and copy."""
-    return compiled_primitives(GENERATE, tmp_path_factory.mktemp("graphs"), 4)
+    return compiled_primitives(request.param, tmp_path_factory.mktemp("graphs"), 4)
 
 
 def test_every_primitive_has_an_ascend_kernel(primitives, libraries):

@@ -135,8 +135,8 @@ def test_a_missing_repository_is_named(tmp_path, field):
             AutoProcessor.from_pretrained(own, local_files_only=True, cache_dir=tmp_path)
 
 
-def test_a_repository_whose_weights_alone_are_missing(tmp_path, monkeypatch):
-    """Config.json in the cache, weights not: the hub's answer comes with the name of the repository."""
+def test_a_repository_of_the_hub_from_the_cache(tmp_path):
+    """Offline, with only some of its files there at first."""
     own = split_checkpoint(LLAMA, tmp_path)
     cached = tmp_path / "cache" / "models--some--llama"
     (cached / "snapshots" / "1").mkdir(parents=True)
@@ -144,8 +144,15 @@ def test_a_repository_whose_weights_alone_are_missing(tmp_path, monkeypatch):
     (cached / "refs" / "main").write_text("1")
     shutil.copy(tmp_path / "text" / "config.json", cached / "snapshots" / "1")
     change_config(own, text_model_id="some/llama")
+    access = {"local_files_only": True, "cache_dir": tmp_path / "cache"}
     with pytest.raises(CheckpointError, match="models--some--llama.*model.safetensors does not exist"):
-        load(own, local_files_only=True, cache_dir=tmp_path / "cache")
+        load(own, **access)
+    shutil.copy(tmp_path / "text" / "model.safetensors", cached / "snapshots" / "1")
+    load(own, **access)
+    with pytest.raises(FileNotFoundError, match="some/llama has no tokenizer_config.json"):
+        AutoProcessor.from_pretrained(own, **access)
+    helpers_ultravox.tokenizer().save_pretrained(cached / "snapshots" / "1")
+    assert AutoProcessor.from_pretrained(own, **access).feature_extractor.feature_size == 16
 
 
 @pytest.mark.parametrize(
@@ -221,6 +228,7 @@ def test_the_config_of_a_published_checkpoint(tmp_path):
     [
         ({"projector_act": "gelu_new"}, "projector_act 'gelu_new' is not supported: known are swiglu, silu, gelu"),
         ({"llm_only_training": True}, "llm_only_training"),
+        ({"num_projector_layers": 2}, "num_projector_layers 2 is not supported"),
         ({"audio_config": {"model_type": "wav2vec2"}}, "audio_config.model_type 'wav2vec2' is not supported"),
         ({"text_config": {"model_type": "gemma3_text"}}, "model_type 'gemma3_text' is not supported: known are"),
         ({"text_config": {"model_type": "nonsense"}}, "nonsense"),

@@ -50,6 +50,7 @@ _DEFAULTS = {
     "audio_token_index": None,
     "ignore_index": -100,
     "llm_only_training": False,
+    "num_projector_layers": 0,
     "text_model_lora_config": None,
     "audio_model_lora_config": None,
 }
@@ -82,7 +83,8 @@ class UltravoxConfig(PretrainedConfig):
 
     def to_dict(self) -> dict[str, Any]:
         """As its authors' class reads it."""
-        return super().to_dict() | {"architectures": ["UltravoxModel"]}
+        output = super().to_dict()
+        return output | {"architectures": ["UltravoxModel"], "torch_dtype": output.get("dtype")}
 
 
 def _sub_config(config: dict | PretrainedConfig | None, model_type: str) -> PretrainedConfig:
@@ -206,6 +208,10 @@ def _check(config: UltravoxConfig) -> None:
         raise ValueError(f"audio_config.model_type {config.audio_config.model_type!r} is not supported: only whisper")
     if config.llm_only_training:
         raise ValueError("llm_only_training is set: this checkpoint has no audio part, load its language model instead")
+    if config.num_projector_layers:
+        raise ValueError(
+            f"num_projector_layers {config.num_projector_layers} is not supported: only 0, a projector without layers"
+        )
     for field in ("text_model_lora_config", "audio_model_lora_config"):
         if (getattr(config, field) or {}).get("r", 0) > 0:
             raise ValueError(
@@ -260,12 +266,15 @@ class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
             extractor = WhisperFeatureExtractor.from_pretrained(repository, **access)
         else:  # all of Whisper's are the same but for this
             extractor = WhisperFeatureExtractor(feature_size=audio.get("num_mel_bins", 80))
-        repository = config.get("text_model_id") or (config.get("text_config") or {}).get("_name_or_path")
-        if repository and not _has(name, "tokenizer_config.json", download):
-            named(repository, "text_model_id", hub.read_config, **access)  # for an error that says what is missing
-            tokenizer = AutoTokenizer.from_pretrained(repository, trust_remote_code=False, **access)
-        else:
-            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **download)
+        source, keywords, repository = name, download, config.get("text_model_id")
+        if repository is not None and not _has(name, "tokenizer_config.json", download):
+            named(repository, "text_model_id", hub.read_config, **access)  # for its error, which says what is missing
+            source, keywords = repository, access
+        if not _has(source, "tokenizer_config.json", keywords):
+            raise FileNotFoundError(
+                f"{source} has no tokenizer_config.json: put the files of its language model's tokenizer into {name}"
+            )
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **keywords)
         tokenizer.pad_token = tokenizer.eos_token  # as Ultravox pads, whatever its language model does
         return cls(extractor, tokenizer, stack_factor=config.get("stack_factor", 8), audio_context_size=window)
 
@@ -384,9 +393,9 @@ def _collate(samples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
 
 
 def _has(repository: str, file: str, download: dict[str, Any]) -> bool:
-    """Whether a folder or repository has a file."""
-    path = cached_file(os.path.expanduser(repository), file, _raise_exceptions_for_missing_entries=False, **download)
-    return path is not None
+    """Whether a folder or repository, or its copy in the cache where the hub cannot be reached, has a file."""
+    lenient = {f"_raise_exceptions_for_{what}": False for what in ("missing_entries", "connection_errors")}
+    return cached_file(os.path.expanduser(repository), file, **lenient, **download) is not None
 
 
 MODEL, PROCESSOR = UltravoxForConditionalGeneration, UltravoxProcessor
