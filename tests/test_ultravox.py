@@ -469,6 +469,20 @@ def test_an_unknown_keyword_is_refused(model):
         model(np.zeros((1, 3), int), input_features=np.zeros((1, 8, 60)))
 
 
+def test_the_norms_epsilon():
+    """The table's features are too large to tell: here the mean square of what comes in is about the epsilon, 1e-6."""
+    projector = load(LLAMA).multi_modal_projector
+    weights = {name: parameter.asnumpy().astype(np.float64) for name, parameter in projector.parameters_and_names()}
+    x = np.random.default_rng(0).normal(0, 1e-3, (1, 16, 24)).astype(np.float32)
+
+    def norm(x, name):
+        return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * weights[f"{name}.weight"]
+
+    hidden, gate = np.split(norm(x.reshape(1, 2, -1), "ln_pre") @ weights["linear_1.weight"].T, 2, -1)
+    expected = norm(gate / (1 + np.exp(-gate)) * hidden, "ln_mid") @ weights["linear_2.weight"].T
+    assert relative_error(projector(ms.Tensor(x)).asnumpy(), expected) < 1e-5
+
+
 def test_the_projector_starts_as_the_config_says():
     config = AutoConfig.for_model("whisper", d_model=8, encoder_layers=1, encoder_attention_heads=2)
     text = {
