@@ -19,7 +19,7 @@ from helpers_ultravox import GOLDENS, split_checkpoint, write_checkpoint
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, WhisperFeatureExtractor
 
-from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, UltravoxConfig, to_mindspore, weights
+from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, UltravoxConfig, pipeline, to_mindspore, weights
 from mindone_audio.audio import AudioError
 from mindone_audio.hub import CheckpointError
 from mindone_audio.models.ultravox import UltravoxForConditionalGeneration, UltravoxProcessor
@@ -496,6 +496,19 @@ def test_the_projector_starts_as_the_config_says():
         UltravoxConfig(audio_config=config, text_config=text, hidden_size=8, norm_init=0.25)
     )
     assert (model.multi_modal_projector.ln_pre.weight.asnumpy() == 0.25).all()
+
+
+def test_in_the_pipeline(model, processor):
+    """Clips of any length, and transcriptions asked for in the words that Ultravox was trained with."""
+    pipe = pipeline(model=model, processor=processor)
+    answers = pipe([tone(0.3), tone(1.4)], "What is said?", max_new_tokens=3)
+    assert answers == pipe([tone(0.3), tone(1.4)], "What is said?", max_new_tokens=3, batch_size=1)
+    assert len(pipe(tone(1.4), task="transcribe", max_new_tokens=3)[0]["chunks"]) == 1
+    inputs = processor.transcription_inputs([tone(0.1)], language=None, chat=True)
+    asked = "user<|end|>\n\nRepeat the following text, without any explanation: <|eot|><|eot|><|start|>assistant"
+    assert asked in processor.decode(inputs["input_ids"][0])
+    with pytest.raises(ValueError, match="language='en'"):
+        processor.transcription_inputs([tone(0.1)], language="en", chat=True)
 
 
 # The example
