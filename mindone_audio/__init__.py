@@ -18,9 +18,9 @@ _HOMES = {
     "UltravoxConfig": "mindone_audio.models.ultravox",
     "UltravoxForConditionalGeneration": "mindone_audio.models.ultravox",
     "UltravoxProcessor": "mindone_audio.models.ultravox",
-    "pipeline": "mindone_audio.pipelines",
     "VoxtralForConditionalGeneration": "mindone_audio.models.voxtral",
     "VoxtralProcessor": "mindone_audio.models.voxtral",
+    "pipeline": "mindone_audio.pipelines",
     "load_audio": "mindone_audio.audio",
     "to_mindspore": "mindone_audio.conversion",
 }

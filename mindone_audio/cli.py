@@ -1,87 +1,36 @@
-"""`mindone-audio`: the commands. Each imports what it needs when it runs, so that `doctor` works without MindSpore."""
+"""`mindone-audio`: what a person starts in a terminal."""
 
 import argparse
-import json
+import os
 import sys
-from pathlib import Path
+
+from mindone_audio.commands import ask, chat, doctor, models, parity, transcribe
+
+INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns its exit status. A mistake of the user's is one line on stderr and status 2."""
+    """Run one command; returns its exit status.
+
+    Results go to standard output, messages to standard error. 0: all well; 1: some clips failed; 2: wrong use, which
+    is one line and never a traceback; 130: interrupted. `doctor` and `parity` have their own meanings of 1 and 2.
+    """
     parser = argparse.ArgumentParser(prog="mindone-audio", description="Audio-language models on MindSpore.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    for add in (_add_doctor, _add_parity):
-        add(commands)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (ask, transcribe, chat, models, doctor, parity):
+        command.add(commands)
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
     except (OSError, ValueError) as error:
+        if isinstance(error, BrokenPipeError):  # the reader has gone, as `| head` does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
         print(f"error: {error}", file=sys.stderr)
         return 2
-
-
-def _add_doctor(commands) -> None:
-    parser = commands.add_parser("doctor", help="say whether this machine can run the models, and what is missing")
-    parser.add_argument("--device", choices=("auto", "ascend", "npu", "cpu"), default="auto", help="to be used")
-    parser.add_argument("--ops", action="store_true", help="instead: run every operation and compare with NumPy")
-    parser.add_argument("--json", action="store_true", help="for scripts")
-    parser.set_defaults(run=_doctor)
-
-
-def _doctor(options: argparse.Namespace) -> int:
-    if options.ops:
-        return _doctor_ops(options)
-    from mindone_audio import environment
-
-    report = environment.inspect_environment(device=None if options.device == "auto" else options.device)
-    if options.json:
-        print(json.dumps(environment.report_as_json(report), indent=1))
-    else:
-        print(environment.format_report(report))
-    return environment.exit_status(report)
-
-
-def _doctor_ops(options: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
-    from mindone_audio import device, op_check
-
-    device.set_device(options.device)
-    device.prepare()
-    results = op_check.check_ops()
-    if options.json:
-        print(json.dumps([asdict(result) | {"passed": result.passed} for result in results], indent=1))
-    else:
-        print(op_check.format_results(results))
-    return 0 if all(result.passed for result in results) else 2
-
-
-def _add_parity(commands) -> None:
-    parser = commands.add_parser("parity", help="replay what scripts/record_parity.py recorded on PyTorch")
-    parser.add_argument("recording", type=Path)
-    parser.add_argument("--model", required=True, help="checkpoint folder or Hugging Face id")
-    parser.add_argument("--device", default="auto", help="auto, ascend, ascend:1 or cpu")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="default: the recording's")
-    parser.add_argument("--json", action="store_true", help="for scripts")
-    parser.set_defaults(run=_parity)
-
-
-def _parity(options: argparse.Namespace) -> int:
-    import mindspore as ms
-
-    from mindone_audio import device, parity
-    from mindone_audio.models import AutoModelForAudioTextToText
-
-    recording = parity.read_recording(options.recording)
-    device.set_device(options.device)
-    dtype = getattr(ms, options.dtype or recording.facts.get("dtype", "float32"))
-    model = AutoModelForAudioTextToText.from_pretrained(options.model, mindspore_dtype=dtype)
-    report = parity.replay(model, recording)
-    if options.json:
-        print(json.dumps(report.as_json(), indent=1))
-    else:
-        print(parity.format_report(report, recording))
-    return 0 if report.passed else 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

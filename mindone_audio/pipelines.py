@@ -17,6 +17,7 @@ from mindone_audio.generation.text import cut, text_stream
 TASK = "audio-text-to-text"
 TASKS = ("caption", "transcribe")  # what a family has its own words for
 MAX_NEW_TOKENS = 128  # where a call says nothing else
+SHORTEST_WINDOW = 1.0  # seconds
 SILENCE = 1e-4  # of full scale, the loudest sample of a window that is not worth transcribing
 
 
@@ -43,7 +44,8 @@ class Request:
 
     messages: as `apply_chat_template` takes them, audio elements as float32 samples. given: the conversation as it was
     given, None where it was a clip and a text. transcribe: the clip is to be written down. language: of the speech, as
-    "en", where a family takes one.
+    "en", where a family takes one. window: seconds of the longest piece that goes to the model at a time, None for any.
+    by_windows: a clip longer than that is cut into windows, and is an error otherwise.
     """
 
     messages: list[dict]
@@ -54,6 +56,8 @@ class Request:
     full_text: bool = False
     transcribe: bool = False
     language: str | None = None
+    window: float | None = None
+    by_windows: bool = False
 
     @property
     def clips(self) -> list[np.ndarray]:
@@ -114,6 +118,7 @@ class AudioTextToTextPipeline:
         generate_kwargs: dict | None = None,
         batch_size: int = 8,
         long_audio: str | None = None,
+        window: float | None = None,
         on_error: str = "raise",
         stream: bool = False,
         progress: bool | None = None,
@@ -131,6 +136,7 @@ class AudioTextToTextPipeline:
             batch_size: how many inputs are answered at a time, those of similar length together.
             long_audio: for a question about a clip that is longer than the model hears: "windows" answers for each
                 window and joins the answers by newlines. Transcriptions always go by windows.
+            window: seconds of the longest piece of a transcription; None is what the model hears at a time.
             on_error: "raise", or "return" `{"generated_text": None, "error": message}` for an input that fails.
             stream: return an iterator of text for one input.
             progress: a bar for a list; None shows it on a terminal.
@@ -150,6 +156,8 @@ class AudioTextToTextPipeline:
             raise ValueError(f"unknown task {task!r}: it may be {' or '.join(TASKS)}, or left out with a text")
         if on_error not in ("raise", "return"):
             raise ValueError(f'on_error must be "raise" or "return", not {on_error!r}')
+        if window is not None and task != "transcribe":
+            raise ValueError(f'window={window!r} is for task="transcribe"; see long_audio for questions')
         if long_audio not in (None, "windows"):
             raise ValueError(f'long_audio must be "windows" or left out, not {long_audio!r}')
         if not isinstance(batch_size, int) or batch_size < 1:
@@ -158,16 +166,17 @@ class AudioTextToTextPipeline:
         items = [inputs] if single else list(inputs)
         texts = self._texts(text, len(items))
         settings = {**(generate_kwargs or {}), **parameters}
+        windows = {"window": self._window(window), "by_windows": task == "transcribe" or long_audio == "windows"}
         if stream:
             if not single:
                 raise ValueError("stream=True takes one input, not a list: call the pipeline once for each")
-            return self._stream(self._request(items[0], texts[0], task, settings), long_audio)
+            return self._stream(replace(self._request(items[0], texts[0], task, settings), **windows))
         answers: list[dict | None] = [None] * len(items)
         requests: dict[int, Request] = {}
         for place, item in enumerate(items):
             try:
-                request = self._request(item, texts[place], task, settings)
-                self._check_length(request, long_audio)
+                request = replace(self._request(item, texts[place], task, settings), **windows)
+                _check_length(request)
                 requests[place] = request
             except (TypeError, ValueError, OSError) as error:
                 answers[place] = _failure(error, on_error, place, single)
@@ -175,7 +184,7 @@ class AudioTextToTextPipeline:
         with tqdm(desc="answering", total=len(items), unit="clip", disable=hidden, leave=False) as bar:
             bar.update(len(items) - len(requests))
             for places in _batches(requests, batch_size):
-                for place, answer in zip(places, self._answer_each(requests, places, long_audio, on_error, single)):
+                for place, answer in zip(places, self._answer_each(requests, places, on_error, single)):
                     answers[place] = answer
                 bar.update(len(places))
         return Answers(answers, single)
@@ -230,30 +239,21 @@ class AudioTextToTextPipeline:
             loaded.append({**message, "content": content})
         return loaded
 
-    def _check_length(self, request: Request, long_audio: str | None) -> None:
-        """`AudioError` for a clip that is longer than the model hears, where it would not go by windows."""
-        longest = self.processor.longest_clip
-        for number, clip in enumerate(request.clips):
-            seconds = len(clip) / SAMPLING_RATE
-            if longest is None or seconds <= longest or request.transcribe:
-                continue
-            if long_audio == "windows" and len(request.clips) == 1:
-                continue
-            raise AudioError(
-                f"clip {number} is {seconds:.2f} s long and the model hears {longest:g} s at a time: cut it, pass "
-                'long_audio="windows" for one answer a window, or task="transcribe"'
-            )
+    def _window(self, window: float | None) -> float | None:
+        """Seconds of the longest piece: what the model hears, or less where less is asked for."""
+        if window is not None and not window >= SHORTEST_WINDOW:
+            raise ValueError(f"window={window!r}: give seconds, at least {SHORTEST_WINDOW}")
+        known = [seconds for seconds in (window, self.processor.longest_clip) if seconds is not None]
+        return min(known, default=None)
 
-    def _answer_each(
-        self, requests: dict[int, Request], places: list[int], long_audio: str | None, on_error: str, single: bool
-    ) -> list[dict]:
+    def _answer_each(self, requests: dict[int, Request], places: list[int], on_error: str, single: bool) -> list[dict]:
         """Answers of one batch; where it fails as a whole, each request is tried alone to find the one at fault."""
         try:
             return self._answer([requests[place] for place in places])
         except (TypeError, ValueError, OSError) as error:
             if len(places) == 1:
                 return [_failure(error, on_error, places[0], single)]
-        return [self._answer_each(requests, [place], long_audio, on_error, single)[0] for place in places]
+        return [self._answer_each(requests, [place], on_error, single)[0] for place in places]
 
     def _answer(self, batch: list[Request]) -> list[dict]:
         """Answers of requests with equal settings, long clips by windows."""
@@ -274,9 +274,10 @@ class AudioTextToTextPipeline:
             for number, request in enumerate(batch)
         ]
 
-    def _windows(self, request: Request) -> Iterator[tuple[float, Request]]:
+    @staticmethod
+    def _windows(request: Request) -> Iterator[tuple[float, Request]]:
         """The request with each window of its clip, and the second at which the window starts; mostly one."""
-        longest, clips = self.processor.longest_clip, request.clips
+        longest, clips = request.window, request.clips
         if longest is None or not clips or all(len(clip) <= longest * SAMPLING_RATE for clip in clips):
             yield 0.0, request
             return
@@ -325,8 +326,8 @@ class AudioTextToTextPipeline:
         texts = self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         return [cut(text, batch[0].stops).strip() for text in texts]
 
-    def _stream(self, request: Request, long_audio: str | None) -> Iterator[str]:
-        self._check_length(request, long_audio)
+    def _stream(self, request: Request) -> Iterator[str]:
+        _check_length(request)
         parts = list(self._windows(request))
         separator = " " if request.transcribe else "\n"
 
@@ -353,6 +354,18 @@ def load_clip(source: Any) -> np.ndarray:
         array = np.asarray(source["array"])
         return load_audio(array, SAMPLING_RATE, source_sampling_rate=source.get("sampling_rate"))
     return load_audio(source, SAMPLING_RATE)
+
+
+def _check_length(request: Request) -> None:
+    """`AudioError` for a clip that is longer than the model hears and does not go by windows."""
+    for number, clip in enumerate(request.clips):
+        seconds = len(clip) / SAMPLING_RATE
+        if request.window is None or seconds <= request.window or (request.by_windows and len(request.clips) == 1):
+            continue
+        raise AudioError(
+            f"clip {number} is {seconds:.2f} s long and the model hears {request.window:g} s at a time: cut it, pass "
+            'long_audio="windows" for one answer a window, or task="transcribe"'
+        )
 
 
 def _is_conversation(value: Any) -> bool:

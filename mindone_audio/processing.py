@@ -89,12 +89,7 @@ class AudioTextProcessor:
             TypeError: a keyword for `__call__` without `tokenize=True`.
             ValueError: an element of an unknown type, or an audio element without exactly one clip.
         """
-        if processor_kwargs and not tokenize:
-            raise TypeError(
-                f"{', '.join(sorted(processor_kwargs))} have no effect without tokenize=True: leave them out"
-            )
-        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        clean = [clean_messages(messages) for messages in (conversation if batched else [conversation])]
+        clean, batched = self._conversations(conversation, tokenize, processor_kwargs)
         text = super().apply_chat_template(
             clean if batched else clean[0],
             chat_template,
@@ -106,6 +101,16 @@ class AudioTextProcessor:
             return text
         inputs = self(text, [clip for messages in clean for clip in chat_clips(messages)], **processor_kwargs)
         return inputs if return_dict else inputs["input_ids"]
+
+    @staticmethod
+    def _conversations(conversation: list, tokenize: bool, processor_kwargs: dict) -> tuple[list[list[dict]], bool]:
+        """The arguments of `apply_chat_template`, checked: a list of conversations, and whether a batch was given."""
+        if processor_kwargs and not tokenize:
+            raise TypeError(
+                f"{', '.join(sorted(processor_kwargs))} have no effect without tokenize=True: leave them out"
+            )
+        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
+        return [clean_messages(messages) for messages in (conversation if batched else [conversation])], batched
 
     def decode(self, tokens: Any, **kwargs: Any) -> str:
         """One row of token ids (MindSpore tensor, NumPy array or list, `[length]`) -> text."""

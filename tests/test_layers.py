@@ -14,7 +14,7 @@ LAYERS = [
     {"generation"},
     {"models"},
     {"pipelines"},
-    {"batch", "cli", "finetune", "op_check", "parity", "server"},
+    {"__main__", "batch", "cli", "commands", "finetune", "op_check", "parity", "server"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

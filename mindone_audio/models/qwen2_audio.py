@@ -15,6 +15,9 @@ from mindone_audio.backbone.published_config import decoder_config, encoder_conf
 from mindone_audio.generation import GenerationMixin
 from mindone_audio.processing import AudioTextProcessor
 
+CHECKPOINTS = ("Qwen/Qwen2-Audio-7B", "Qwen/Qwen2-Audio-7B-Instruct")
+PROVED = "float32 on CPU against transformers 4.57 and 5.23 (PyTorch): small random models and the bundled trained one"
+
 END_OF_TURN = "<|im_end|>"
 
 

@@ -14,7 +14,7 @@ from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
-from mindone_audio.chat import chat_clips, clean_messages
+from mindone_audio.chat import chat_clips
 from mindone_audio.generation import GenerationMixin
 from mindone_audio.processing import PADDING_KEYWORDS, AudioTextProcessor, as_list, as_sources, as_texts
 
@@ -111,12 +111,7 @@ class VoxtralProcessor(AudioTextProcessor, transformers.VoxtralProcessor):
             TypeError: a keyword for `__call__` without `tokenize=True`, or an unknown one.
             ValueError: a conversation that mistral-common refuses, or a bad element in it.
         """
-        if processor_kwargs and not tokenize:
-            raise TypeError(
-                f"{', '.join(sorted(processor_kwargs))} have no effect without tokenize=True: leave them out"
-            )
-        batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
-        clean = [clean_messages(messages) for messages in (conversation if batched else [conversation])]
+        clean, batched = self._conversations(conversation, tokenize, processor_kwargs)
         if add_generation_prompt and any(messages[-1]["role"] == "assistant" for messages in clean):
             raise ValueError("add_generation_prompt=True, but the assistant has the last word: leave it out")
         rows = [tekken.chat_ids(self.tokenizer, messages, continue_final_message) for messages in clean]
@@ -141,8 +136,12 @@ class VoxtralProcessor(AudioTextProcessor, transformers.VoxtralProcessor):
             language: two letters of ISO 639-1 ("en"), one for all clips or a list of one for each; None: detect it.
             model_id: as in transformers, for the request; the tokens do not depend on it.
             processor_kwargs: those of `__call__`.
+
+        Raises what `__call__` raises, and `ValueError` for a language that is none.
         """
         clips = as_list(audio)
+        if not clips:
+            raise ValueError(f"audio={audio!r} holds no clip: give one clip, or a list of at least one")
         languages = list(language) if isinstance(language, (list, tuple)) else [language] * len(clips)
         if len(languages) != len(clips):
             raise ValueError(f"{len(languages)} languages were given for {len(clips)} clips: give one for each, or one")

@@ -30,6 +30,7 @@ from safetensors.torch import save_file  # noqa: E402
 from ultravox.model import ultravox_config, ultravox_model, ultravox_processing  # noqa: E402
 
 COMMAND = "python scripts/reference/ultravox/record.py CODE"
+CODE = "fixie-ai/ultravox 648efe7"
 WHISPER = {
     "num_mel_bins": 16,
     "d_model": 24,
@@ -154,7 +155,7 @@ def record_processor(file: Path) -> None:
     for case, (text, clips) in helpers_ultravox.processor_cases().items():
         outputs = processor(text=text, audios=clips, sampling_rate=16000, return_tensors="np")
         arrays |= {f"{case}.{n}": np.ascontiguousarray(helpers_ultravox.sampled(n, v)) for n, v in outputs.items()}
-    facts = {"command": COMMAND, "transformers": transformers.__version__, "torch": torch.__version__}
+    facts = {"command": COMMAND, "code": CODE, "transformers": transformers.__version__, "torch": torch.__version__}
     save_arrays(arrays, file, metadata=facts)
 
 
@@ -170,7 +171,7 @@ def main() -> None:
         for case, inputs in helpers_ultravox.cases(frames, stack).items():
             arrays = record_case(model, inputs())
             file = goldens / name / f"{case.replace(' ', '_')}.safetensors"
-            record_parity.save(arrays, file, model, command=COMMAND, code="fixie-ai/ultravox 648efe7")
+            record_parity.save(arrays, file, model, command=COMMAND, code=CODE)
         again = ultravox_model.UltravoxModel.from_pretrained(goldens / name, torch_dtype=torch.float32)
         error = max((a - b).abs().max() for a, b in zip(again.parameters(), model.parameters()))
         print(f"{name}: read again by the reference, parameters differ by {error:.1g}")

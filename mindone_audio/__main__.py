@@ -1,0 +1,7 @@
+"""`python -m mindone_audio` is the command `mindone-audio`."""
+
+import sys
+
+from mindone_audio.cli import main
+
+sys.exit(main())

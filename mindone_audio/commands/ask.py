@@ -1,0 +1,79 @@
+"""`mindone-audio ask` and `caption`: a question about clips, or what they sound like."""
+
+import argparse
+import json
+import sys
+
+from mindone_audio.commands import options as shared
+
+
+def add(commands) -> None:
+    """Declare both commands."""
+    ask = commands.add_parser("ask", help="ask something about each clip", usage="%(prog)s [options] CLIP... PROMPT")
+    ask.add_argument("clips", nargs="+", metavar="CLIP... PROMPT", help="files, globs, URLs or - (standard input)")
+    ask.add_argument("--together", action="store_true", help="ask once about all clips, not about each")
+    caption = commands.add_parser("caption", help="say what each clip sounds like")
+    caption.add_argument("clips", nargs="+", metavar="CLIP", help="files, globs, URLs or - (standard input)")
+    for parser in (ask, caption):
+        parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="of several clips (default: 8)")
+        parser.add_argument("--long-audio", choices=("windows",), help="one answer for each window of a long clip")
+        shared.add_output(parser)
+        shared.add_model(parser)
+        shared.add_generation(parser)
+        parser.set_defaults(run=run)
+    caption.set_defaults(together=False)
+
+
+def run(options: argparse.Namespace) -> int:
+    """0, or 1 where a clip failed."""
+    clips, prompt = options.clips, None
+    if options.command == "ask":
+        clips, prompt = clips[:-1], clips[-1]
+        if not clips:
+            raise shared.WrongUse('give clips and then a question, as in: mindone-audio ask clip.wav "What is it?"')
+    clips = shared.expand(clips)
+    pipe = shared.load_pipeline(options)
+    settings = {"generate_kwargs": shared.settings(options), "long_audio": options.long_audio, "text": prompt}
+    if options.together:
+        clips, inputs = [" ".join(clips)], [{"audio": [shared.clip_source(clip) for clip in clips]}]
+    else:
+        inputs = [shared.clip_source(clip) for clip in clips]
+    if options.stream or (len(clips) == 1 and not options.json):
+        return _stream(pipe, clips, inputs, settings, options.json)
+    answers = pipe(inputs, on_error="return", batch_size=options.batch_size, **settings)
+    for clip, answer in zip(clips, answers):
+        _show(clip, answer, options.json)
+    return 1 if any("error" in answer for answer in answers) else 0
+
+
+def _stream(pipe, clips: list[str], inputs: list, settings: dict, as_json: bool) -> int:
+    """One clip after the other, each piece of text as it comes."""
+    failed = 0
+    for clip, source in zip(clips, inputs):
+        name, pieces = "" if len(clips) == 1 else f"{clip}: ", []
+        try:
+            for piece in pipe(source, stream=True, **settings):
+                pieces.append(piece)
+                if not as_json:
+                    print(name + piece, end="", flush=True)
+                    name = ""
+        except (OSError, ValueError) as error:
+            failed = 1
+            if pieces and not as_json:
+                print()
+            _show(clip, {"generated_text": "".join(pieces) or None, "error": str(error)}, as_json)
+            continue
+        if as_json:
+            _show(clip, {"generated_text": "".join(pieces)}, as_json)
+        else:
+            print(name if not pieces else "")
+    return failed
+
+
+def _show(clip: str, answer: dict, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"audio": clip} | answer, ensure_ascii=False), flush=True)
+    elif "error" in answer:
+        print(f"error: {clip}: {answer['error']}", file=sys.stderr)
+    else:
+        print(f"{clip}: {answer['generated_text']}", flush=True)

@@ -1,0 +1,76 @@
+"""`mindone-audio chat`: a conversation about clips in the terminal."""
+
+import argparse
+import sys
+
+from mindone_audio.commands import options as shared
+
+HELP = """/audio FILE   the next message is about this clip too (a path or a URL)
+/reset        forget the conversation
+/help         this
+/exit         leave, as does the end of input (Ctrl-D)"""
+
+
+def add(commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("chat", help="talk about clips, several turns")
+    parser.add_argument("clips", nargs="*", metavar="CLIP", help="that the first message is about")
+    parser.add_argument("--system", help="a system message")
+    shared.add_model(parser)
+    shared.add_generation(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Read messages until the input ends; 0, or 1 where something failed and the input was no terminal."""
+    clips = shared.expand(options.clips)
+    if "-" in clips:
+        raise shared.WrongUse("chat reads its messages from standard input: give the clip as a file")
+    pipe = shared.load_pipeline(options)
+    from mindone_audio.pipelines import load_clip
+
+    opening = [{"role": "system", "content": options.system}] if options.system else []
+    interactive = sys.stdin.isatty()
+    if interactive:
+        print(HELP, file=sys.stderr)
+    messages, waiting, failed = list(opening), [], 0
+    lines = [f"/audio {clip}" for clip in clips]
+    while True:
+        line = lines.pop(0) if lines else _read(interactive)
+        if line is None or line == "/exit":
+            return failed
+        command, _, argument = line.partition(" ")
+        try:
+            if command == "/audio":
+                waiting.append({"type": "audio", "audio": load_clip(argument.strip())})
+            elif command == "/reset":
+                messages, waiting = list(opening), []
+            elif command == "/help":
+                print(HELP, file=sys.stderr)
+            elif command.startswith("/"):
+                raise ValueError(f"unknown command {command}: /help lists them")
+            elif line:
+                turn = {"role": "user", "content": [*waiting, {"type": "text", "text": line}]}
+                answer = _answer(pipe, [*messages, turn], shared.settings(options))
+                messages += [turn, {"role": "assistant", "content": answer}]
+                waiting = []
+        except (OSError, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            failed = 0 if interactive else 1
+
+
+def _read(interactive: bool) -> str | None:
+    """The next line, None at the end of the input."""
+    if interactive:
+        print("> ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    return line.strip() if line else None
+
+
+def _answer(pipe, messages: list[dict], settings: dict) -> str:
+    pieces = []
+    for piece in pipe(messages, stream=True, generate_kwargs=settings):
+        pieces.append(piece)
+        print(piece, end="", flush=True)
+    print(flush=True)
+    return "".join(pieces)

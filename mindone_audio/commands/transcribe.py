@@ -1,0 +1,106 @@
+"""`mindone-audio transcribe`: what is said, as text, JSON or subtitles; clips of any length."""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from mindone_audio.commands import options as shared
+
+FORMATS = ("txt", "json", "srt", "vtt")
+SHORTEST_WINDOW = 1.0  # seconds
+SUBTITLE_SECONDS = 10.0  # the longest subtitle, where --window says nothing else
+
+
+def add(commands) -> None:
+    """Declare the command."""
+    parser = commands.add_parser("transcribe", help="write down what is said, of clips of any length")
+    parser.add_argument("clips", nargs="+", metavar="CLIP", help="files, globs, URLs or - (standard input)")
+    parser.add_argument("--format", choices=FORMATS, default="txt", help="default: txt")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write one file a clip instead of standard output")
+    parser.add_argument(
+        "--window", type=float, metavar="SECONDS", help="the longest piece (default: the model's window)"
+    )
+    parser.add_argument("--language", help="of the speech, as en; for families that can be told")
+    shared.add_output(parser)
+    shared.add_model(parser)
+    shared.add_generation(parser)
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """0, or 1 where a clip failed."""
+    form = "json" if options.json else options.format
+    clips = shared.expand(options.clips)
+    targets = _targets(clips, options.out, form)
+    window = options.window
+    if window is not None and not window >= SHORTEST_WINDOW:
+        raise shared.WrongUse(f"--window {window:g}: give seconds, at least {SHORTEST_WINDOW:g}")
+    if window is None and form in ("srt", "vtt"):
+        window = SUBTITLE_SECONDS
+    settings = {"task": "transcribe", "window": window, "generate_kwargs": shared.settings(options)}
+    if options.language:
+        settings["language"] = options.language
+    pipe = shared.load_pipeline(options)
+    failed = 0
+    for clip, target in zip(clips, targets):
+        source = shared.clip_source(clip)
+        try:
+            if form == "txt" and target is None:
+                _stream(pipe, clip if len(clips) > 1 else "", source, settings)
+                continue
+            text = render(clip, pipe(source, **settings)[0], form)
+            if target is None:
+                print(text, end="", flush=True)
+            else:
+                target.write_text(text, encoding="utf-8")
+                print(target, file=sys.stderr)
+        except (OSError, ValueError) as error:
+            print(f"error: {clip}: {error}", file=sys.stderr)
+            failed = 1
+    return failed
+
+
+def _stream(pipe, name: str, source, settings: dict) -> None:
+    lead = f"{name}: " if name else ""
+    for piece in pipe(source, stream=True, **settings):
+        print(lead + piece, end="", flush=True)
+        lead = ""
+    print(lead)
+
+
+def _targets(clips: list[str], folder: Path | None, form: str) -> list[Path | None]:
+    """The file of each clip; `WrongUse` where two clips would share one."""
+    if folder is None:
+        if form in ("srt", "vtt") and len(clips) > 1:
+            raise shared.WrongUse(f"{len(clips)} clips make as many {form} files: give a folder with --out DIR")
+        return [None] * len(clips)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ["stdin" if clip == "-" else Path(os.path.basename(clip.split("?")[0]) or "clip").stem for clip in clips]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise shared.WrongUse(f"several clips would be written to {folder / twice[0]}.{form}: transcribe them apart")
+    return [folder / f"{name}.{form}" for name in names]
+
+
+def render(clip: str, answer: dict, form: str) -> str:
+    """A transcription in one of `FORMATS`, ending with a newline."""
+    if form == "txt":
+        return answer["generated_text"] + "\n"
+    chunks = [chunk for chunk in answer["chunks"] if chunk["text"]]
+    if form == "json":
+        return json.dumps({"audio": clip} | answer, ensure_ascii=False) + "\n"
+    point = "," if form == "srt" else "."
+    lines = [] if form == "srt" else ["WEBVTT", ""]
+    for number, chunk in enumerate(chunks, start=1):
+        lines += [str(number)] if form == "srt" else []
+        lines += [f"{_clock(chunk['start'], point)} --> {_clock(chunk['end'], point)}", chunk["text"], ""]
+    return "\n".join(lines) + ("\n" if not lines or lines[-1] else "")
+
+
+def _clock(seconds: float, point: str) -> str:
+    """00:01:02,345"""
+    milliseconds = round(seconds * 1000)
+    minutes, rest = divmod(milliseconds, 60_000)
+    return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}{point}{rest % 1000:03}"
