@@ -22,13 +22,14 @@ GENERATE = """
 from helpers import batch, clips, prompt, tiny_config
 from helpers_ultravox import GOLDENS, cases
 from helpers_voxtral import tiny_voxtral_config, voxtral_cases
-from mindone_audio import AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration
+from mindone_audio import AutoModelForAudioTextToText as AutoModel
+from mindone_audio import Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration
 model = Qwen2AudioForConditionalGeneration(tiny_config())
 inputs = {**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}
 model.generate(**inputs, max_new_tokens=3, num_beams=2)
 VoxtralForConditionalGeneration(tiny_voxtral_config()).generate(**voxtral_cases()["one clip"](), max_new_tokens=2)
 for name, frames, stack in (("ultravox_llama", 40, 8), ("ultravox_qwen2", 38, 3), ("ultravox_qwen3", 33, 8)):
-    ultravox = AutoModelForAudioTextToText.from_pretrained(GOLDENS / name)
+    ultravox = AutoModel.from_pretrained(GOLDENS / name)
     ultravox.generate(**cases(frames, stack)["one clip"](), max_new_tokens=2)
 """
 
