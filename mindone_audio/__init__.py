@@ -12,14 +12,20 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AudioFlamingo3Config": "mindone_audio.models.audioflamingo3",
+    "AudioFlamingo3ForConditionalGeneration": "mindone_audio.models.audioflamingo3",
+    "AudioFlamingo3Processor": "mindone_audio.models.audioflamingo3",
     "AutoModelForAudioTextToText": "mindone_audio.models",
     "AutoProcessor": "mindone_audio.models",
+    "IchigoForConditionalGeneration": "mindone_audio.models.ichigo",
+    "IchigoProcessor": "mindone_audio.models.ichigo",
     "Qwen2AudioForConditionalGeneration": "mindone_audio.models.qwen2_audio",
     "UltravoxConfig": "mindone_audio.models.ultravox",
     "UltravoxForConditionalGeneration": "mindone_audio.models.ultravox",
     "UltravoxProcessor": "mindone_audio.models.ultravox",
     "VoxtralForConditionalGeneration": "mindone_audio.models.voxtral",
     "VoxtralProcessor": "mindone_audio.models.voxtral",
+    "WhisperVQ": "mindone_audio.whisper_vq",
     "pipeline": "mindone_audio.pipelines",
     "load_audio": "mindone_audio.audio",
     "to_mindspore": "mindone_audio.conversion",

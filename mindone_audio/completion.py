@@ -5,6 +5,7 @@ folder; null where the checkpoint has that model's config, and weights, itself.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ from mindone_audio.weights import Source
 # Names in the repositories of language models and of Whisper, whose decoder is not used: to ours.
 _PARTS = {
     "text_model_id": Source(
-        "language_model.", Path, ((r"model\.", "language_model.model."), (r"lm_head\.", "language_model.lm_head."))
+        "language_model.", Path, (("model.", "language_model.model."), ("lm_head.", "language_model.lm_head."))
     ),
     "audio_model_id": Source(
-        "audio_tower.", Path, ((r"(model\.)?encoder\.", "audio_tower."),), r"(model\.)?decoder\.|proj_out\."
+        "audio_tower.",
+        Path,
+        (("model.encoder.", "audio_tower."), ("encoder.", "audio_tower.")),
+        ignored=("model.decoder.", "decoder.", "proj_out."),
     ),
 }
 
@@ -57,5 +61,5 @@ def weight_sources(config: Any, **access: Any) -> list[Source]:
             def find(repository=repository, field=field) -> Path:
                 return named(repository, field, hub.checkpoint_folder, **access)
 
-            sources.append(Source(source.part, find, source.renames, source.ignored))
+            sources.append(replace(source, folder=find))
     return sources

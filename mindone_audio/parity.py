@@ -130,6 +130,7 @@ def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np
     values: dict[str, np.ndarray] = {}
     positions = recording.arrays["logits"].shape[1]
     cells = {"encoder": model.audio_tower, "projector": model.multi_modal_projector}
+    cells = {stage: cell for stage, cell in cells.items() if cell is not None}
     layers = model.language_model.model.layers
     for stage in _stages(recording):
         number = int(stage.split(".")[1]) if stage.startswith("layer.") else 0
@@ -153,10 +154,11 @@ def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np
             handle.remove()
     values["logits"] = to_numpy(logits)[:, -positions:]
     _, _, lengths = model.prompt(**recording.inputs)
-    for stage, rows in (("encoder", model.audio_tower.output_lengths), ("projector", model.audio_tokens)):
-        if stage in values and stage in recording.arrays:
+    for stage in ("encoder", "projector"):
+        if stage in values:
             theirs = recording.arrays[stage]
             values[stage] = values[stage][:, : theirs.shape[1]]  # a reference may stop before the window ends
+            rows = model.audio_tower.output_lengths if stage == "encoder" else model.audio_tokens
             for clip, count in enumerate(rows(audio_frames(lengths))):
                 values[stage][clip, count:] = theirs[clip, count:]  # what padding becomes is nobody's business
     return values

@@ -324,7 +324,8 @@ class AudioTextToTextPipeline:
         inputs = self._inputs(batch)
         tokens = self.model.generate(**inputs, **self._settings(batch[0])).asnumpy()
         texts = self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [cut(text, batch[0].stops).strip() for text in texts]
+        texts = [cut(text, batch[0].stops).strip() for text in texts]
+        return [self.processor.transcription(text) for text in texts] if batch[0].transcribe else texts
 
     def _stream(self, request: Request) -> Iterator[str]:
         _check_length(request)

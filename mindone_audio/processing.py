@@ -1,11 +1,13 @@
 """What the processors of all families share: conversations to text, clips to samples, tokens to and from text."""
 
+import os
 from typing import Any
 
 import numpy as np
 from transformers import BatchFeature
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
-from mindone_audio.audio import load_clips
+from mindone_audio.audio import AudioError, load_clips
 from mindone_audio.chat import chat_clips, clean_messages
 
 PADDING_KEYWORDS = ("max_length", "pad_to_multiple_of", "padding", "padding_side")
@@ -19,9 +21,17 @@ class AudioTextProcessor:
     `_tokenize`.
     """
 
-    keywords = ("sampling_rate", "truncation", "return_tensors")
+    keywords = ("sampling_rate", "truncation", "output_labels", "return_tensors")
     tokenizer_keywords = TOKENIZER_KEYWORDS
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **download: Any):
+        """Load a processor that transformers 4 or 5 saved, from a folder or a Hugging Face repository."""
+        return super().from_pretrained(
+            pretrained_model_name_or_path, **download, **_special_tokens(pretrained_model_name_or_path, **download)
+        )
+
+    load_keywords: tuple[str, ...] = ()  # of the family's `from_pretrained`, besides those of a download
     # What `pipeline` asks where it is given a task and no text: the words that the family was trained with.
     questions = {"caption": "Describe the audio.", "transcribe": "Transcribe the speech."}
 
@@ -64,6 +74,10 @@ class AudioTextProcessor:
         content = [[{"type": "audio", "audio": clip}, words][:: 1 if self.audio_first else -1] for clip in clips]
         return self.conversation_inputs([[{"role": "user", "content": parts}] for parts in content], chat=chat)
 
+    def transcription(self, answer: str) -> str:
+        """What was said, of an answer to `transcription_inputs`: all of it, where a family puts no words around it."""
+        return answer
+
     def apply_chat_template(
         self,
         conversation: list[dict] | list[list[dict]],
@@ -90,10 +104,9 @@ class AudioTextProcessor:
             ValueError: an element of an unknown type, or an audio element without exactly one clip.
         """
         clean, batched = self._conversations(conversation, tokenize, processor_kwargs)
-        text = super().apply_chat_template(
+        text = self._render(
             clean if batched else clean[0],
             chat_template,
-            tokenize=False,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
@@ -111,6 +124,10 @@ class AudioTextProcessor:
             )
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         return [clean_messages(messages) for messages in (conversation if batched else [conversation])], batched
+
+    def _render(self, conversation: list, chat_template: str | None, **settings: bool) -> str | list[str]:
+        """The text of a checked conversation or a batch of them, with one placeholder a clip."""
+        return super().apply_chat_template(conversation, chat_template, tokenize=False, **settings)
 
     def decode(self, tokens: Any, **kwargs: Any) -> str:
         """One row of token ids (MindSpore tensor, NumPy array or list, `[length]`) -> text."""
@@ -164,8 +181,42 @@ class AudioTextProcessor:
                 f"write {self.placeholder} once for each clip. The text: {str(texts)[:300]}"
             )
 
+    def _token_id(self, token: str) -> int:
+        """The id of a token; `ValueError` where the tokenizer lacks it, which gives None or the unknown token's id."""
+        token_id = self.tokenizer.convert_tokens_to_ids(token)
+        if token_id is None or self.tokenizer.convert_ids_to_tokens(token_id) != token:
+            raise ValueError(f"the tokenizer has no token {token}: it is not the tokenizer of a {type(self).__name__}")
+        return token_id
+
+    def _require_samples(self, clips: list[np.ndarray], least: int) -> None:
+        """`AudioError` for a clip that is too short for one audio token, which takes `least` samples."""
+        for number, clip in enumerate(clips):
+            if len(clip) < least:
+                raise AudioError(
+                    f"audio clip {number} has {len(clip)} samples, too few for one audio token: give at least {least} "
+                    f"({self.feature_extractor.sampling_rate} a second)"
+                )
+
+    def _log_mels(self, windows: list[np.ndarray], mask_name: str) -> dict[str, np.ndarray]:
+        """Clips, each padded to the extractor's window -> `input_features` float32 `[windows, mels, frames]`, each
+        normalised by itself, and, called `mask_name`, int32 `[windows, frames]`, 1 where a frame is audio."""
+        outputs = self.feature_extractor(
+            windows,
+            sampling_rate=self.feature_extractor.sampling_rate,
+            padding="max_length",
+            return_attention_mask=True,
+            return_tensors="np",
+        )
+        return {
+            "input_features": np.asarray(outputs["input_features"], np.float32),
+            mask_name: np.asarray(outputs["attention_mask"], np.int32),
+        }
+
     def _labels(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
-        """For training: the tokens, -100 where they are audio or padding. The user's text is learned too."""
+        """For training: the tokens, -100 where they are audio or padding. The user's text is learned too.
+
+        Padding is what the mask hides: an end token that pads as well must be learned, or the model never ends.
+        """
         return np.where((input_ids == self.audio_token_id) | (attention_mask == 0), -100, input_ids)
 
     @property
@@ -175,7 +226,8 @@ class AudioTextProcessor:
 
     def _tokenize(self, texts: list[str], padding: Any = True, **kwargs: Any) -> dict[str, np.ndarray]:
         """Texts -> `input_ids` and `attention_mask`, int64 `[batch, length]`."""
-        encoded = self.tokenizer(list(texts), padding=padding, return_attention_mask=True, **kwargs)
+        texts = _without_second_start(self.tokenizer, texts, kwargs.get("add_special_tokens", True))
+        encoded = self.tokenizer(texts, padding=padding, return_attention_mask=True, **kwargs)
         return token_arrays(encoded, padding, kwargs.get("max_length"))
 
 
@@ -235,6 +287,20 @@ def as_sources(audio: Any, audios: Any) -> list:
     if audio is not None and audios is not None:
         raise ValueError("audio= and audios= were both given: they are the same argument, pass one of them")
     return as_list(audio if audios is None else audios)
+
+
+def _special_tokens(name_or_dir: str | os.PathLike, **download: Any) -> dict[str, Any]:
+    """For transformers 4, what 5 writes to tokenizer_config.json as a list of more special tokens."""
+    extra = get_tokenizer_config(name_or_dir, **download).get("extra_special_tokens")
+    return {"extra_special_tokens": {}, "additional_special_tokens": extra} if isinstance(extra, list) else {}
+
+
+def _without_second_start(tokenizer: Any, texts: list[str], add_special_tokens: bool) -> list[str]:
+    """Texts without the start token that a chat template wrote, where the tokenizer adds it (Llama's does)."""
+    start = tokenizer.bos_token
+    if not start or not add_special_tokens or tokenizer("")["input_ids"][:1] != [tokenizer.bos_token_id]:
+        return list(texts)
+    return [text.removeprefix(start) for text in texts]
 
 
 def as_list(audio: Any) -> list:

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -24,6 +24,7 @@ _SPELLINGS = (
     (re.compile(r"^model\.language_model\."), "language_model.model."),
     (re.compile(r"^lm_head\."), "language_model.lm_head."),
 )
+Prefixes = tuple[tuple[str, str], ...]  # how names begin: (on disk, here)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _CHUNK = 1 << 24  # bytes that are read and converted at a time
 _BAR_AFTER = 3.0  # seconds
@@ -59,14 +60,14 @@ class Source:
     """Another checkpoint that holds a part of the model, for repositories that leave the part out.
 
     part: how the names of the part begin, such as "language_model.". folder: gives the checkpoint's folder; it is only
-    called where a tensor of the part is missing. renames: regular expressions and replacements from the checkpoint's
-    names to ours, of which the first that matches counts. ignored: expression for names of what is not in the part.
+    called where a tensor of the part is missing. prefixes: of its names, as for `load_parameters`. ignored: how names
+    of what is not in the part begin.
     """
 
     part: str
     folder: Callable[[], Path]
-    renames: tuple[tuple[str, str], ...]
-    ignored: str | None = None
+    prefixes: Prefixes
+    ignored: tuple[str, ...] = ()
 
 
 def load_parameters(
@@ -74,19 +75,21 @@ def load_parameters(
     folder: Path,
     choose_dtype: Callable[[ms.Type], ms.Type],
     untie: bool = False,
+    prefixes: Prefixes = (),
     sources: Sequence[Source] = (),
 ) -> dict[str, Path]:
     """Give every parameter of `model` the tensor of its name in the folder's safetensors files.
 
     choose_dtype: from the dtype that a tensor is stored in to the one that its parameter gets. untie: the checkpoint
-    ties its output layer and the model does not, so the layer starts as a copy of the token embedding. sources: where
-    to look for tensors that the folder lacks, which then count as stored in the dtype of the folder's own. Each tensor
-    is read straight into the memory that its parameter keeps; a progress bar shows where that takes long. Returns the
-    folders of the sources that were needed, by part. Raises `CheckpointError`: for missing, unexpected and wrongly
-    shaped tensors before anything is read.
+    ties its output layer and the model does not, so the layer starts as a copy of the token embedding. prefixes: where
+    the checkpoint's names begin otherwise than the published layout's. sources: where to look for tensors that the
+    folder lacks, which then count as stored in the dtype of the folder's own. Each tensor is read straight into the
+    memory that its parameter keeps; a progress bar shows where that takes long. Returns the folders of the sources that
+    were needed, by part. Raises `CheckpointError`: for missing, unexpected and wrongly shaped tensors before anything
+    is read.
     """
     parameters = {name: parameter for name, parameter in _parameters(model)}
-    stored = {_published_name(tensor.name): tensor for tensor in stored_tensors(folder)}
+    stored = {replace_prefix(_published_name(tensor.name), prefixes): tensor for tensor in stored_tensors(folder)}
     dtypes = [tensor.dtype for tensor in stored.values() if tensor.dtype in _FLOATS]
     parts = _add_sources(sources, parameters, stored)
     copies = _settle_output_layer(parameters, stored, untie)
@@ -159,6 +162,14 @@ def read_tensor(tensor: StoredTensor, dtype: ms.Type | None = None) -> np.ndarra
     return array
 
 
+def replace_prefix(name: str, prefixes: Prefixes) -> str:
+    """`name` with the first of the prefixes (from, to) that it has replaced; without one it stays."""
+    for before, after in prefixes:
+        if name.startswith(before):
+            return after + name.removeprefix(before)
+    return name
+
+
 def mark_as_pytorch(file: Path) -> None:
     """Change the file's note of its framework from NumPy to PyTorch; transformers on PyTorch refuses the former.
 
@@ -215,13 +226,9 @@ def _add_sources(sources: Sequence[Source], parameters: dict, stored: dict[str, 
             continue
         parts[source.part] = source.folder()
         for tensor in stored_tensors(parts[source.part]):
-            if source.ignored is None or not re.match(source.ignored, tensor.name):
-                stored.setdefault(_renamed(tensor.name, source.renames), tensor)
+            if not tensor.name.startswith(source.ignored):
+                stored.setdefault(replace_prefix(tensor.name, source.prefixes), tensor)
     return parts
-
-
-def _renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
-    return next((re.sub(old, new, name, count=1) for old, new in renames if re.match(old, name)), name)
 
 
 def _settle_output_layer(parameters: dict, stored: dict[str, StoredTensor], untie: bool) -> dict[str, str]:

@@ -66,9 +66,17 @@ def voxtral(variant: str) -> Row:
     return live(f"voxtral {variant}", lambda: helpers_voxtral.torch_voxtral(config, seed), cases)
 
 
+def ichigo(variant: str) -> Row:
+    """An Ichigo row: a Llama, to which sound is more tokens; the variants are `helpers.ICHIGO`'s."""
+    sizes = helpers.ICHIGO[variant]
+    return live(f"ichigo {variant}", lambda: helpers.torch_llama(**sizes), helpers.ichigo_cases())
+
+
 ROWS = [
     *map(qwen2_audio, helpers.QWEN2_AUDIO),
     golden("qwen2_audio_transformers5"),
     *map(golden, ("ultravox_llama", "ultravox_mistral", "ultravox_qwen2", "ultravox_qwen3")),
     *map(voxtral, helpers_voxtral.VARIANTS),
+    golden("audioflamingo3"),
+    *map(ichigo, helpers.ICHIGO),
 ]

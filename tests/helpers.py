@@ -1,4 +1,4 @@
-"""Tiny random Qwen2-Audio checkpoints and the PyTorch models they come from."""
+"""Tiny random checkpoints and the PyTorch models they come from."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import numpy as np
 import record_parity
 import torch
 from random_weights import randomise
-from transformers import Qwen2AudioConfig
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2AudioConfig
 from transformers import Qwen2AudioForConditionalGeneration as TorchQwen2Audio
 
 AUDIO_TOKEN = 90
@@ -134,6 +134,46 @@ def qwen2_audio_cases() -> dict[str, Callable[[], dict]]:
         "three clips": lambda: {**batch([three]), **rest},
         "batch": lambda: {**batch([one, text, three]), **features},
     }
+
+
+ICHIGO = {
+    "llama3 positions": {
+        "rope_theta": 500_000.0,
+        "rope_scaling": {
+            "rope_type": "llama3",
+            **{"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64},
+        },
+    },
+    "tied": {"tie_word_embeddings": True, "num_key_value_heads": 3, "num_attention_heads": 3, "head_dim": 10},
+}
+
+
+def torch_llama(**changes) -> LlamaForCausalLM:
+    """A Llama in fp32 on PyTorch, of which tokens 60 to 89 may be sound."""
+    sizes = {
+        **{"vocab_size": VOCAB, "hidden_size": 48, "intermediate_size": 72, "num_hidden_layers": 3},
+        **{"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 512},
+        **{"rms_norm_eps": 1e-5, "bos_token_id": 1, "eos_token_id": None},
+    }
+    torch.manual_seed(0)
+    return randomise(LlamaForCausalLM(LlamaConfig(**{**sizes, **changes}, attn_implementation="eager")).eval())
+
+
+def ichigo_cases() -> dict[str, Callable[[], dict]]:
+    """Prompts of text and sounds, each clip some tokens from 62 on between its start, 60, and its end, 61."""
+    rng = np.random.default_rng(5)
+
+    def sound(tokens: int) -> list[int]:
+        return [60, *rng.integers(62, 90, tokens).tolist(), 61]
+
+    def text(tokens: int) -> list[int]:
+        return rng.integers(3, 60, tokens).tolist()
+
+    one = text(1) + sound(33) + text(9)
+    three = text(2) + sound(2) + text(1) + sound(20) + text(1) + sound(9) + text(2)
+    prompts = {"one clip": [one], "text only": [text(4)], "three clips": [three]}
+    prompts["batch"] = [row for rows in prompts.values() for row in rows]
+    return {case: (lambda rows=rows: batch(rows)) for case, rows in prompts.items()}
 
 
 def record_case(model, inputs: dict[str, np.ndarray], new_tokens: int) -> dict[str, np.ndarray]:

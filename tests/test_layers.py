@@ -11,7 +11,7 @@ PACKAGE = Path(mindone_audio.__file__).parent
 LAYERS = [
     {"audio", "chat", "checkpoints", "conversion", "device", "environment", "hub", "npu_smi", "versions", "weights"},
     {"backbone", "completion", "processing", "tekken"},
-    {"generation"},
+    {"generation", "whisper_vq"},
     {"models"},
     {"pipelines"},
     {"__main__", "batch", "cli", "commands", "finetune", "op_check", "parity", "server"},

@@ -1,6 +1,7 @@
 """Qwen2-Audio's processor equals transformers' where that is right, and refuses what that one lets through."""
 
 import base64
+import json
 import os
 import subprocess
 import sys
@@ -126,6 +127,16 @@ def test_batch_rows_equal_single_rows(small):
         length = single["input_ids"].shape[1]
         assert np.array_equal(batch["input_ids"][row, -length:], single["input_ids"][0])
         assert np.abs(batch["input_features"][row] - single["input_features"][0]).max() < 1e-6
+
+
+def test_labels(small):
+    """All but audio and padding is learned, an end token that is the padding token too."""
+    texts = [f"{CLIP}one{PAD}", "two"]
+    inputs = small(texts, tone(1), output_labels=True)
+    labels = inputs["labels"]
+    ignored = (inputs["input_ids"] == small.audio_token_id) | (inputs["attention_mask"] == 0)
+    assert np.array_equal(labels, np.where(ignored, -100, inputs["input_ids"]))
+    assert small.batch_decode([row[row >= 0] for row in labels]) == [f"<|audio_bos|><|audio_eos|>one{PAD}", "two"]
 
 
 @pytest.mark.parametrize(
@@ -269,6 +280,20 @@ def test_save_and_load_again(small, tmp_path):
         loaded = again.from_pretrained(tmp_path)
         assert_equal(loaded(text=text, audio=clip, sampling_rate=RATE, return_tensors="np"), small(text, clip))
     assert loaded.chat_template == small.chat_template
+
+
+def test_files_as_transformers_5_writes_them(small, tmp_path):
+    """The feature extractor inside processor_config.json, and special tokens under a name that meant a dict before."""
+    small.save_pretrained(tmp_path)
+    extractor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    (tmp_path / "preprocessor_config.json").unlink()
+    (tmp_path / "processor_config.json").write_text(json.dumps({"feature_extractor": extractor}))
+    tokenizer = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    tokenizer["extra_special_tokens"] = tokenizer.pop("additional_special_tokens")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(tokenizer))
+    loaded = Qwen2AudioProcessor.from_pretrained(tmp_path)
+    assert_equal(loaded(CLIP, tone(1)), small(CLIP, tone(1)))
+    assert loaded.tokenizer.additional_special_tokens == small.tokenizer.additional_special_tokens
 
 
 def test_a_foreign_tokenizer_is_refused(small):

@@ -1,4 +1,4 @@
-"""Encoder, projector and decoder put together: the model that every family is."""
+"""Encoder, projector and decoder put together: the model that every family is, even one whose audio is tokens."""
 
 import logging
 import os
@@ -41,8 +41,9 @@ def merge_audio(text: Tensor, audio: Tensor, audio_index: Tensor) -> Tensor:
 class AudioLanguageModel(PreTrainedModel):
     """An audio encoder, a projector and a language model with Hugging Face's parameter names.
 
-    A family subclasses it with `config_class`, and an `__init__(config)` that describes its parts. The class takes part
-    in MindONE: `save_pretrained`, `mindone.peft` and its Trainer accept it.
+    A family subclasses it with `config_class`, and an `__init__(config)` that describes its parts. One that hears only
+    tokens has no encoder and no projector. The class takes part in MindONE: `save_pretrained`, `mindone.peft` and its
+    Trainer accept it.
     """
 
     base_model_prefix = ""
@@ -50,11 +51,21 @@ class AudioLanguageModel(PreTrainedModel):
     # What the family's processor calls the features of the clips and, where there is one, their mask.
     audio_inputs: tuple[str, ...] = ("input_features", "feature_attention_mask")
 
-    def __init__(self, config, encoder: EncoderConfig, decoder: DecoderConfig, projector: nn.Cell, audio_token_id: int):
+    # How the names of a checkpoint begin where they are not the published layout's: (on disk, here).
+    weight_prefixes: weights.Prefixes = ()
+
+    def __init__(
+        self,
+        config,
+        encoder: EncoderConfig | None,
+        decoder: DecoderConfig,
+        projector: nn.Cell | None,
+        audio_token_id: int | None,
+    ):
         device.prepare()
         super().__init__(config)
         self.audio_token_id = audio_token_id
-        self.audio_tower = AudioEncoder(encoder)
+        self.audio_tower = None if encoder is None else AudioEncoder(encoder)
         self.multi_modal_projector = projector
         self.language_model = Decoder(decoder)
         self.post_init()
@@ -111,7 +122,9 @@ class AudioLanguageModel(PreTrainedModel):
         def choose_dtype(stored: ms.Type) -> ms.Type:
             return device.compute_dtype(mindspore_dtype or stored)
 
-        parts = weights.load_parameters(model, folder, choose_dtype, untie=was_tied, sources=sources)
+        parts = weights.load_parameters(
+            model, folder, choose_dtype, untie=was_tied, prefixes=cls.weight_prefixes, sources=sources
+        )
         for place in (folder, parts.get("language_model.", folder)):  # its own, or else the language model's
             if (place / "generation_config.json").exists():
                 model.generation_config = GenerationConfig.from_pretrained(place)
@@ -119,9 +132,14 @@ class AudioLanguageModel(PreTrainedModel):
         model.name_or_path = str(pretrained_model_name_or_path)
         return model.set_train(False)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, is_main_process=True, state_dict=None, **kwargs
+    ) -> None:
         """MindONE's `save_pretrained`, and transformers on PyTorch loads what it writes."""
-        super().save_pretrained(save_directory, *args, **kwargs)
+        state_dict = dict(self.parameters_and_names()) if state_dict is None else state_dict
+        prefixes = tuple((here, on_disk) for on_disk, here in self.weight_prefixes)
+        state_dict = {weights.replace_prefix(name, prefixes): value for name, value in state_dict.items()}
+        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         for file in Path(save_directory).glob("*.safetensors"):
             weights.mark_as_pytorch(file)
 
@@ -164,7 +182,8 @@ class AudioLanguageModel(PreTrainedModel):
             raise ValueError(f"attention_mask has shape {mask.shape}, input_ids has {input_ids.shape}: make them equal")
         features, lengths = self.clips(audio)
         places = self.audio_places(input_ids, mask, audio)
-        tokens = self.audio_tokens(audio_frames(lengths))
+        frames = audio_frames(lengths)
+        tokens = self.audio_tokens(frames) if len(frames) else frames
         per_clip = 0 if features is None else int(self.audio_tokens(np.array(features.shape[2])))
         return build_prompt(input_ids, mask, places, tokens, per_clip, to_numpy(labels)), features, lengths
 
@@ -177,6 +196,8 @@ class AudioLanguageModel(PreTrainedModel):
 
         Where the encoder takes partial windows, lengths are (clips, 2), as `AudioEncoder.construct` says.
         """
+        if self.audio_tower is None:
+            return None, np.zeros(0, np.int32)
         features_name, mask_name = (*self.audio_inputs, None)[:2]
         input_features, feature_mask = audio.get(features_name), to_numpy(audio.get(mask_name))
         if input_features is None:

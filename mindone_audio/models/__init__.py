@@ -1,25 +1,28 @@
-"""One file a family; the file's name is the `model_type` that a checkpoint's config.json gives."""
+"""One file a family; the file's name is the `model_type` that a checkpoint's config.json gives, but for aliases."""
 
 import os
 import pkgutil
 from importlib import import_module
 from types import ModuleType
 
-from transformers import ProcessorMixin
-
 from mindone_audio.hub import DOWNLOAD_KEYWORDS, read_config
+from mindone_audio.processing import AudioTextProcessor
+
+# Families whose checkpoints give another model_type: Ichigo's say what they are to transformers, a Llama.
+_MODEL_TYPES = {"ichigo": "llama"}
 
 
 def known_families() -> list[str]:
-    """The model types that have a file here."""
+    """The families that have a file here."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def family(model_type: str | None) -> ModuleType:
     """The module of a model type, with `MODEL` and `PROCESSOR`; `ValueError` with the known types for another."""
-    if model_type not in known_families():
-        raise ValueError(f"unknown model_type {model_type!r}: known are {', '.join(known_families())}")
-    return import_module(f"{__name__}.{model_type}")
+    names = {_MODEL_TYPES.get(name, name): name for name in known_families()}
+    if model_type not in names:
+        raise ValueError(f"unknown model_type {model_type!r}: known are {', '.join(sorted(names))}")
+    return import_module(f"{__name__}.{names[model_type]}")
 
 
 class AutoModelForAudioTextToText:
@@ -40,17 +43,19 @@ class AutoProcessor:
     """Finds the processor of a checkpoint; it turns text and audio into NumPy model inputs and needs no PyTorch."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **download) -> ProcessorMixin:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **keywords) -> AudioTextProcessor:
         """Load the processor of a checkpoint folder or a Hugging Face repository such as "Qwen/Qwen2-Audio-7B".
 
-        download: cache_dir, local_files_only, revision, subfolder, token; HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are
-        honoured. Raises `TypeError` for another keyword, `OSError` where the folder, the repository or one of its files
-        is missing, `ValueError` for a model_type that no family has.
+        keywords: cache_dir, local_files_only, revision, subfolder, token; HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are
+        honoured; and the family's own (`load_keywords`, such as Ichigo's whisper_vq). Raises `TypeError` for another
+        keyword, `OSError` where the folder, the repository or one of its files is missing, `ValueError` for a
+        model_type that no family has.
         """
-        if unknown := sorted(set(download) - set(DOWNLOAD_KEYWORDS)):
-            raise TypeError(
-                f"AutoProcessor.from_pretrained does not know {', '.join(unknown)}: it takes "
-                f"{', '.join(DOWNLOAD_KEYWORDS)}"
-            )
+        download = {name: keywords[name] for name in DOWNLOAD_KEYWORDS if name in keywords}
         processor_class = family(read_config(pretrained_model_name_or_path, **download).get("model_type")).PROCESSOR
-        return processor_class.from_pretrained(pretrained_model_name_or_path, **download)
+        known = (*DOWNLOAD_KEYWORDS, *processor_class.load_keywords)
+        if unknown := sorted(set(keywords) - set(known)):
+            raise TypeError(
+                f"AutoProcessor.from_pretrained does not know {', '.join(unknown)}: it takes {', '.join(known)}"
+            )
+        return processor_class.from_pretrained(pretrained_model_name_or_path, **keywords)

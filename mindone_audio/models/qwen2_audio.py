@@ -8,7 +8,7 @@ import transformers
 from mindspore import Tensor, nn
 from transformers import BatchFeature, Qwen2AudioConfig
 
-from mindone_audio.audio import AudioError, fit_window
+from mindone_audio.audio import fit_window
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
@@ -69,9 +69,7 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
     ):
         # transformers reads this signature to save and load: it must spell out the same parameters.
         super().__init__(feature_extractor, tokenizer, chat_template, audio_token, audio_bos_token, audio_eos_token)
-        token_id = self.audio_token_id  # of a token that the tokenizer lacks: None, or the unknown token's
-        if token_id is None or self.tokenizer.convert_ids_to_tokens(token_id) != self.audio_token:
-            raise ValueError(f"the tokenizer has no token {self.audio_token}: it is not a Qwen2-Audio tokenizer")
+        self.audio_token_id = self._token_id(self.audio_token)
         self.tokenizer.padding_side = "left"
 
     def __call__(
@@ -82,6 +80,7 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
         audios: Any = None,
         sampling_rate: int | None = None,
         truncation: bool = False,
+        output_labels: bool = False,
         return_tensors: str = "np",
         **tokenizer_kwargs: Any,
     ) -> BatchFeature:
@@ -94,13 +93,15 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
             audios: the same as `audio`, the name that published examples use.
             sampling_rate: of the arrays in `audio`, in Hz, for checking only.
             truncation: use the first 30 s (the feature extractor's window) of a longer clip. It never cuts text.
+            output_labels: add labels for training: the tokens, -100 where they are audio or padding.
             return_tensors: "np". See `mindone_audio.to_mindspore` for tensors.
             tokenizer_kwargs: padding (default True: to the longest; False; "max_length" with max_length, in tokens),
                 padding_side, pad_to_multiple_of, add_special_tokens.
 
         Returns:
-            `input_ids`, `attention_mask`: int64 `[batch, length]`; and, given clips, `input_features`: float32
-            `[clips, mels, frames]`, `feature_attention_mask`: int32 `[clips, frames]`, 1 where a frame is audio.
+            `input_ids`, `attention_mask` and, if asked for, `labels`: int64 `[batch, length]`; and, given clips,
+            `input_features`: float32 `[clips, mels, frames]`, `feature_attention_mask`: int32 `[clips, frames]`, 1
+            where a frame is audio.
 
         Raises:
             TypeError: a keyword that is not listed here.
@@ -112,7 +113,10 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
         if clips:
             counts = [audio_token_count(int(frames)) for frames in features["feature_attention_mask"].sum(-1)]
             texts = self._expand(texts, counts)
-        return BatchFeature({**self._tokenize(texts, **tokenizer_kwargs), **features})
+        data = {**self._tokenize(texts, **tokenizer_kwargs), **features}
+        if output_labels:
+            data["labels"] = self._labels(data["input_ids"], data["attention_mask"])
+        return BatchFeature(data)
 
     def answers_chats(self, generation_config: Any) -> bool:
         """A model that ends with `<|im_end|>`, the end of a turn, was tuned for chats; the base model does not."""
@@ -126,23 +130,13 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
 
     def _extract(self, clips: list[np.ndarray], truncation: bool) -> dict[str, np.ndarray]:
         """Clips -> `input_features` `[clips, mels, frames]` and `feature_attention_mask` `[clips, frames]`."""
-        extractor = self.feature_extractor
-        rate, fitting = extractor.sampling_rate, []
-        for number, clip in enumerate(clips):
-            name = f"audio clip {number}"
-            if audio_token_count(-(-len(clip) // extractor.hop_length)) < 1:
-                raise AudioError(
-                    f"{name} has {len(clip)} samples, too few for one audio token: "
-                    f"give at least {2 * extractor.hop_length + 1} ({rate} a second)"
-                )
-            fitting.append(fit_window(clip, extractor.chunk_length, rate, truncation=truncation, name=name))
-        outputs = extractor(
-            fitting, sampling_rate=rate, padding="max_length", return_attention_mask=True, return_tensors="np"
-        )
-        return {
-            "input_features": np.asarray(outputs["input_features"], np.float32),
-            "feature_attention_mask": np.asarray(outputs["attention_mask"], np.int32),
-        }
+        extractor, rate = self.feature_extractor, self.feature_extractor.sampling_rate
+        self._require_samples(clips, 2 * extractor.hop_length + 1)
+        fitting = [
+            fit_window(clip, extractor.chunk_length, rate, truncation=truncation, name=f"audio clip {number}")
+            for number, clip in enumerate(clips)
+        ]
+        return self._log_mels(fitting, "feature_attention_mask")
 
     def _expand(self, texts: list[str], counts: list[int]) -> list[str]:
         """Write each placeholder `counts[i]` times; one that has neither its begin nor its end token gets both."""

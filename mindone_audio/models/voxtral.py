@@ -18,6 +18,10 @@ from mindone_audio.chat import chat_clips
 from mindone_audio.generation import GenerationMixin
 from mindone_audio.processing import PADDING_KEYWORDS, AudioTextProcessor, as_list, as_sources, as_texts
 
+CHECKPOINTS = ("mistralai/Voxtral-Mini-3B-2507", "mistralai/Voxtral-Small-24B-2507")
+PROVED = "float32 on CPU against transformers 4.57 (PyTorch) and mistral-common, with small random models"
+
+LONGEST_CLIP = 1800.0  # seconds: what the model's makers give for transcription
 FRAMES_PER_TOKEN = 8  # mel frames: the encoder's strided convolution halves them, and 4 of its rows are one token
 
 
@@ -85,6 +89,15 @@ class VoxtralProcessor(AudioTextProcessor, transformers.VoxtralProcessor):
         path = hub.checkpoint_file(pretrained_model_name_or_path, tekken.TEKKEN_FILE, **download)
         extractor = WhisperFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **download)
         return cls(extractor, tekken.load_tokenizer(path))
+
+    @property
+    def longest_clip(self) -> float:
+        """Seconds of audio that the model hears in one prompt; the processor itself takes clips of any length."""
+        return LONGEST_CLIP
+
+    def transcription_inputs(self, clips: list[np.ndarray], *, language: str | None, chat: bool) -> BatchFeature:
+        """Transcription requests, which Voxtral has a token for."""
+        return self.apply_transcription_request(clips, language)
 
     def apply_chat_template(
         self,

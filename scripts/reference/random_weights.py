@@ -3,8 +3,15 @@
 import torch
 
 
-@torch.no_grad()
 def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    """`randomise_parameters` of a transformers model, whose tied weights stay tied."""
+    randomise_parameters(model)
+    model.tie_weights()
+    return model
+
+
+@torch.no_grad()
+def randomise_parameters(model: torch.nn.Module) -> torch.nn.Module:
     """Give every parameter random values so large that each matters to the logits, which are far from flat."""
     for name, parameter in model.named_parameters():
         if "embed_tokens" in name or "embed_positions" in name:
@@ -15,5 +22,4 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
             parameter.normal_(0, 0.3)
         else:
             parameter.normal_(1, 0.2)
-    model.tie_weights()
     return model

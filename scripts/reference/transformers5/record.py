@@ -5,16 +5,30 @@ reference/bin/python scripts/reference/transformers5/record.py
 """
 
 import copy
+import json
+import platform
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+import transformers
+from safetensors.numpy import save_file
+from transformers import (
+    AudioFlamingo3Config,
+    AudioFlamingo3ForConditionalGeneration,
+    AudioFlamingo3Processor,
+    GenerationConfig,
+    WhisperFeatureExtractor,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "scripts", "scripts/reference")]
 
 import helpers  # noqa: E402
+import helpers_audioflamingo3 as flamingo  # noqa: E402
 import record_parity  # noqa: E402
+from random_weights import randomise  # noqa: E402
 
 COMMAND = "python scripts/reference/transformers5/record.py"
 
@@ -30,11 +44,65 @@ def write(folder: Path, model, cases: dict) -> None:
         record_parity.save(arrays, folder / f"{case.replace(' ', '_')}.safetensors", model, command=COMMAND)
 
 
+def audioflamingo3() -> AudioFlamingo3ForConditionalGeneration:
+    """The sizes of the other tiny models, the published rotary base, and the published generation settings."""
+    sizes = helpers.tiny_config()
+    text = {**sizes.text_config.to_dict(), "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}
+    audio = {
+        "hidden_size": sizes.audio_config.d_model,
+        "num_hidden_layers": sizes.audio_config.encoder_layers,
+        "num_attention_heads": sizes.audio_config.encoder_attention_heads,
+        "intermediate_size": sizes.audio_config.encoder_ffn_dim,
+        "num_mel_bins": helpers.MEL_BINS,
+        "max_source_positions": helpers.FRAMES // 2,
+    }
+    config = AudioFlamingo3Config(audio_config=audio, text_config=text, audio_token_id=helpers.AUDIO_TOKEN)
+    torch.manual_seed(0)
+    model = AudioFlamingo3ForConditionalGeneration._from_config(config, attn_implementation="eager").eval()
+    model.generation_config = GenerationConfig(
+        do_sample=True, temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05
+    )
+    return randomise(model)
+
+
+def write_processor(folder: Path) -> None:
+    """A processor's files, and what it makes of every case; of the large features of the published sizes a sample."""
+    extractor = WhisperFeatureExtractor(
+        feature_size=flamingo.MELS, chunk_length=flamingo.WINDOW, return_attention_mask=True
+    )
+    processor = AudioFlamingo3Processor(
+        extractor, flamingo.tokenizer(), chat_template=flamingo.TEMPLATE, max_audio_len=flamingo.LONGEST
+    )
+    processor.save_pretrained(folder)
+    arrays = {}
+    for case, (method, arguments) in flamingo.processor_cases().items():
+        outputs = getattr(processor, method)(**arguments)
+        arrays |= {f"{case}.{name}": value.numpy() for name, value in outputs.items()}
+    published = WhisperFeatureExtractor(feature_size=128, return_attention_mask=True)
+    outputs = AudioFlamingo3Processor(published, flamingo.tokenizer())(**flamingo.real_case())
+    for name, value in outputs.items():
+        arrays[f"real.{name}"] = flamingo.sample(value.numpy()) if name == "input_features" else value.numpy()
+    arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}  # save_file writes memory as it is
+
+    ids = [flamingo.tokenizer()(answer)["input_ids"] for answer in flamingo.ANSWERS]
+    facts = {
+        "decoded": processor.batch_decode(ids, skip_special_tokens=True, strip_prefix=True),
+        "prompts": processor.apply_transcription_request(["a.wav", "b.wav"], tokenize=False),
+        "command": COMMAND,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+    }
+    save_file(arrays, folder / "outputs.safetensors", metadata={"facts": json.dumps(facts)})
+
+
 def main() -> None:
     """Write every golden."""
     goldens = ROOT / "tests" / "goldens"
     model = helpers.torch_model(helpers.tiny_config())
     write(goldens / "qwen2_audio_transformers5", model, helpers.qwen2_audio_cases())
+    write(goldens / "audioflamingo3", audioflamingo3(), flamingo.model_cases())
+    write_processor(goldens / "audioflamingo3_processor")
 
 
 if __name__ == "__main__":
