@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers.utils import CONFIG_NAME, cached_file
 
 DOWNLOAD_KEYWORDS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
+ACCESS_KEYWORDS = ("cache_dir", "local_files_only", "token")  # those that hold for other repositories as well
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]  # what a repository is downloaded for
 
 

@@ -12,7 +12,7 @@ from mindspore import ops as msops
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import merge_audio
 from mindone_audio.backbone.decoder import causal_mask
-from mindone_audio.backbone.encoder import padding_mask
+from mindone_audio.backbone.encoder import first_frames, padding_mask
 from mindone_audio.conversion import to_mindspore
 from mindone_audio.device import compute_dtypes
 
@@ -145,6 +145,8 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("write_rows", _WriteRows(table.shape, dtype), _write_rows, (table, normal(3, 16)), (rows,)),
         Case("causal_mask", _run_mask, _mask, (normal(2, 1, 3, 8),), (columns, places, np.array([0, 2], np.int32))),
         Case("padding_mask", _run_padding, _padding, (normal(2, 3, 6, 6),), (np.array([11, 4], np.int32),)),
+        Case("padding_mask, blocks", _run_blocks, _blocks, (normal(2, 3, 6, 6),), (np.array([11, 4], np.int32),)),
+        Case("first_frames", first_frames, _first_frames, (normal(2, 5, 4),), (np.array([5, 2], np.int32),)),
         Case("merge_audio", merge_audio, _merge, (normal(2, 4, 3), normal(5, 3)), (audio_rows,)),
         Case("argmax", _run_argmax, lambda x: x.argmax(-1), (normal(3, 40),)),
     ]
@@ -185,6 +187,10 @@ def _run_mask(scores, columns, places, start):
 
 def _run_padding(scores, lengths):
     return msops.softmax(scores.astype(ms.float32) + padding_mask(lengths, 6, 3), -1)
+
+
+def _run_blocks(scores, lengths):
+    return msops.softmax(scores.astype(ms.float32) + padding_mask(lengths, 6, 3, latency_block=2), -1)
 
 
 def _run_argmax(x):
@@ -254,6 +260,15 @@ def _mask(scores, columns, places, start):
 def _padding(scores, lengths):
     hidden = np.arange(6) >= (lengths[:, None, None, None] + 1) // 2
     return _softmax(np.where(hidden, -np.inf, scores))
+
+
+def _blocks(scores, lengths):
+    later = np.arange(6) // 2 > np.arange(6)[:, None] // 2
+    return _padding(np.where(later, -np.inf, scores), lengths)
+
+
+def _first_frames(x, counts):
+    return np.where(np.arange(5)[:, None] < counts[:, None, None], x, 0)
 
 
 def _merge(text, audio, index):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel, to_numpy
+from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audio_frames, to_numpy
 
 FORMAT = "mindone_audio.parity/1"
 
@@ -157,8 +157,9 @@ def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np
     for stage in ("encoder", "projector"):
         if stage in values and stage in recording.arrays:
             theirs = recording.arrays[stage]
+            values[stage] = values[stage][:, : theirs.shape[1]]  # a reference may stop before the window ends
             rows = model.audio_tower.output_lengths if stage == "encoder" else model.audio_tokens
-            for clip, count in enumerate(rows(lengths)):
+            for clip, count in enumerate(rows(audio_frames(lengths))):
                 values[stage][clip, count:] = theirs[clip, count:]  # what padding becomes is nobody's business
     return values
 

@@ -16,7 +16,7 @@ from mindone_audio.generation.text import cut, text_stream
 
 TASK = "audio-text-to-text"
 TASKS = ("caption", "transcribe")  # what a family has its own words for
-MAX_NEW_TOKENS = 128  # where a call says nothing else
+MAX_NEW_TOKENS = {False: 128, True: 256}  # where a call says nothing else; 30 s of speech are at most some 200
 SHORTEST_WINDOW = 1.0  # seconds
 SILENCE = 1e-4  # of full scale, the loudest sample of a window that is not worth transcribing
 
@@ -136,7 +136,7 @@ class AudioTextToTextPipeline:
             batch_size: how many inputs are answered at a time, those of similar length together.
             long_audio: for a question about a clip that is longer than the model hears: "windows" answers for each
                 window and joins the answers by newlines. Transcriptions always go by windows.
-            window: seconds of the longest piece of a transcription; None is what the model hears at a time.
+            window: seconds of the longest piece of a transcription; None is one window of the encoder, mostly 30 s.
             on_error: "raise", or "return" `{"generated_text": None, "error": message}` for an input that fails.
             stream: return an iterator of text for one input.
             progress: a bar for a list; None shows it on a terminal.
@@ -166,7 +166,7 @@ class AudioTextToTextPipeline:
         items = [inputs] if single else list(inputs)
         texts = self._texts(text, len(items))
         settings = {**(generate_kwargs or {}), **parameters}
-        windows = {"window": self._window(window), "by_windows": task == "transcribe" or long_audio == "windows"}
+        windows = {"window": self._window(window, task), "by_windows": task == "transcribe" or long_audio == "windows"}
         if stream:
             if not single:
                 raise ValueError("stream=True takes one input, not a list: call the pipeline once for each")
@@ -184,7 +184,7 @@ class AudioTextToTextPipeline:
         with tqdm(desc="answering", total=len(items), unit="clip", disable=hidden, leave=False) as bar:
             bar.update(len(items) - len(requests))
             for places in _batches(requests, batch_size):
-                for place, answer in zip(places, self._answer_each(requests, places, on_error, single)):
+                for place, answer in zip(places, self._answer_each(requests, places, batch_size, on_error, single)):
                     answers[place] = answer
                 bar.update(len(places))
         return Answers(answers, single)
@@ -239,23 +239,25 @@ class AudioTextToTextPipeline:
             loaded.append({**message, "content": content})
         return loaded
 
-    def _window(self, window: float | None) -> float | None:
-        """Seconds of the longest piece: what the model hears, or less where less is asked for."""
+    def _window(self, window: float | None, task: str | None) -> float | None:
+        """Seconds of the longest piece: what the model hears, or of a transcription what its encoder hears at once."""
         if window is not None and not window >= SHORTEST_WINDOW:
             raise ValueError(f"window={window!r}: give seconds, at least {SHORTEST_WINDOW}")
+        if window is None and task == "transcribe":
+            window = self.processor.feature_extractor.chunk_length
         known = [seconds for seconds in (window, self.processor.longest_clip) if seconds is not None]
         return min(known, default=None)
 
     def _answer_each(self, requests: dict[int, Request], places: list[int], on_error: str, single: bool) -> list[dict]:
         """Answers of one batch; where it fails as a whole, each request is tried alone to find the one at fault."""
         try:
-            return self._answer([requests[place] for place in places])
+            return self._answer([requests[place] for place in places], batch_size)
         except (TypeError, ValueError, OSError) as error:
             if len(places) == 1:
                 return [_failure(error, on_error, places[0], single)]
-        return [self._answer_each(requests, [place], on_error, single)[0] for place in places]
+        return [self._answer_each(requests, [place], batch_size, on_error, single)[0] for place in places]
 
-    def _answer(self, batch: list[Request]) -> list[dict]:
+    def _answer(self, batch: list[Request], batch_size: int) -> list[dict]:
         """Answers of requests with equal settings, long clips by windows."""
         parts, owners, windows = [], [], []
         for number, request in enumerate(batch):
@@ -265,8 +267,8 @@ class AudioTextToTextPipeline:
                 windows.append((start, start + len(part.clips[0]) / SAMPLING_RATE if part.clips else start))
         texts = [""] * len(parts)
         heard = [i for i, part in enumerate(parts) if not (part.transcribe and _is_silent(part.clips[0]))]
-        for first in range(0, len(heard), max(1, len(batch))):
-            chosen = heard[first : first + max(1, len(batch))]
+        for first in range(0, len(heard), batch_size):
+            chosen = heard[first : first + batch_size]
             for i, text in zip(chosen, self._generate([parts[i] for i in chosen])):
                 texts[i] = text
         return [
@@ -313,7 +315,7 @@ class AudioTextToTextPipeline:
         return to_mindspore(inputs, dtype=self.model.dtype)
 
     def _settings(self, request: Request) -> dict:
-        settings = {"max_new_tokens": MAX_NEW_TOKENS} | request.settings
+        settings = {"max_new_tokens": MAX_NEW_TOKENS[request.transcribe]} | request.settings
         if settings.get("num_return_sequences", 1) != 1:
             raise ValueError("the pipeline gives one answer for each input: call it again, or use model.generate")
         if request.stops:
@@ -336,13 +338,19 @@ class AudioTextToTextPipeline:
             return self.processor.decode(ids, skip_special_tokens=True).lstrip()
 
         def pieces() -> Iterator[str]:
-            for number, (_, part) in enumerate(parts):
+            lead = ""
+            for _, part in parts:
                 if part.transcribe and _is_silent(part.clips[0]):
                     continue
-                if number:
-                    yield separator
-                steps = self.model.stream(**self._inputs([part]), **self._settings(part))
-                yield from text_stream((int(tokens[0]) for tokens in steps), decode, part.stops)
+                if part.transcribe and self.processor.frames_transcriptions:
+                    said = iter(self._generate([part]))
+                else:
+                    steps = self.model.stream(**self._inputs([part]), **self._settings(part))
+                    said = text_stream((int(tokens[0]) for tokens in steps), decode, part.stops)
+                for piece in said:
+                    yield lead + piece
+                    lead = ""
+                lead = separator
 
         return pieces()
 

@@ -35,6 +35,8 @@ class AudioTextProcessor:
     # What `pipeline` asks where it is given a task and no text: the words that the family was trained with.
     questions = {"caption": "Describe the audio.", "transcribe": "Transcribe the speech."}
 
+    audio_first = True  # or the words before the clip that they are about
+
     @property
     def longest_clip(self) -> float | None:
         """Seconds of audio that the model hears at a time; None where it takes clips of any length."""
@@ -69,8 +71,10 @@ class AudioTextProcessor:
         if language is not None:
             raise ValueError(f"language={language!r}: this model family transcribes without being told the language")
         words = {"type": "text", "text": self.questions["transcribe"]}
-        content = [[{"type": "audio", "audio": clip}, words] for clip in clips]
+        content = [[{"type": "audio", "audio": clip}, words][:: 1 if self.audio_first else -1] for clip in clips]
         return self.conversation_inputs([[{"role": "user", "content": parts}] for parts in content], chat=chat)
+
+    frames_transcriptions = False  # whether the model puts words around what was said, which `transcription` takes off
 
     def transcription(self, answer: str) -> str:
         """What was said, of an answer to `transcription_inputs`: all of it, where a family puts no words around it."""
@@ -226,16 +230,50 @@ class AudioTextProcessor:
         """Texts -> `input_ids` and `attention_mask`, int64 `[batch, length]`."""
         texts = _without_second_start(self.tokenizer, texts, kwargs.get("add_special_tokens", True))
         encoded = self.tokenizer(texts, padding=padding, return_attention_mask=True, **kwargs)
-        lengths = sorted({len(row) for row in encoded["input_ids"]})
-        if (limit := kwargs.get("max_length")) is not None and lengths[-1] > limit:
-            raise ValueError(
-                f"the text has {lengths[-1]} tokens, audio included, more than max_length={limit}: raise it"
-            )
-        if len(lengths) > 1:
-            raise ValueError(
-                f"padding={padding!r} leaves rows of {lengths} tokens, which make no array: use padding=True"
-            )
-        return {key: np.asarray(encoded[key], np.int64) for key in ("input_ids", "attention_mask")}
+        return token_arrays(encoded, padding, kwargs.get("max_length"))
+
+
+def token_arrays(encoded: Any, padding: Any, max_length: int | None) -> dict[str, np.ndarray]:
+    """What a tokenizer or its `pad` returns -> `input_ids` and `attention_mask`, int64 `[batch, length]`.
+
+    padding and max_length: what it was asked for. Raises `ValueError` for rows that are too long or not of one length.
+    """
+    lengths = sorted({len(row) for row in encoded["input_ids"]})
+    if max_length is not None and lengths[-1] > max_length:
+        raise ValueError(
+            f"the text has {lengths[-1]} tokens, audio included, more than max_length={max_length}: raise it"
+        )
+    if len(lengths) > 1:
+        raise ValueError(f"padding={padding!r} leaves rows of {lengths} tokens, which make no array: use padding=True")
+    return {key: np.asarray(encoded[key], np.int64) for key in ("input_ids", "attention_mask")}
+
+
+class StringContent:
+    """Put between `AudioTextProcessor` and a transformers processor whose chat template takes content as one string.
+
+    Elements follow each other as they are given, a clip as its placeholder, with a new line between it and what is next
+    to it where there is no white space.
+    """
+
+    def apply_chat_template(self, conversation: list, chat_template: str | None = None, **kwargs: Any):
+        """The tokenizer's rendering of one conversation or a batch of them."""
+        batched = isinstance(conversation[0], (list, tuple))
+        plain = [[self._plain(message) for message in chat] for chat in (conversation if batched else [conversation])]
+        return self.tokenizer.apply_chat_template(
+            plain if batched else plain[0], chat_template=chat_template or self.chat_template, **kwargs
+        )
+
+    def _plain(self, message: dict) -> dict:
+        if isinstance(message["content"], str):
+            return message
+        text, before = "", None
+        for part in message["content"]:
+            words = self.placeholder if part["type"] == "audio" else part["text"]
+            beside_clip = "audio" in (before, part["type"])
+            if beside_clip and text and words and not (text[-1].isspace() or words[0].isspace()):
+                text += "\n"
+            text, before = text + words, part["type"]
+        return {**message, "content": text}
 
 
 def as_texts(text: Any) -> list[str]:

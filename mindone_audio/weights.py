@@ -1,11 +1,13 @@
 """Safetensors checkpoints to MindSpore parameters: checked before anything is read, then read once, in place."""
 
 import json
+import math
+import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import mindspore as ms
 import numpy as np
@@ -62,44 +64,88 @@ class StoredTensor:
         return self.end - self.begin
 
 
+@dataclass(frozen=True)
+class Source:
+    """Another checkpoint that holds a part of the model, for repositories that leave the part out.
+
+    part: how the names of the part begin, such as "language_model.". folder: gives the checkpoint's folder; it is only
+    called where a tensor of the part is missing. prefixes: of its names, as for `load_parameters`. ignored: how names
+    of what is not in the part begin.
+    """
+
+    part: str
+    folder: Callable[[], Path]
+    prefixes: Prefixes
+    ignored: tuple[str, ...] = ()
+
+
 def load_parameters(
     model: nn.Cell,
     folder: Path,
     choose_dtype: Callable[[ms.Type], ms.Type],
     untie: bool = False,
     prefixes: Prefixes = (),
+    sources: Sequence[Source] = (),
     keep: Callable[[QuantizedWeight], bool] | None = None,
-) -> None:
+) -> dict[str, Path]:
     """Give every parameter of `model` the tensor of its name in the folder's safetensors files.
 
     choose_dtype: from the dtype that a tensor is stored in to the one that its parameter gets. untie: the checkpoint
     ties its output layer and the model does not, so the layer starts as a copy of the token embedding. prefixes: where
-    the checkpoint's names begin otherwise than the published layout's. Each tensor is read straight into the memory
-    that its parameter keeps; a progress bar shows where that takes long. A weight in 4 bits is dequantised on the way,
-    unless `keep` takes it, which then returns True. Raises `CheckpointError`: for missing, unexpected and wrongly
-    shaped tensors before anything is read, and for a `keep` that has nothing to take.
+    the checkpoint's names begin otherwise than the published layout's. sources: where to look for tensors that the
+    folder lacks, which then count as stored in the dtype of the folder's own. Each tensor is read straight into the
+    memory that its parameter keeps; a progress bar shows where that takes long. A weight in 4 bits is dequantised on
+    the way, unless `keep` takes it, which then returns True. Returns the folders of the sources that were needed, by
+    part. Raises `CheckpointError`: for missing, unexpected and wrongly shaped tensors and for more than this machine's
+    memory before anything is read, and for a `keep` that has nothing to take.
     """
     parameters = {name: parameter for name, parameter in _parameters(model)}
     stored = {replace_prefix(_published_name(tensor.name), prefixes): tensor for tensor in stored_tensors(folder)}
     stored = quantization.group(stored, read_tensor)
+    dtypes = [tensor.dtype for tensor in stored.values() if tensor.dtype in _FLOATS]
+    parts = _add_sources(sources, parameters, stored)
     copies = _settle_output_layer(parameters, stored, untie)
-    _check(folder, parameters, stored, copies)
+    _check([folder, *parts.values()], parameters, stored, copies)
     if keep and not any(isinstance(tensor, QuantizedWeight) for tensor in stored.values()):
         raise CheckpointError(f"keep_quantized=True, but {folder} has no weights in 4 bits: leave keep_quantized out")
+
+    def target(tensor: StoredTensor | QuantizedWeight) -> ms.Type:
+        own = tensor.file.parent == folder or not dtypes
+        return choose_dtype(_FLOATS[tensor.dtype if own else dtypes[0]])
+
+    if not keep:
+        _check_memory(folder, stored, target)
     total = sum(tensor.size for tensor in stored.values())
     with tqdm(desc="loading weights", total=total, unit="B", unit_scale=True, delay=_BAR_AFTER, leave=False) as bar:
         for name, tensor in stored.items():
             bar.update(tensor.size)
-            dtype = choose_dtype(_FLOATS[tensor.dtype])
             if isinstance(tensor, QuantizedWeight):
                 if keep and name not in copies and keep(tensor):
                     continue
-                array = tensor.dequantized(_numpy_dtype(dtype))
+                array = tensor.dequantized(_numpy_dtype(target(tensor)))
             else:
-                array = read_tensor(tensor, dtype)
+                array = read_tensor(tensor, target(tensor))
             _set(parameters[name], array)
             if name in copies:
                 _set(parameters[copies[name]], array.copy())
+    return parts
+
+
+def _check_memory(folder: Path, stored: dict, target: Callable[[Any], ms.Type]) -> None:
+    """An error now is better than being killed for memory halfway, or than hours of swapping."""
+    needed = sum(math.prod(tensor.shape) * _numpy_dtype(target(tensor)).itemsize for tensor in stored.values())
+    if needed > physical_memory():
+        dtypes = sorted({str(target(tensor)) for tensor in stored.values()})
+        raise CheckpointError(
+            f"the parameters of {folder} take {needed / 1e9:.1f} GB as {', '.join(dtypes)}, and this machine has "
+            f"{physical_memory() / 1e9:.1f} GB of memory: use a larger machine, or a smaller dtype (on CPU half "
+            "precision becomes Float32)"
+        )
+
+
+def physical_memory() -> int:
+    """Bytes of memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def stored_tensors(folder: Path) -> list[StoredTensor]:
@@ -218,6 +264,20 @@ def _parameters(model: nn.Cell) -> Iterator[tuple[str, Parameter]]:
             yield parameter.name, parameter
 
 
+def _add_sources(sources: Sequence[Source], parameters: dict, stored: dict[str, StoredTensor]) -> dict[str, Path]:
+    """Put what is missing of each source's part into `stored`; the folders that this took, by part."""
+    parts = {}
+    for source in sources:
+        if all(name in stored for name in parameters if name.startswith(source.part)):
+            continue
+        parts[source.part] = source.folder()
+        tensors = [t for t in stored_tensors(parts[source.part]) if not t.name.startswith(source.ignored)]
+        named = {replace_prefix(tensor.name, source.prefixes): tensor for tensor in tensors}
+        for name, tensor in quantization.group(named, read_tensor).items():
+            stored.setdefault(name, tensor)
+    return parts
+
+
 def _settle_output_layer(parameters: dict, stored: dict[str, StoredTensor], untie: bool) -> dict[str, str]:
     """Where tying differs between checkpoint and model: what is copied to where; what is stored for nothing goes."""
     copies = {}
@@ -230,11 +290,12 @@ def _settle_output_layer(parameters: dict, stored: dict[str, StoredTensor], unti
     return copies
 
 
-def _check(folder: Path, parameters: dict, stored: dict[str, StoredTensor], copies: dict[str, str]) -> None:
+def _check(folders: list[Path], parameters: dict, stored: dict[str, StoredTensor], copies: dict[str, str]) -> None:
     missing = sorted(set(parameters) - set(stored) - set(copies.values()))
     unexpected = sorted(set(stored) - set(parameters))
     if missing or unexpected:
-        parts = [f"the tensors in {folder} are not those of the model that its config.json describes."]
+        where = " and ".join(map(str, folders))
+        parts = [f"the tensors in {where} are not those of the model that its config.json describes."]
         parts += [f"{len(missing)} missing: {', '.join(missing)}."] if missing else []
         parts += [f"{len(unexpected)} unexpected: {', '.join(unexpected)}."] if unexpected else []
         raise CheckpointError(" ".join(parts))

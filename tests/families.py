@@ -87,6 +87,7 @@ def ichigo(variant: str) -> Row:
 ROWS = [
     *map(qwen2_audio, helpers.QWEN2_AUDIO),
     golden("qwen2_audio_transformers5"),
+    *map(golden, ("ultravox_llama", "ultravox_mistral", "ultravox_qwen2", "ultravox_qwen3")),
     *map(voxtral, helpers_voxtral.VARIANTS),
     golden("audioflamingo3"),
     *map(ichigo, helpers.ICHIGO),

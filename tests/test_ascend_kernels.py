@@ -22,6 +22,7 @@ GENERATE = """
 import helpers_whisper_vq
 from families import GOLDENS
 from helpers import batch, clips, prompt, tiny_config
+from helpers_ultravox import cases
 from helpers_voxtral import tiny_voxtral_config, voxtral_cases
 from mindone_audio import (
     AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration, WhisperVQ
@@ -37,6 +38,9 @@ for name in ("audioflamingo3",):
 WhisperVQ.from_pretrained(helpers_whisper_vq.CONVERTED).encode(helpers_whisper_vq.clips()["short"])
 quantised = AutoModelForAudioTextToText.from_pretrained(GOLDENS / "qwen2_audio_nf4_double", keep_quantized=True)
 quantised.generate(**inputs, max_new_tokens=3)
+for name, frames, stack in (("ultravox_llama", 40, 8), ("ultravox_qwen2", 38, 3), ("ultravox_qwen3", 33, 8)):
+    model = AutoModelForAudioTextToText.from_pretrained(GOLDENS / name)
+    model.generate(**cases(frames, stack)["one clip"](), max_new_tokens=2)
 """
 
 
@@ -79,7 +83,7 @@ def compiled_primitives(script: str, folder: Path, least_graphs: int) -> set[str
 @pytest.fixture(scope="module")
 def primitives(tmp_path_factory) -> set[str]:
     """The primitives of the graphs of encoder, prefill, step and copy, and of what the other families change."""
-    return compiled_primitives(GENERATE, tmp_path_factory.mktemp("graphs"), 4 + 3 + 1)
+    return compiled_primitives(GENERATE, tmp_path_factory.mktemp("graphs"), 4 + 3 + 1 + 3 * 3)
 
 
 def test_every_primitive_has_an_ascend_kernel(primitives, libraries):

@@ -11,7 +11,7 @@ PACKAGE = Path(mindone_audio.__file__).parent
 LAYERS = [
     {"audio", "chat", "checkpoints", "conversion", "device", "environment", "hub", "npu_smi", "versions", "weights"}
     | {"quantization"},
-    {"backbone", "processing", "tekken"},
+    {"backbone", "completion", "processing", "tekken"},
     {"generation", "whisper_vq"},
     {"models"},
     {"pipelines"},

@@ -1,7 +1,15 @@
 """Published sub-configs, as transformers 4 and 5 write them, are read alike, and what no body computes is refused."""
 
 import pytest
-from transformers import Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config, VoxtralEncoderConfig, WhisperConfig
+from transformers import (
+    Gemma2Config,
+    LlamaConfig,
+    MistralConfig,
+    Qwen2Config,
+    Qwen3Config,
+    VoxtralEncoderConfig,
+    WhisperConfig,
+)
 
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 
@@ -19,6 +27,8 @@ def test_what_the_families_differ_in():
         (True, True),
     ]
     assert [c.head_dim for c in (qwen2, llama, mistral)] == [8, 10, 8]
+    qwen3 = decoder_config(Qwen3Config(**SIZES))
+    assert (qwen3.qk_norm, qwen3.qkv_bias, qwen3.head_dim) == (True, False, 128) and not qwen2.qk_norm
     assert decoder_config(MistralConfig(**SIZES, sliding_window=None, head_dim=16)).head_dim == 16
 
 

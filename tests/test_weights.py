@@ -279,3 +279,9 @@ def test_a_model_made_from_a_config_alone_is_random_and_works():
     model = Qwen2AudioForConditionalGeneration(tiny_config())
     assert np.isfinite(logits(model)).all()
     assert model.generate(**INPUTS, max_new_tokens=2, compile=False).shape == (1, INPUTS["input_ids"].shape[1] + 2)
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_read(folder, monkeypatch):
+    monkeypatch.setattr(weights, "physical_memory", lambda: 100_000)
+    with pytest.raises(CheckpointError, match=r"take 0\.\d GB as Float32, and this machine has 0.0 GB of memory"):
+        AutoModelForAudioTextToText.from_pretrained(folder)

@@ -29,6 +29,11 @@ def to_numpy(value) -> np.ndarray | None:
     return None if value is None else np.asarray(value)
 
 
+def audio_frames(lengths: np.ndarray) -> np.ndarray:
+    """The frames of audio of each clip, of what `AudioLanguageModel.clips` gives as lengths."""
+    return lengths if lengths.ndim == 1 else lengths[:, 0]
+
+
 def merge_audio(text: Tensor, audio: Tensor, audio_index: Tensor) -> Tensor:
     """Token embeddings (batch, length, n) with rows of audio (rows, n) wherever audio_index (batch, length) >= 0."""
     rows = ops.embed(audio, msops.maximum(audio_index, 0))
@@ -101,6 +106,7 @@ class AudioLanguageModel(PreTrainedModel):
             raise ValueError(f"device_map {device_map!r} is not supported: call mindspore.set_device before loading")
         device.check_versions()
         folder = hub.checkpoint_folder(pretrained_model_name_or_path, **download)
+        elsewhere = {name: download[name] for name in hub.ACCESS_KEYWORDS if name in download}
         stored = hub.read_config(folder)
         quantization.check_config(stored, folder)
         if config is None:
@@ -109,7 +115,7 @@ class AudioLanguageModel(PreTrainedModel):
                     f"{folder} holds a {stored.get('model_type')!r} model, {cls.__name__} loads "
                     f"{cls.config_class.model_type!r}: use AutoModelForAudioTextToText"
                 )
-            config = cls.config_class.from_pretrained(folder)
+            config = cls.config_class.from_pretrained(folder, **elsewhere)
         text_config = config.get_text_config()
         was_tied = text_config.tie_word_embeddings
         if tie_word_embeddings is not None:
@@ -118,14 +124,24 @@ class AudioLanguageModel(PreTrainedModel):
         config.__dict__.pop("quantization_config", None)  # what is saved is not quantised any more
         with no_init_parameters():
             model = cls(config)
+        sources = model.weight_sources(folder, **elsewhere)
 
         def choose_dtype(stored: ms.Type) -> ms.Type:
             return device.compute_dtype(mindspore_dtype or stored)
 
-        keep = partial(keep_in_4_bits, model) if keep_quantized else None
-        weights.load_parameters(model, folder, choose_dtype, untie=was_tied, prefixes=cls.weight_prefixes, keep=keep)
-        if (folder / "generation_config.json").exists():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
+        parts = weights.load_parameters(
+            model,
+            folder,
+            choose_dtype,
+            untie=was_tied,
+            prefixes=cls.weight_prefixes,
+            sources=sources,
+            keep=partial(keep_in_4_bits, model) if keep_quantized else None,
+        )
+        for place in (folder, parts.get("language_model.", folder)):  # its own, or else the language model's
+            if (place / "generation_config.json").exists():
+                model.generation_config = GenerationConfig.from_pretrained(place)
+                break
         model.name_or_path = str(pretrained_model_name_or_path)
         return model.set_train(False)
 
@@ -147,6 +163,10 @@ class AudioLanguageModel(PreTrainedModel):
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         for file in Path(save_directory).glob("*.safetensors"):
             weights.mark_as_pytorch(file)
+
+    def weight_sources(self, folder: Path, **access) -> list[weights.Source]:
+        """Other checkpoints with what a repository leaves out; `access` are `hub.ACCESS_KEYWORDS`. Most have none."""
+        return []
 
     def get_input_embeddings(self) -> nn.Cell:
         return self.language_model.model.embed_tokens
@@ -183,7 +203,8 @@ class AudioLanguageModel(PreTrainedModel):
             raise ValueError(f"attention_mask has shape {mask.shape}, input_ids has {input_ids.shape}: make them equal")
         features, lengths = self.clips(audio)
         places = self.audio_places(input_ids, mask, audio)
-        tokens = self.audio_tokens(lengths) if len(lengths) else lengths
+        frames = audio_frames(lengths)
+        tokens = self.audio_tokens(frames) if len(frames) else frames
         per_clip = 0 if features is None else int(self.audio_tokens(np.array(features.shape[2])))
         return build_prompt(input_ids, mask, places, tokens, per_clip, to_numpy(labels)), features, lengths
 
@@ -192,7 +213,10 @@ class AudioLanguageModel(PreTrainedModel):
         return (input_ids == self.audio_token_id) & mask
 
     def clips(self, audio: dict) -> tuple[Tensor | None, np.ndarray]:
-        """The features of all clips (clips, mel bins, frames), or None; int32 (clips), how many frames are audio."""
+        """The features of all clips (clips, mel bins, frames), or None; int32 (clips), how many frames are audio.
+
+        Where the encoder takes partial windows, lengths are (clips, 2), as `AudioEncoder.construct` says.
+        """
         if self.audio_tower is None:
             return None, np.zeros(0, np.int32)
         features_name, mask_name = (*self.audio_inputs, None)[:2]

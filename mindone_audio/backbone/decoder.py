@@ -31,6 +31,7 @@ class DecoderConfig:
     qkv_bias: bool
     output_bias: bool
     tie_word_embeddings: bool
+    qk_norm: bool = False  # Qwen3 normalises each head of queries and keys before it rotates them
 
     def __post_init__(self):
         if self.num_heads % self.num_key_value_heads:
@@ -52,11 +53,16 @@ class DecoderAttention(nn.Cell):
         self.k_proj = Linear(config.hidden_size, keys, config.qkv_bias)
         self.v_proj = Linear(config.hidden_size, keys, config.qkv_bias)
         self.o_proj = Linear(queries, config.hidden_size, config.output_bias)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
 
     def construct(self, x: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
         query_cos, query_sin, key_cos, key_sin = rotation
-        query = ops.rotate(ops.split_heads(self.q_proj(x), self.num_heads), query_cos, query_sin)
-        key = ops.rotate(ops.split_heads(self.k_proj(x), self.num_key_value_heads), key_cos, key_sin)
+        query = ops.split_heads(self.q_proj(x), self.num_heads)
+        key = ops.split_heads(self.k_proj(x), self.num_key_value_heads)
+        if self.q_norm is not None:
+            query, key = self.q_norm(query), self.k_norm(key)
+        query, key = ops.rotate(query, query_cos, query_sin), ops.rotate(key, key_cos, key_sin)
         value = ops.split_heads(self.v_proj(x), self.num_key_value_heads)
         if cache is not None:
             key, value = cache.update(self.layer, rows, key, value)

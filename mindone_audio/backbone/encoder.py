@@ -18,6 +18,9 @@ class EncoderConfig:
 
     `pool_pairs`: average neighbouring frames before the final norm (Qwen2-Audio, Audio Flamingo 3).
     `mask_padding`: frames beyond a clip's length are not attended to.
+    `partial_windows`: a clip may come with fewer frames than a window, and then nothing is computed of what is beyond
+    them (Ultravox).
+    `latency_block`: positions that are heard at once: none is attended to from an earlier block. None: all are.
     """
 
     num_mel_bins: int
@@ -28,8 +31,15 @@ class EncoderConfig:
     max_positions: int
     pool_pairs: bool
     mask_padding: bool
+    partial_windows: bool = False
+    latency_block: int | None = None
 
     def __post_init__(self):
+        if self.latency_block is not None and (self.latency_block < 1 or self.num_mel_frames % self.latency_block):
+            raise ValueError(
+                f"audio_latency_block_size {self.latency_block} does not divide the window of {self.num_mel_frames} "
+                "frames: correct it in config.json"
+            )
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"the audio encoder's width {self.hidden_size} is not a multiple of its {self.num_heads} heads: "
@@ -93,6 +103,7 @@ class AudioEncoder(nn.Cell):
         self.config = config
         self.num_heads = config.num_heads
         self.pool_pairs, self.mask_padding = config.pool_pairs, config.mask_padding  # graphs cannot read a dataclass
+        self.partial_windows, self.latency_block = config.partial_windows, config.latency_block
         self.conv1 = Conv1d(config.num_mel_bins, config.hidden_size, stride=1)
         self.conv2 = Conv1d(config.hidden_size, config.hidden_size, stride=2)
         table = Tensor(sinusoids(config.max_positions, config.hidden_size))
@@ -103,10 +114,18 @@ class AudioEncoder(nn.Cell):
     def construct(self, input_features: Tensor, lengths: Tensor) -> Tensor:
         """input_features (clips, mel bins, frames); lengths int32 (clips), the frames that are not padding.
 
+        With `partial_windows` lengths is (clips, 2): the second number counts the frames that the clip came with. What
+        is beyond them must be zero, and its positions come out as zero.
+
         Returns (clips, positions, hidden_size): half as many positions as frames, a quarter where pairs are pooled.
         """
+        given = None
+        if self.partial_windows:
+            lengths, given = lengths[:, 0], lengths[:, 1]
         x = input_features.astype(self.conv1.weight.dtype).transpose(0, 2, 1)
         x = ops.gelu(self.conv1(x))
+        if given is not None:
+            x = first_frames(x, given)  # conv2 pads with zeros where the frames end, not with what conv1 makes of zeros
         x = ops.gelu(self.conv2(x))
         x = x + self.embed_positions.weight[: x.shape[1]]
         mask = self._mask(lengths, x.shape[1])
@@ -114,7 +133,8 @@ class AudioEncoder(nn.Cell):
             x = layer(x, mask)
         if self.pool_pairs:
             x = ops.average_pairs(x)
-        return self.layer_norm(x)
+        x = self.layer_norm(x)
+        return x if given is None else first_frames(x, (given - 1) // 2 + 1)
 
     def output_lengths(self, frames: np.ndarray) -> np.ndarray:
         """How many of its rows the encoder makes of so many mel frames."""
@@ -125,12 +145,26 @@ class AudioEncoder(nn.Cell):
         """fp32 (clips, heads, positions, positions) to add to the scores: zero for frames to attend to; None: all."""
         if not self.mask_padding:
             return None
-        return padding_mask(lengths, positions, self.num_heads)
+        return padding_mask(lengths, positions, self.num_heads, self.latency_block)
 
 
-def padding_mask(lengths: Tensor, positions: int, heads: int) -> Tensor:
-    """fp32 (clips, heads, positions, positions): `ops.MASKED` for positions beyond int32 lengths (clips) in frames."""
+def padding_mask(lengths: Tensor, positions: int, heads: int, latency_block: int | None = None) -> Tensor:
+    """fp32 (clips, heads, positions, positions): `ops.MASKED` for positions beyond int32 lengths (clips) in frames.
+
+    With latency_block also for those in a later block of so many positions than the one that attends.
+    """
     valid = (lengths - 1) // 2 + 1  # what conv2 leaves of each length
     hidden = msops.arange(positions, dtype=ms.int32).expand_dims(0) >= valid.expand_dims(1)
     row = (hidden.astype(ms.float32) * ops.MASKED).reshape((-1, 1, 1, positions))
-    return msops.tile(row, (1, heads, positions, 1))
+    if latency_block is None:
+        return msops.tile(row, (1, heads, positions, 1))
+    block = msops.arange(positions, dtype=ms.int32) // latency_block
+    later = (block.expand_dims(0) > block.expand_dims(1)).astype(ms.float32) * ops.MASKED  # (queries, keys)
+    return msops.tile(row + later, (1, heads, 1, 1))
+
+
+def first_frames(x: Tensor, counts: Tensor) -> Tensor:
+    """x (clips, time, width) with zeros from the time `counts`, int32 (clips), on."""
+    clips, time, width = x.shape
+    kept = msops.arange(time, dtype=ms.int32).expand_dims(0) < counts.expand_dims(1)
+    return x * msops.tile(kept.astype(x.dtype).reshape((clips, time, 1)), (1, 1, width))

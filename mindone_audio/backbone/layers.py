@@ -124,10 +124,10 @@ class LayerNorm(nn.Cell):
 class RMSNorm(nn.Cell):
     """`ops.rms_norm` with `weight` (width)."""
 
-    def __init__(self, width: int, epsilon: float):
+    def __init__(self, width: int, epsilon: float, init="ones"):
         super().__init__()
         self.epsilon = epsilon
-        self.weight = parameter((width,), "ones")
+        self.weight = parameter((width,), init)
 
     def construct(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, self.epsilon)

@@ -1,6 +1,7 @@
 """Token ids and audio lengths to the integer arrays that the graphs take, in NumPy on the host."""
 
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 
@@ -74,6 +75,29 @@ def _expand(input_ids, mask, labels, is_audio, audio_lengths):
             target[start : start + len(values)] = values
         outputs.append(expanded)
     return outputs
+
+
+def place_windows(mask: np.ndarray, counts: np.ndarray, starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Mark where windows of audio stand, of which each prompt says where they start: bool (batch, length).
+
+    mask bool (batch, length): what is not padding. counts int (batch): windows of each prompt. starts and lengths int
+    (windows): in the order of the text. Raises `ValueError` where they do not fit the prompts.
+    """
+    if len(counts) != len(mask) or counts.sum() != len(starts):
+        raise ValueError(f"audio_batch_size {counts} does not share {len(starts)} windows among {len(mask)} prompts")
+    places = np.zeros(mask.shape, bool)
+    windows = iter(zip(starts.tolist(), lengths.tolist()))
+    for row, count in enumerate(counts.tolist()):
+        end = 0
+        for start, length in islice(windows, count):
+            if start < end or mask[row, start : start + length].sum() != length:
+                raise ValueError(
+                    f"audio_token_start_idx {start} does not fit prompt {row}: its windows' places must follow each "
+                    "other, within its text"
+                )
+            end = start + length
+            places[row, start:end] = True
+    return places
 
 
 def left_align(prompt: Prompt, width: int, pad_token_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -31,7 +31,7 @@ def encoder_config(config, *, pool_pairs: bool, mask_padding: bool) -> EncoderCo
 
 
 def decoder_config(config) -> DecoderConfig:
-    """The fields of a `text_config` of model_type qwen2, llama or mistral.
+    """The fields of a `text_config` of model_type qwen2, qwen3, llama or mistral.
 
     Raises `ValueError` for another model_type, another activation than SiLU, a sliding window shorter than the model's
     positions, biases in the feed-forward, and rotary positions on a part of each head.
@@ -63,6 +63,7 @@ def decoder_config(config) -> DecoderConfig:
         qkv_bias=qkv_bias,
         output_bias=output_bias,
         tie_word_embeddings=config.tie_word_embeddings,
+        qk_norm=config.model_type == "qwen3",
     )
 
 
@@ -71,14 +72,15 @@ _BIASES = {
     "llama": lambda config: (config.attention_bias, config.attention_bias),
     "mistral": lambda config: (False, False),
     "qwen2": lambda config: (True, False),
+    "qwen3": lambda config: (config.attention_bias, config.attention_bias),
 }
 
 
 def _refuse_sliding_window(config) -> None:
-    """A window as long as the model's positions hides nothing; Qwen2 may slide some layers, Mistral all or none."""
+    """A window as long as the model's positions hides nothing; Qwen may slide some layers, Mistral all or none."""
     if config.model_type == "llama" or config.sliding_window is None:
         return
-    kinds = config.layer_types if config.model_type == "qwen2" else ["sliding_attention"]
+    kinds = ["sliding_attention"] if config.model_type == "mistral" else config.layer_types
     if "sliding_attention" in kinds and config.sliding_window < config.max_position_embeddings:
         raise ValueError(
             f"text_config.sliding_window {config.sliding_window} is not supported: set it to null (and "

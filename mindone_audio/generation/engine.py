@@ -125,7 +125,7 @@ class Engine:
         if spare:
             empty = msops.zeros((spare,) + input_features.shape[1:], input_features.dtype)
             input_features = msops.concat((input_features, empty))
-            lengths = np.concatenate([lengths, np.ones(spare, np.int32)])
+            lengths = np.concatenate([lengths, np.ones((spare, *lengths.shape[1:]), np.int32)])
         return self._encode(input_features, Tensor(lengths))
 
     def sequences(self, batch: int, positions: int, role: str = "prompt") -> Sequences:

@@ -102,6 +102,7 @@ class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
     attributes = ["feature_extractor", "tokenizer"]
     feature_extractor_class = "WhisperFeatureExtractor"
     tokenizer_class = "AutoTokenizer"
+    frames_transcriptions = True
 
     def __init__(
         self,

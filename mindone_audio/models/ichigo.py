@@ -15,10 +15,7 @@ from mindone_audio.processing import AudioTextProcessor
 from mindone_audio.whisper_vq import CONVERT, WhisperVQ
 
 CHECKPOINTS = ("homebrewltd/Ichigo-llama3.1-s-instruct-v0.4",)
-PROVED = (
-    "tiny random weights against transformers' Llama on PyTorch, and tokens of a tiny WhisperVQ against whisperspeech, "
-    "on CPU; not the published weights, not on Ascend"
-)
+PROVED = "float32 on CPU against transformers 4.57's Llama (PyTorch) and whisperspeech, with small random models"
 
 END_OF_TURN = 128009  # Llama 3's <|eot_id|>; the published configs name only the end of the text
 SOUND_START, SOUND_END = "<|sound_start|>", "<|sound_end|>"

@@ -70,9 +70,9 @@ def write_layers(folder: Path) -> None:
 def in_float32(codes: torch.Tensor, state) -> np.ndarray:
     """bitsandbytes' own dequantisation without the last rounding, to the dtype that it quantised from.
 
-    By its portable implementation: its AVX-512 kernel (0.50.2) looks scales up by row and column, which are others than
-    `quantize_4bit` stored where rows are a multiple of 16 wide and no whole number of blocks. Its values are then off by
-    as much as the weights are large. Everywhere else the two agree exactly.
+    By its portable implementation: its AVX-512 kernel (0.50.2) looks scales up by row and column, which are others
+    than `quantize_4bit` stored where rows are a multiple of 16 wide and no whole number of blocks. Its values are then
+    off by as much as the weights are large. Everywhere else the two agree exactly.
     """
     absmax = state.absmax
     if state.nested:
