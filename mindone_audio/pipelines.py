@@ -248,7 +248,9 @@ class AudioTextToTextPipeline:
         known = [seconds for seconds in (window, self.processor.longest_clip) if seconds is not None]
         return min(known, default=None)
 
-    def _answer_each(self, requests: dict[int, Request], places: list[int], on_error: str, single: bool) -> list[dict]:
+    def _answer_each(
+        self, requests: dict[int, Request], places: list[int], batch_size: int, on_error: str, single: bool
+    ) -> list[dict]:
         """Answers of one batch; where it fails as a whole, each request is tried alone to find the one at fault."""
         try:
             return self._answer([requests[place] for place in places], batch_size)

@@ -383,7 +383,7 @@ def test_auto_classes(checkpoint):
 
 
 def test_the_pipeline(checkpoint, monkeypatch):
-    """A clip of several windows is one request; to transcribe it, one that is longer than the model hears is cut."""
+    """A clip of several windows is one question; to transcribe it, it is cut into windows, or longer pieces if asked."""
     pipe = pipeline(model=checkpoint)
     ids = pipe.processor.tokenizer(flamingo.ANSWERS[0])["input_ids"]
 
@@ -394,10 +394,13 @@ def test_the_pipeline(checkpoint, monkeypatch):
     monkeypatch.setattr(pipe.model, "generate", generate)
     answers = pipe([tone(1), tone(7.5)], text="What is said?")
     assert answers == [{"generated_text": flamingo.ANSWERS[0]}] * 2
-    written = pipe(tone(7.5), task="transcribe")[0]
+    written = pipe(tone(7.5), task="transcribe", window=8)[0]
     assert written["generated_text"] == "hello there"
     assert [chunk["timestamp"] for chunk in written["chunks"]] == [(0.0, 7.5)]
-    assert len(pipe(tone(21), task="transcribe")[0]["chunks"]) == 3
+    assert len(pipe(tone(21), task="transcribe", window=100)[0]["chunks"]) == 3
+    pieces = pipe(tone(7.5), task="transcribe")[0]
+    assert len(pieces["chunks"]) >= 4 and set(pieces["generated_text"].split()) == {"hello", "there"}
+    assert "".join(pipe(tone(7.5), task="transcribe", stream=True)) == pieces["generated_text"]
     with pytest.raises(AudioError, match="21.00 s long and the model hears 10 s"):
         pipe(tone(21))
     assert pipe.processor.questions["transcribe"] == "Transcribe the input speech."
