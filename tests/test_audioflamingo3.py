@@ -383,7 +383,7 @@ def test_auto_classes(checkpoint):
 
 
 def test_the_pipeline(checkpoint, monkeypatch):
-    """A clip of several windows is one question; to transcribe it, it is cut into windows, or longer pieces if asked."""
+    """A clip of several windows is one question; to be transcribed it is cut into windows, or longer pieces."""
     pipe = pipeline(model=checkpoint)
     ids = pipe.processor.tokenizer(flamingo.ANSWERS[0])["input_ids"]
 
