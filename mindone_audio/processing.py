@@ -17,8 +17,22 @@ TOKENIZER_KEYWORDS = ("add_special_tokens", *PADDING_KEYWORDS)
 class AudioTextProcessor:
     """Put in front of a transformers processor: NumPy out, no PyTorch, and no argument that is silently ignored.
 
-    `keywords` are what the family's `__call__` takes besides text and audio, `tokenizer_keywords` what it hands on to
-    `_tokenize`.
+    What a family's `__call__` takes:
+        text: one prompt or a batch of them, each with any number of placeholders.
+        audio: one clip or a list of clips, in the order of the placeholders over the whole batch. A clip is anything
+            `mindone_audio.load_audio` takes; an array must be at the feature extractor's rate. `audios`, the name that
+            published examples use, is the same.
+        output_labels: add `labels` for training, `[batch, length]`: the ids, -100 where they are audio or padding.
+            What the user says is learned too, as in transformers.
+        sampling_rate: of the arrays in `audio`, in Hz, for checking only.
+        truncation: use the beginning of a clip that is longer than the model hears. It never cuts text.
+        return_tensors: "np". See `mindone_audio.to_mindspore` for tensors.
+        tokenizer_kwargs: padding (default True: to the longest; False; "max_length" with max_length, in tokens),
+            padding_side, pad_to_multiple_of, add_special_tokens.
+    What it raises: `TypeError` for another keyword; `AudioError` for a clip that cannot be read, is too long, or is too
+    short for one token; `ValueError` where placeholders and clips do not match, or another argument's value is wrong.
+
+    `keywords` are what it takes besides text and audio, `tokenizer_keywords` what it hands on to `_tokenize`.
     """
 
     keywords = ("sampling_rate", "truncation", "output_labels", "return_tensors")

@@ -152,29 +152,13 @@ class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
     ) -> BatchFeature:
         """Tokenize text, expanding each `<sound>` to as many as its clip has embeddings, and extract log-mels.
 
-        Args:
-            text: one prompt or a batch of them, each with any number of placeholders.
-            audio: one clip or a list of clips, in the order of the placeholders over the whole batch. A clip is
-                anything `mindone_audio.load_audio` takes; an array must be at the feature extractor's rate.
-            output_labels: add labels for training: the tokens, -100 where they are audio or padding. What the user
-                says is learned too, as in transformers.
-            audios: the same as `audio`.
-            sampling_rate: of the arrays in `audio`, in Hz, for checking only.
-            truncation: use the beginning of a clip of more than `max_audio_len` (600 s), which transformers does
-                unasked. It never cuts text.
-            return_tensors: "np". See `mindone_audio.to_mindspore` for tensors.
-            tokenizer_kwargs: padding (default True: to the longest; False; "max_length" with max_length, in tokens),
-                padding_side, pad_to_multiple_of, add_special_tokens.
+        Arguments and errors are those of `AudioTextProcessor`; `truncation`, to 600 s, is what
+        transformers does unasked.
 
         Returns:
             `input_ids`, `attention_mask` and, if asked for, `labels`: int64 `[batch, length]`; and, given clips, one
             row for each started window of 30 s of each: `input_features`, float32 `[windows, mels, frames]`, normalised
             by themselves, and `input_features_mask`, int32 `[windows, frames]`, 1 where a frame is audio.
-
-        Raises:
-            TypeError: a keyword that is not listed here.
-            AudioError: a clip that cannot be read, is too long, or is too short for one embedding.
-            ValueError: placeholders and clips do not match, or another argument's value is wrong.
         """
         texts, clips = self._arguments(text, audio, audios, sampling_rate, return_tensors, tokenizer_kwargs)
         features, counts = self._extract(clips, truncation) if clips else ({}, [])

@@ -138,25 +138,10 @@ class IchigoProcessor(AudioTextProcessor):
     ) -> BatchFeature:
         """Put the tokens of each clip in the place of its `<|audio|>`, and tokenize.
 
-        Args:
-            text: one prompt or a batch of them.
-            audio: one clip or a list of clips, in the order of the placeholders over the whole batch. A clip is
-                anything `mindone_audio.load_audio` takes; an array must be at 16 kHz.
-            audios: the same as `audio`, the name that published examples use.
-            sampling_rate: of the arrays in `audio`, in Hz, for checking only.
-            truncation: use the first 30 s of a longer clip. It never cuts text.
-            return_tensors: "np". See `mindone_audio.to_mindspore` for tensors.
-            output_labels: add `labels`: the ids, -100 where they are sound or padding.
-            tokenizer_kwargs: padding (default True: to the longest; False; "max_length" with max_length, in tokens),
-                padding_side, pad_to_multiple_of, add_special_tokens.
+        Arguments and errors are those of `AudioTextProcessor`.
 
         Returns:
             `input_ids`, `attention_mask` and, if asked for, `labels`: int64 `[batch, length]`.
-
-        Raises:
-            TypeError: a keyword that is not listed here.
-            AudioError: a clip that cannot be read, is too long, or is too short for one token.
-            ValueError: placeholders and clips do not match, or another argument's value is wrong.
         """
         texts, clips = self._arguments(text, audio, audios, sampling_rate, return_tensors, tokenizer_kwargs)
         sounds = iter(self.whisper_vq.encode(clips, truncation=truncation))

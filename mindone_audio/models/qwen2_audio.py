@@ -86,27 +86,12 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
     ) -> BatchFeature:
         """Tokenize text, expanding each `<|AUDIO|>` to as many as its clip has embeddings, and extract log-mels.
 
-        Args:
-            text: one prompt or a batch of them.
-            audio: one clip or a list of clips, in the order of the placeholders over the whole batch. A clip is
-                anything `mindone_audio.load_audio` takes; an array must be at the feature extractor's rate.
-            audios: the same as `audio`, the name that published examples use.
-            sampling_rate: of the arrays in `audio`, in Hz, for checking only.
-            truncation: use the first 30 s (the feature extractor's window) of a longer clip. It never cuts text.
-            output_labels: add labels for training: the tokens, -100 where they are audio or padding.
-            return_tensors: "np". See `mindone_audio.to_mindspore` for tensors.
-            tokenizer_kwargs: padding (default True: to the longest; False; "max_length" with max_length, in tokens),
-                padding_side, pad_to_multiple_of, add_special_tokens.
+        Arguments and errors are those of `AudioTextProcessor`.
 
         Returns:
             `input_ids`, `attention_mask` and, if asked for, `labels`: int64 `[batch, length]`; and, given clips,
             `input_features`: float32 `[clips, mels, frames]`, `feature_attention_mask`: int32 `[clips, frames]`, 1
             where a frame is audio.
-
-        Raises:
-            TypeError: a keyword that is not listed here.
-            AudioError: a clip that cannot be read, is too long, or is too short for one embedding.
-            ValueError: placeholders and clips do not match, or another argument's value is wrong.
         """
         texts, clips = self._arguments(text, audio, audios, sampling_rate, return_tensors, tokenizer_kwargs)
         features = self._extract(clips, truncation) if clips else {}

@@ -295,27 +295,12 @@ class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
     ) -> BatchFeature:
         """Tokenize text, filling the places of each `<|audio|>`, and extract log-mels.
 
-        Args:
-            text: one prompt or a batch of them, each with any number of placeholders.
-            audio: one clip or a list of clips, in the order of the placeholders over the whole batch. A clip is
-                anything `mindone_audio.load_audio` takes; an array must be at the feature extractor's rate.
-            output_labels: add labels for training: the tokens, -100 where they are audio or padding.
-            audios: the same as `audio`.
-            sampling_rate: of the arrays in `audio`, in Hz, for checking only.
-            truncation: use the first 30 s (one window) of a longer clip. It never cuts text.
-            return_tensors: "np". See `mindone_audio.to_mindspore` for tensors.
-            padding: padding (default True: to the longest; False; "max_length" with max_length, in tokens),
-                padding_side, pad_to_multiple_of.
+        Arguments and errors are those of `AudioTextProcessor`, but special tokens are never added.
 
         Returns:
             `input_ids`, `attention_mask` and, if asked for, `labels`: int64 `[batch, length]`; and, given clips, what
             `UltravoxForConditionalGeneration` says, with a row for each started window of 30 s of each clip, and
             `audio_frames` only for a batch. Each prompt's clips are as wide as its longest.
-
-        Raises:
-            TypeError: a keyword that is not listed here.
-            AudioError: a clip that cannot be read.
-            ValueError: placeholders and clips do not match, or another argument's value is wrong.
         """
         texts, clips = self._arguments(text, audio, audios, sampling_rate, return_tensors, padding)
         if truncation:
