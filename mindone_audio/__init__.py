@@ -16,6 +16,7 @@ _HOMES = {
     "AutoProcessor": "mindone_audio.models",
     "Qwen2AudioForConditionalGeneration": "mindone_audio.models.qwen2_audio",
     "pipeline": "mindone_audio.pipelines",
+    "run_batch": "mindone_audio.batch",
     "load_audio": "mindone_audio.audio",
     "to_mindspore": "mindone_audio.conversion",
 }
