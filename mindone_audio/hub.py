@@ -4,8 +4,6 @@ import json
 import os
 from pathlib import Path
 
-from transformers.utils import CONFIG_NAME, cached_file
-
 DOWNLOAD_KEYWORDS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]  # what a repository is downloaded for
 
@@ -66,6 +64,8 @@ def read_config(name_or_dir: str | os.PathLike, **download) -> dict:
     """
     name = os.fspath(name_or_dir)
     _refuse_missing_folder(name)
+    from transformers.utils import CONFIG_NAME, cached_file  # takes seconds, which a wrong path need not cost
+
     try:
         path = cached_file(os.path.expanduser(name), CONFIG_NAME, **download)
         if path is None:  # instead of an error, for a local folder without this one file

@@ -134,12 +134,12 @@ class Part:
     again, because what failed may be a network or a disk. failed: the indices of those.
     """
 
-    def __init__(self, folder: Path, job: str, shard: Shard, restart: bool, lock_wait: float = LOCK_WAIT):
+    def __init__(self, folder: Path, job: str, shard: Shard, restart: bool):
         self.path = folder / f"part-{shard.rank}.jsonl"
         self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            _lock(self._file, self.path, lock_wait)
-            self._refuse_leftovers(folder, shard, lock_wait, restart)
+            _lock(self._file, self.path)
+            self._refuse_leftovers(folder, shard, restart)
             if restart:
                 (folder / RESULTS).unlink(missing_ok=True)
                 os.ftruncate(self._file, 0)
@@ -151,13 +151,13 @@ class Part:
             self.close()
             raise
 
-    def _refuse_leftovers(self, folder: Path, shard: Shard, lock_wait: float, restart: bool) -> None:
+    def _refuse_leftovers(self, folder: Path, shard: Shard, restart: bool) -> None:
         """Ranks of an earlier run with more of them must have ended; with `restart` their parts are removed."""
         for rank, path in _parts(folder):
             if rank >= shard.ranks and rank % shard.ranks == shard.rank:
                 descriptor = os.open(path, os.O_RDWR)
                 try:
-                    _lock(descriptor, path, lock_wait)
+                    _lock(descriptor, path)
                     if restart:
                         path.unlink()
                 finally:
@@ -203,9 +203,9 @@ def _end_of_last_line(file, size: int) -> int:
     return 0
 
 
-def _lock(descriptor: int, path: Path, wait: float) -> None:
+def _lock(descriptor: int, path: Path) -> None:
     """Lock a file for this process, waiting for one that is ending; `BatchError` where another one keeps it."""
-    deadline, told = time.monotonic() + wait, False
+    deadline, told = time.monotonic() + LOCK_WAIT, False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -222,7 +222,7 @@ def _lock(descriptor: int, path: Path, wait: float) -> None:
                     "Wait for it or end it, then run the same command again"
                 ) from error
         if not told:
-            logger.info("waiting up to %.0f s for the process that is writing %s", wait, path)
+            logger.info("waiting up to %.0f s for the process that is writing %s", LOCK_WAIT, path)
             told = True
         time.sleep(0.1)
 

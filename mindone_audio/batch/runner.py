@@ -128,9 +128,12 @@ class _Run:
                 for batch in batches:
                     if self.pipe is None:
                         self.pipe = self._load()
+                    if should_stop():
+                        break
                     begun = time.monotonic() if begun is None else begun
                     self._keep(batch, self._answer(batch))
                     self.totals.seconds = time.monotonic() - begun
+            self.totals.stopped = not self.totals.complete
         finally:
             self.progress.close()
 
@@ -141,7 +144,6 @@ class _Run:
         with DecodeAhead(sound, self.workers, buckets.ahead, self.folder) as decoding:
             while not (decoding.exhausted and not buckets):
                 if should_stop():
-                    self.totals.stopped = True
                     return
                 failures = []
                 while not buckets.full and not decoding.exhausted and not should_stop():
