@@ -121,9 +121,12 @@ def _add_batch(commands) -> None:
 
 
 def _batch(options: argparse.Namespace) -> int:
-    from mindone_audio.batch.command import batch_command
+    from mindone_audio.batch.signals import Signals
 
-    return batch_command(options)
+    with Signals() as signals:
+        from mindone_audio.batch.command import batch_command
+
+        return batch_command(options, lambda: signals.terminated)
 
 
 if __name__ == "__main__":

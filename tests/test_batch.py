@@ -521,6 +521,29 @@ assert not {"mindspore", "transformers", "torch"} & set(sys.modules)
     assert scheduler.returncode == 0 and not scheduler.stdout + scheduler.stderr
 
 
+def test_signals_are_told_apart():
+    code = """
+import signal, time
+from mindone_audio.batch.signals import Signals
+try:
+    with Signals() as signals:
+        print("ready", flush=True)
+        while not signals.terminated:
+            time.sleep(0.01)
+        print("terminated", flush=True)
+        time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted", signal.pthread_sigmask(signal.SIG_BLOCK, []))
+"""
+    reset = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True, **reset)
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "terminated\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == "interrupted set()\n"
+
+
 def test_who_watches_msrun(tmp_path):
     code = "from mindone_audio.batch.command import _started_by_msrun as started; print(started())"
     for name, flags, role, expected in (

@@ -67,10 +67,9 @@ class Job:
         for i in range(0, 47, 5):
             lines[i]["text"] = "What does the person say?"
         lines[17] = {"inputs": lines[17], "parameters": {"max_new_tokens": 2}, "id": lines[17].pop("id")}
+        special = {"url": self.server.url, "folder": str(AUDIO)}
         for i, name in enumerate(WRONG):
-            lines.insert(
-                9 * i + 4, {"id": name, "audio": {"url": self.server.url, "folder": str(AUDIO)}.get(name, name)}
-            )
+            lines.insert(9 * i + 4, {"id": name, "audio": special.get(name, name)})
         lines.append({"id": "last", "audio": self.fifo.name})
         text = [json.dumps(line) + "\n" for line in lines]
         text.insert(BROKEN - 1, '{"id": "broken", "audio":\n')
@@ -98,7 +97,11 @@ class Job:
 
     def start(self, out: Path) -> subprocess.Popen:
         command = [sys.executable, "-m", "mindone_audio.cli", "batch", *self.command(out)]
-        return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        # As from a terminal; where the tests run in the background SIGINT is ignored.
+        return subprocess.Popen(
+            command, cwd=ROOT, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL), **streams
+        )
 
 
 @pytest.fixture(scope="module")
@@ -155,6 +158,18 @@ def test_an_undisturbed_run(job):
         assert (record["generated_text"], record["tokens"]) == (alone["generated_text"], alone["tokens"])
         tokens = len(job.pipe.processor.tokenizer(alone["generated_text"])["input_ids"])
         assert record["tokens"] == tokens or index == 17 and record["tokens"] == 2
+
+
+def test_sampling_does_not_depend_on_the_batch(job, tmp_path):
+    settings = {"do_sample": True, "temperature": 2.0, "seed": 5, "max_new_tokens": 8}
+    texts = []
+    for size in (1, 2):
+        out = tmp_path / str(size)
+        options = {"batch_size": size, "settings": settings}
+        run_batch(BatchJob(list(map(str, CLIPS[:3])), out, **options), pipe=job.pipe, progress=False)
+        texts.append([json.loads(line)["generated_text"] for line in (out / "results.jsonl").read_text().splitlines()])
+    alone = [job.pipe(str(clip), **settings | {"seed": 5 + i})["generated_text"] for i, clip in enumerate(CLIPS[:3])]
+    assert texts[0] == texts[1] == alone
 
 
 def test_kill_terminate_interrupt(job, tmp_path):

@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from mindone_audio.batch.decoding import die_with_parent
@@ -21,8 +22,9 @@ OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as a shell reports them
 
 
-def batch_command(options: argparse.Namespace) -> int:
-    """Run or merge a job; returns the exit status. `ValueError` and `OSError` are mistakes in the options."""
+def batch_command(options: argparse.Namespace, should_stop: Callable[[], bool]) -> int:
+    """Run or merge a job; returns the exit status. should_stop: whether SIGTERM has come. `ValueError` and `OSError`
+    are mistakes in the options."""
     if os.environ.get("MS_ROLE") == "MS_SCHED":
         return 0  # msrun's scheduler starts the same command; ranks need no communication, so it has nothing to do
     log = logging.getLogger("mindone_audio")
@@ -32,7 +34,7 @@ def batch_command(options: argparse.Namespace) -> int:
     level = log.level
     log.setLevel(logging.INFO)
     try:
-        return _merge(options) if options.merge is not None else _run(options)
+        return _merge(options) if options.merge is not None else _run(options, should_stop)
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
@@ -89,15 +91,13 @@ def _job(options: argparse.Namespace) -> BatchJob:
     )
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace, should_stop: Callable[[], bool]) -> int:
     job = _job(options)
     if _started_by_msrun():
         die_with_parent(signal.SIGTERM)
-    told: list[int] = []
-    previous = signal.signal(signal.SIGTERM, lambda signum, frame: told.append(signum))
     again = f"what is done is kept in {job.out}: run the same command again to continue"
     try:
-        totals = run_batch(job, should_stop=lambda: bool(told))
+        totals = run_batch(job, should_stop=should_stop)
     except KeyboardInterrupt:
         print(f"\ninterrupted; {again}", file=sys.stderr)
         return INTERRUPTED
@@ -109,8 +109,6 @@ def _run(options: argparse.Namespace) -> int:
             raise
         print(f"error: cannot write to {job.out}: {error.strerror}; make room; {again}", file=sys.stderr)
         return 1
-    finally:
-        signal.signal(signal.SIGTERM, previous)
     _report(totals, options.json)
     if totals.stopped:
         print(f"terminated; {again}", file=sys.stderr)
