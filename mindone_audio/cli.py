@@ -99,7 +99,7 @@ def _add_batch(commands) -> None:
     asked.add_argument("--task", help="caption (default) or transcribe, for items without a text of their own")
     asked.add_argument("--prompt", help="what to ask about items without a text of their own")
     sizes = parser.add_mutually_exclusive_group()
-    sizes.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips at a time (default: %(default)s)")
+    sizes.add_argument("--batch-size", type=int, default=16, metavar="N", help="clips at a time (default: %(default)s)")
     sizes.add_argument("--batch-seconds", type=float, metavar="S", help="instead: seconds of audio at a time")
     parser.add_argument("--model", help="checkpoint folder or Hugging Face id (default: the bundled one)")
     parser.add_argument("--device", default="auto", help="auto, ascend, ascend:1 or cpu (default: %(default)s)")

@@ -57,7 +57,7 @@ def test_batch():
         assert re.search(rf"^{name} +[0-9.]+ +[0-9.]+$", done.stdout, re.MULTILINE)
     for name in ("batches / one by one", "2 processes / batches"):
         assert re.search(
-            rf"^{name}: [0-9.]+ times the clips a second \\([0-9.]+ to [0-9.]+\\)$", done.stdout, re.MULTILINE
+            rf"^{name}: [0-9.]+ times the clips a second \([0-9.]+ to [0-9.]+\)$", done.stdout, re.MULTILINE
         )
 
 

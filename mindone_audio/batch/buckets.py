@@ -57,6 +57,11 @@ class Buckets:
         enough = MAX_SECONDS if self.seconds is None else min(MAX_SECONDS, AHEAD * self.seconds)
         return self._count >= self.ahead or self._audio >= enough
 
+    @property
+    def ready(self) -> bool:
+        """Whether some batch is filled, so that the device need not wait for more."""
+        return any(self._is_filled(group) for group in self._groups.values())
+
     def __len__(self) -> int:
         return self._count
 
@@ -71,7 +76,7 @@ class Buckets:
         """A batch with the oldest item whose group fills one, or of the largest group; empty where nothing is left."""
         if not self._groups:
             return []
-        filled = [group for group in self._groups.values() if len(group) >= self._limit(group)]
+        filled = [group for group in self._groups.values() if self._is_filled(group)]
         oldest_of = {id(group): min(entry.turn for entry in group) for group in self._groups.values()}
         group = min(filled, key=lambda g: oldest_of[id(g)]) if filled else max(self._groups.values(), key=len)
         group.sort(key=lambda entry: (entry.decoded.seconds, entry.turn))
@@ -84,8 +89,12 @@ class Buckets:
         self._audio = sum(entry.decoded.seconds for entries in self._groups.values() for entry in entries)
         return chosen
 
-    def _limit(self, group: Sequence[Ready]) -> int:
-        return 1 if group[0].question.alone or self.seconds is not None else self.size
+    def _is_filled(self, group: Sequence[Ready]) -> bool:
+        if group[0].question.alone:
+            return True
+        if self.seconds is None:
+            return len(group) >= self.size
+        return sum(entry.decoded.seconds for entry in group) >= self.seconds
 
     def _around(self, group: list[Ready], place: int) -> list[Ready]:
         """Neighbours in length of the item at `place`, with it."""

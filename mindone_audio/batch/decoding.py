@@ -21,7 +21,7 @@ from mindone_audio.batch.manifest import Item
 
 MAX_SECONDS = 3600.0  # of audio that waits for the device: 230 MB
 TIME_LIMIT = 300.0  # seconds for one item, after which its decoder is killed
-_POLL = 0.2  # seconds
+POLL = 0.2  # seconds
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -142,7 +142,7 @@ class DecodeAhead:
         with self._changed:
             return self._finished and not self._ready and self._failure is None
 
-    def take(self, timeout: float = _POLL) -> Decoded | None:
+    def take(self, timeout: float = POLL) -> Decoded | None:
         """The next item that is decoded, None where there is none within `timeout` seconds.
 
         Raises `BatchError` where no decoder can be started.
@@ -191,8 +191,8 @@ class DecodeAhead:
                 waiting, working = next(self._items, None), working + 1
             if not busy:
                 with self._changed:
-                    self._changed.wait(_POLL)
-            for decoder in wait([decoder.connection for decoder in busy], timeout=_POLL) if busy else ():
+                    self._changed.wait(POLL)
+            for decoder in wait([decoder.connection for decoder in busy], timeout=POLL) if busy else ():
                 self._receive(next(d for d in busy if d.connection is decoder), idle, busy)
             for decoder in [d for d in busy if time.monotonic() > d.deadline]:
                 self._drop(decoder, busy, f"was not decoded within {self._limit:g} s")

@@ -33,7 +33,8 @@ class BatchJob:
     long_audio: "windows" as for `pipeline`.
 
     Decoding is greedy unless settings say do_sample=True, whatever the checkpoint's generation config says, so that a
-    job can be resumed. With do_sample items are answered one at a time, item i with the seed `settings["seed"] + i`.
+    job can be resumed. In float32 a text does not depend on the other clips of its batch; in half precision rounding
+    may, and only batch_size=1 makes an interrupted job equal to an undisturbed one for certain. With do_sample items are answered one at a time, item i with the seed `settings["seed"] + i`.
     """
 
     inputs: str | os.PathLike | Sequence[str | os.PathLike]
@@ -44,7 +45,7 @@ class BatchJob:
     settings: Mapping = field(default_factory=dict)
     device: str | None = None
     dtype: str | None = None
-    batch_size: int = 8
+    batch_size: int = 16
     batch_seconds: float | None = None
     workers: int | None = None
     max_errors: int | None = None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mindone_audio.batch.buckets import Buckets, Question, Ready
-from mindone_audio.batch.decoding import DecodeAhead
+from mindone_audio.batch.decoding import POLL, DecodeAhead
 from mindone_audio.batch.job import BatchError, BatchJob, Shard, find_shard
 from mindone_audio.batch.manifest import Item, Manifest, read_manifest
 from mindone_audio.batch.parts import Part, merge, settle_job
@@ -147,15 +147,17 @@ class _Run:
                     return
                 failures = []
                 while not buckets.full and not decoding.exhausted and not should_stop():
-                    decoded = decoding.take()
-                    if decoded is not None and decoded.error is not None:
+                    decoded = decoding.take(0.0 if buckets.ready or failures else POLL)
+                    if decoded is None:
+                        if buckets.ready or failures:
+                            break
+                    elif decoded.error is not None:
                         failures.append((decoded.item, None, decoded.error))
-                    elif decoded is not None:
+                    else:
                         buckets.add(decoded, self._question(decoded.item))
-                    elif failures:
-                        break
                 self._fail(failures)
-                if (buckets.full or decoding.exhausted) and not should_stop() and (batch := buckets.take()):
+                enough = buckets.ready or buckets.full or decoding.exhausted
+                if enough and not should_stop() and (batch := buckets.take()):
                     yield batch
 
     def _load(self) -> Any:
