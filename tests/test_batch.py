@@ -531,7 +531,7 @@ try:
         while not signals.terminated:
             time.sleep(0.01)
         print("terminated", flush=True)
-        time.sleep(60)
+        time.sleep(600)
 except KeyboardInterrupt:
     print("interrupted", signal.pthread_sigmask(signal.SIG_BLOCK, []))
 """

@@ -34,7 +34,8 @@ class BatchJob:
 
     Decoding is greedy unless settings say do_sample=True, whatever the checkpoint's generation config says, so that a
     job can be resumed. In float32 a text does not depend on the other clips of its batch; in half precision rounding
-    may, and only batch_size=1 makes an interrupted job equal to an undisturbed one for certain. With do_sample items are answered one at a time, item i with the seed `settings["seed"] + i`.
+    may, and only batch_size=1 makes an interrupted job equal to an undisturbed one for certain. With do_sample items
+    are answered one at a time, item i with the seed `settings["seed"] + i`.
     """
 
     inputs: str | os.PathLike | Sequence[str | os.PathLike]

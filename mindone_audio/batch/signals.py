@@ -23,6 +23,8 @@ class Signals:
         self.terminated = False
 
     def __enter__(self) -> "Signals":
+        self._wake = signal.signal(signal.SIGURG, lambda *_: None)
+        self._main = threading.get_ident()
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         self._thread.start()
         return self
@@ -31,6 +33,7 @@ class Signals:
         self._closed.set()
         self._thread.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+        signal.signal(signal.SIGURG, self._wake)
 
     def _watch(self) -> None:
         while not self._closed.is_set():
@@ -39,3 +42,4 @@ class Signals:
                 self.terminated = True
             elif found is not None:
                 _thread.interrupt_main()
+                signal.pthread_kill(self._main, signal.SIGURG)  # ends a system call that it waits in
