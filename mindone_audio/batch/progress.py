@@ -20,11 +20,13 @@ class Progress:
         self._bar = tqdm(desc=label or "batch", total=total, initial=done, unit="clip", disable=not bar)
         self._logs = not bar
 
-    def update(self, count: int) -> None:
-        """So many more items have results. The clock starts at the first call."""
+    def update(self, count: int, answered: bool = True) -> None:
+        """So many more items have results. The clock starts with the first answers."""
         now = time.monotonic()
         self._done += count
         self._bar.update(count)
+        if self._begun is None and not answered:
+            return
         if self._begun is None:  # loading and compiling are over; what came until now says nothing about the rate
             self._begun, self._first = now, self._done
         elif self._logs and now - self._told >= LOG_EVERY and self._done > self._first:

@@ -230,7 +230,7 @@ class _Run:
         for item, _, error in failures:
             logger.warning("%s: %s", item.id, error)
         self.totals.failed += len(failures)
-        self.progress.update(len(failures))
+        self.progress.update(len(failures), answered=False)
         if self.job.max_errors is not None and self.totals.failed > self.job.max_errors:
             raise BatchError(
                 f"{self.totals.failed} clips have failed, more than max_errors={self.job.max_errors}; the last: "
