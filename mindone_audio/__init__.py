@@ -27,6 +27,7 @@ _HOMES = {
     "VoxtralProcessor": "mindone_audio.models.voxtral",
     "WhisperVQ": "mindone_audio.whisper_vq",
     "pipeline": "mindone_audio.pipelines",
+    "run_batch": "mindone_audio.batch",
     "load_audio": "mindone_audio.audio",
     "to_mindspore": "mindone_audio.conversion",
 }

@@ -86,6 +86,16 @@ def load_audio(
     return _resample(samples, rate, sampling_rate)
 
 
+def load_clip(source: Any) -> np.ndarray:
+    """float32 samples at 16 kHz of what `load_audio` takes, or of a data set's `{"array": …, "sampling_rate": …}`."""
+    if isinstance(source, dict) and "array" in source:
+        if unknown := sorted(set(source) - {"array", "sampling_rate", "path"}):
+            raise ValueError(f"a clip as a dictionary has array and sampling_rate, not {', '.join(unknown)}")
+        array = np.asarray(source["array"])
+        return load_audio(array, SAMPLING_RATE, source_sampling_rate=source.get("sampling_rate"))
+    return load_audio(source, SAMPLING_RATE)
+
+
 def load_clips(sources: Iterable[Any], sampling_rate: int = SAMPLING_RATE) -> list[np.ndarray]:
     """Load several clips, each as `load_audio` does; an error says which of them it was."""
     clips = []

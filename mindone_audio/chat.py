@@ -1,7 +1,8 @@
-"""Conversations: messages of text and audio elements, checked before a template sees them."""
+"""What is asked: conversations of text and audio elements, and the task schema, checked before a template sees them."""
 
 from typing import Any
 
+TASKS = ("caption", "transcribe")  # what a family has its own words for
 AUDIO_KEYS = ("audio", "audio_url", "url", "path", "base64")  # of a chat element, where its clip may be
 
 
@@ -53,3 +54,29 @@ def _clean_element(element: Any, number: int) -> dict:
             f'{{"type": "text", "text": …}} or {{"type": "audio", KEY: clip}}, KEY one of {", ".join(AUDIO_KEYS)}'
         )
     return {**element, "type": kind}
+
+
+def task_schema(item: Any) -> tuple[list[Any], str | None, dict]:
+    """Clips, text and parameters of an input that is no conversation; `ValueError` for one of another form."""
+    if not isinstance(item, dict) or "array" in item:
+        return [item], None, {}
+    parameters: dict = {}
+    if "inputs" in item:
+        if unknown := sorted(set(item) - {"inputs", "parameters"}):
+            raise ValueError(f"an input has the keys inputs and parameters, not {', '.join(map(str, unknown))}")
+        parameters = item.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ValueError(f'"parameters" must be an object of settings, not {parameters!r:.80}')
+        item = item["inputs"]
+        if not isinstance(item, dict):
+            return [item], None, parameters
+    if unknown := sorted(set(item) - {"text", *AUDIO_KEYS}):
+        raise ValueError(f'an input has "audio" and "text", not {", ".join(map(str, unknown))}')
+    keys = [key for key in AUDIO_KEYS if item.get(key) is not None]
+    if len(keys) != 1:
+        raise ValueError(f'an input needs one clip under "audio" and has {len(keys)}: {sorted(map(str, item))}')
+    text = item.get("text")
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f'"text" must be a string, not {text!r:.80}')
+    clips = item[keys[0]]
+    return (list(clips) if isinstance(clips, (list, tuple)) else [clips]), text, parameters

@@ -4,8 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from transformers.utils import CONFIG_NAME, cached_file
-
+CONFIG_FILE = "config.json"
 DOWNLOAD_KEYWORDS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 ACCESS_KEYWORDS = ("cache_dir", "local_files_only", "token")  # those that hold for other repositories as well
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]  # what a repository is downloaded for
@@ -66,11 +65,11 @@ def read_config(name_or_dir: str | os.PathLike, **download) -> dict:
 
     Raises `FileNotFoundError` for a folder that does not exist and `OSError` where config.json cannot be had or read.
     """
-    path = checkpoint_file(name_or_dir, CONFIG_NAME, **download)
+    path = checkpoint_file(name_or_dir, CONFIG_FILE, **download)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _unreadable(CONFIG_NAME, name_or_dir, error) from error
+        raise _unreadable(CONFIG_FILE, name_or_dir, error) from error
     if not isinstance(config, dict):
         raise OSError(f"config.json of {str(name_or_dir)!r} should hold a JSON object, not a {type(config).__name__}")
     return config
@@ -83,6 +82,8 @@ def checkpoint_file(name_or_dir: str | os.PathLike, file: str, **download) -> Pa
     """
     name = os.fspath(name_or_dir)
     _refuse_missing_folder(name)
+    from transformers.utils import cached_file  # takes seconds, which a wrong path need not cost
+
     try:
         path = cached_file(os.path.expanduser(name), file, **download)
         if path is None:  # instead of an error, for a local folder without this one file

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindone_audio.audio import SAMPLING_RATE, AudioError, load_audio, quiet_windows
-from mindone_audio.chat import AUDIO_KEYS, chat_clips, clean_messages
+from mindone_audio.audio import SAMPLING_RATE, AudioError, load_clip, quiet_windows
+from mindone_audio.chat import TASKS, chat_clips, clean_messages, task_schema
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.conversion import to_mindspore
+from mindone_audio.generation.settings import settle
 from mindone_audio.generation.text import cut, text_stream
 
 TASK = "audio-text-to-text"
-TASKS = ("caption", "transcribe")  # what a family has its own words for
 MAX_NEW_TOKENS = {False: 128, True: 256}  # where a call says nothing else; 30 s of speech are at most some 200
 SHORTEST_WINDOW = 1.0  # seconds
 SILENCE = 1e-4  # of full scale, the loudest sample of a window that is not worth transcribing
@@ -54,6 +54,7 @@ class Request:
     settings: dict = field(default_factory=dict)
     stops: tuple[str, ...] = ()
     full_text: bool = False
+    count_tokens: bool = False
     transcribe: bool = False
     language: str | None = None
     window: float | None = None
@@ -140,9 +141,10 @@ class AudioTextToTextPipeline:
             on_error: "raise", or "return" `{"generated_text": None, "error": message}` for an input that fails.
             stream: return an iterator of text for one input.
             progress: a bar for a list; None shows it on a terminal.
-            parameters: return_full_text (the prompt, or the conversation with the answer appended), stop_sequence (a
-                string or a list; the text ends before it), and settings of `generate`. With task="transcribe" also
-                language, as "en", for families that take one.
+            parameters: return_full_text (the prompt, or the conversation with the answer appended),
+                return_token_count (adds "tokens", how many were generated, to each answer), stop_sequence (a string or
+                a list; the text ends before it), and settings of `generate`. With task="transcribe" also language, as
+                "en", for families that take one.
 
         Returns:
             `Answers`: `{"generated_text": …}` for each input, in their order; a transcription has also "chunks", each
@@ -204,12 +206,13 @@ class AudioTextToTextPipeline:
                 raise ValueError("a conversation says itself what is asked: leave out text and task")
             given, clips = item, None
         else:
-            clips, inner_text, inner_parameters = _schema(item)
+            clips, inner_text, inner_parameters = task_schema(item)
             if inner_text is not None and text is not None:
                 raise ValueError(f"the text is given twice: {inner_text!r} in the input and {text!r} beside it")
             text, settings = inner_text if text is None else text, {**settings, **inner_parameters}
         settings = dict(settings)
         full_text, stops = settings.pop("return_full_text", False), settings.pop("stop_sequence", None)
+        count_tokens = settings.pop("return_token_count", False)
         if task == "transcribe":
             language = settings.pop("language", None)
         if task is not None and text is not None:
@@ -223,7 +226,9 @@ class AudioTextToTextPipeline:
                 raise ValueError(f"{len(content)} clips were given to transcribe at once: give a list of inputs")
             messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         stops = (stops,) if isinstance(stops, str) else tuple(stops or ())
-        return Request(messages, given, question, settings, stops, full_text, task == "transcribe", language)
+        return Request(
+            messages, given, question, settings, stops, full_text, count_tokens, task == "transcribe", language
+        )
 
     def _load_messages(self, messages: list[dict]) -> list[dict]:
         loaded = []
@@ -267,16 +272,18 @@ class AudioTextToTextPipeline:
                 parts.append(part)
                 owners.append(number)
                 windows.append((start, start + len(part.clips[0]) / SAMPLING_RATE if part.clips else start))
-        texts = [""] * len(parts)
+        texts, counts = [""] * len(parts), [0] * len(parts)
         heard = [i for i, part in enumerate(parts) if not (part.transcribe and _is_silent(part.clips[0]))]
         for first in range(0, len(heard), batch_size):
             chosen = heard[first : first + batch_size]
-            for i, text in zip(chosen, self._generate([parts[i] for i in chosen])):
-                texts[i] = text
-        return [
-            self._result(request, [(windows[i], texts[i]) for i, owner in enumerate(owners) if owner == number])
-            for number, request in enumerate(batch)
-        ]
+            for i, (text, count) in zip(chosen, self._generate([parts[i] for i in chosen])):
+                texts[i], counts[i] = text, count
+        answers = []
+        for number, request in enumerate(batch):
+            own = [i for i, owner in enumerate(owners) if owner == number]
+            answer = self._result(request, [(windows[i], texts[i]) for i in own])
+            answers.append(answer | ({"tokens": sum(counts[i] for i in own)} if request.count_tokens else {}))
+        return answers
 
     @staticmethod
     def _windows(request: Request) -> Iterator[tuple[float, Request]]:
@@ -324,12 +331,19 @@ class AudioTextToTextPipeline:
             settings["stop_strings"] = list(request.stops)
         return settings | ({"tokenizer": self.processor.tokenizer} if request.stops else {})
 
-    def _generate(self, batch: list[Request]) -> list[str]:
-        inputs = self._inputs(batch)
-        tokens = self.model.generate(**inputs, **self._settings(batch[0])).asnumpy()
-        texts = self.processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    def _generate(self, batch: list[Request]) -> list[tuple[str, int]]:
+        """The text of each request, and how many tokens it took without the end token and the padding after it."""
+        inputs, settings = self._inputs(batch), self._settings(batch[0])
+        tokens = self.model.generate(**inputs, **settings).asnumpy()[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
+        ends = {name: settings[name] for name in ("eos_token_id", "pad_token_id") if name in settings}
+        ends = settle(self.model.generation_config, ends)
+        kept = ~np.isin(tokens, [*ends.eos_token_ids, ends.padding])
+        counts = tokens.shape[1] - np.argmax(np.c_[kept[:, ::-1], np.ones(len(kept), bool)], 1)
         texts = [cut(text, batch[0].stops).strip() for text in texts]
-        return [self.processor.transcription(text) for text in texts] if batch[0].transcribe else texts
+        if batch[0].transcribe:
+            texts = [self.processor.transcription(text) for text in texts]
+        return [(text, int(count)) for text, count in zip(texts, counts)]
 
     def _stream(self, request: Request) -> Iterator[str]:
         _check_length(request)
@@ -345,7 +359,7 @@ class AudioTextToTextPipeline:
                 if part.transcribe and _is_silent(part.clips[0]):
                     continue
                 if part.transcribe and self.processor.frames_transcriptions:
-                    said = iter(self._generate([part]))
+                    said = (text for text, _ in self._generate([part]))
                 else:
                     steps = self.model.stream(**self._inputs([part]), **self._settings(part))
                     said = text_stream((int(tokens[0]) for tokens in steps), decode, part.stops)
@@ -355,16 +369,6 @@ class AudioTextToTextPipeline:
                 lead = separator
 
         return pieces()
-
-
-def load_clip(source: Any) -> np.ndarray:
-    """float32 samples at 16 kHz of what `load_audio` takes, or of a data set's `{"array": …, "sampling_rate": …}`."""
-    if isinstance(source, dict) and "array" in source:
-        if unknown := sorted(set(source) - {"array", "sampling_rate", "path"}):
-            raise ValueError(f"a clip as a dictionary has array and sampling_rate, not {', '.join(unknown)}")
-        array = np.asarray(source["array"])
-        return load_audio(array, SAMPLING_RATE, source_sampling_rate=source.get("sampling_rate"))
-    return load_audio(source, SAMPLING_RATE)
 
 
 def _check_length(request: Request) -> None:
@@ -381,32 +385,6 @@ def _check_length(request: Request) -> None:
 
 def _is_conversation(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
-
-
-def _schema(item: Any) -> tuple[list[Any], str | None, dict]:
-    """Clips, text and parameters of an input that is no conversation; `ValueError` for one of another form."""
-    if not isinstance(item, dict) or "array" in item:
-        return [item], None, {}
-    parameters: dict = {}
-    if "inputs" in item:
-        if unknown := sorted(set(item) - {"inputs", "parameters"}):
-            raise ValueError(f"an input has the keys inputs and parameters, not {', '.join(map(str, unknown))}")
-        parameters = item.get("parameters") or {}
-        if not isinstance(parameters, dict):
-            raise ValueError(f'"parameters" must be an object of settings, not {parameters!r:.80}')
-        item = item["inputs"]
-        if not isinstance(item, dict):
-            return [item], None, parameters
-    if unknown := sorted(set(item) - {"text", *AUDIO_KEYS}):
-        raise ValueError(f'an input has "audio" and "text", not {", ".join(map(str, unknown))}')
-    keys = [key for key in AUDIO_KEYS if item.get(key) is not None]
-    if len(keys) != 1:
-        raise ValueError(f'an input needs one clip under "audio" and has {len(keys)}: {sorted(map(str, item))}')
-    text = item.get("text")
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f'"text" must be a string, not {text!r:.80}')
-    clips = item[keys[0]]
-    return (list(clips) if isinstance(clips, (list, tuple)) else [clips]), text, parameters
 
 
 def _batches(requests: dict[int, Request], batch_size: int) -> Iterator[list[int]]:

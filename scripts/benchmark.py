@@ -4,6 +4,7 @@
     python scripts/benchmark.py generate --random small       # 12 + 12 layers of 512, random weights
     python scripts/benchmark.py generate --model DIR --audio clip.wav --prompt "What do you hear?" --json out.json
     python scripts/benchmark.py load --size 1.7b --mindone    # from the disk to parameters
+    python scripts/benchmark.py batch --clips 64              # a batch job against one clip after the other
 
 Machines are shared and noisy, so an absolute time says little. Every contender lives in a process of its own, all of
 them take turns within a round, and what counts is the median over the rounds of the ratio within a round. Needs
@@ -27,6 +28,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # also in the processes started below, which import this file
 
+from benchmark_batch import add_batch  # noqa: E402
 from benchmark_load import add_load  # noqa: E402
 
 from mindone_audio.checkpoints import demo_checkpoint  # noqa: E402
@@ -510,6 +512,7 @@ def main(arguments: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     add_generate(subparsers)
     add_load(subparsers)
+    add_batch(subparsers)
     options = parser.parse_args(arguments)
     try:
         options.run(options)

@@ -49,6 +49,18 @@ def test_load():
     assert "ours / plain read" in done.stdout
 
 
+def test_batch():
+    command = [sys.executable, str(SCRIPT), "batch", "--clips", "4", "--batch-size", "2", "--rounds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    for name in ("one by one", "batches", "2 processes"):
+        assert re.search(rf"^{name} +[0-9.]+ +[0-9.]+$", done.stdout, re.MULTILINE)
+    for name in ("batches / one by one", "2 processes / batches"):
+        assert re.search(
+            rf"^{name}: [0-9.]+ times the clips a second \([0-9.]+ to [0-9.]+\)$", done.stdout, re.MULTILINE
+        )
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

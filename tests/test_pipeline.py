@@ -163,6 +163,17 @@ def test_stop_sequence(pipe):
         assert "".join(pipe(SPEECH, stop_sequence=stop, stream=True)) == expected
 
 
+def test_tokens_are_counted(pipe, long_clip):
+    tokenizer = pipe.processor.tokenizer
+    answers = pipe([SPEECH, SIREN, BEEPS], text=[WORDS, SOUND, COUNT], return_token_count=True)
+    for answer in answers:
+        assert answer["tokens"] == len(tokenizer(answer["generated_text"])["input_ids"])
+    windows = pipe(long_clip, text=SOUND, long_audio="windows", return_token_count=True)[0]
+    lines = windows["generated_text"].split("\n")
+    assert windows["tokens"] == sum(len(tokenizer(line)["input_ids"]) for line in lines)
+    assert pipe(SPEECH, text=WORDS, max_new_tokens=1, return_token_count=True)[0]["tokens"] == 1
+
+
 def test_text_streams_hold_back_what_may_change():
     texts = ["a", "a\ufffd", "a\ufffd", "aé", "aé en", "aé end x"]
     stream = list(text_stream(range(6), lambda ids: texts[len(ids) - 1], ["end"]))

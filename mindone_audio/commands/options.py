@@ -53,15 +53,15 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 
 def load_pipeline(options: argparse.Namespace):
     """The pipeline that the options ask for; `ValueError` also for settings of `generate` that cannot be."""
+    from mindone_audio.generation.settings import settle
+
+    settle(None, settings(options))  # before MindSpore is imported, which takes seconds
     import mindspore as ms
 
-    from mindone_audio.generation.settings import settle
     from mindone_audio.pipelines import pipeline
 
     dtype = None if options.dtype is None else getattr(ms, options.dtype)
-    pipe = pipeline(model=options.model, device=options.device, mindspore_dtype=dtype)
-    settle(pipe.model.generation_config, settings(options))
-    return pipe
+    return pipeline(model=options.model, device=options.device, mindspore_dtype=dtype)
 
 
 def expand(sources: list[str]) -> list[str]:

@@ -1,0 +1,162 @@
+"""What a batch job is asked to do, and which share of it this process has."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mindone_audio.chat import TASKS
+from mindone_audio.checkpoints import demo_checkpoint
+from mindone_audio.generation.settings import settle
+
+MAX_BATCH = 256
+_SAMPLE = 1 << 20  # bytes at both ends of a weights file that its fingerprint is made of
+_PIPELINE_SETTINGS = ("stop_sequence", "return_full_text", "language")  # parameters that are not `generate`'s
+
+
+class BatchError(RuntimeError):
+    """A job that cannot go on. The message says what happened, what is kept, and what to do next."""
+
+
+@dataclass(frozen=True)
+class BatchJob:
+    """A batch job.
+
+    inputs: a JSONL manifest, a folder, a glob, or a list of clips. out: the folder of the results. model: a checkpoint
+    folder or Hugging Face id, None for the bundled one. task or text: what to ask about items that bring no text of
+    their own; neither asks for a caption. settings: of `generate` (and stop_sequence, and language with
+    task="transcribe"); an item's own parameters change them. batch_size: clips at a time. batch_seconds: instead, as
+    many clips as have so many seconds together. workers: processes that decode audio, None for one to four. max_errors:
+    stop when more items than that have failed. restart: drop the results of an earlier job in that folder.
+    long_audio: "windows" as for `pipeline`.
+
+    Decoding is greedy unless settings say do_sample=True, whatever the checkpoint's generation config says, so that a
+    job can be resumed. In float32 a text does not depend on the other clips of its batch; in half precision rounding
+    may, and only batch_size=1 makes an interrupted job equal to an undisturbed one for certain. With do_sample items
+    are answered one at a time, item i with the seed `settings["seed"] + i`.
+    """
+
+    inputs: str | os.PathLike | Sequence[str | os.PathLike]
+    out: str | os.PathLike
+    model: str | os.PathLike | None = None
+    task: str | None = None
+    text: str | None = None
+    settings: Mapping = field(default_factory=dict)
+    device: str | None = None
+    dtype: str | None = None
+    batch_size: int = 16
+    batch_seconds: float | None = None
+    workers: int | None = None
+    max_errors: int | None = None
+    restart: bool = False
+    long_audio: str | None = None
+
+    def __post_init__(self):
+        if self.task not in (None, *TASKS):
+            raise ValueError(f"unknown task {self.task!r}: it may be {' or '.join(TASKS)}, or left out with a text")
+        if self.task is not None and self.text is not None:
+            raise ValueError(f"task={self.task!r} and text={self.text!r} were both given: pass one of them")
+        if self.dtype not in (None, "float32", "float16", "bfloat16"):
+            raise ValueError(f"unknown dtype {self.dtype!r}: use float32, float16 or bfloat16, or leave it out")
+        if self.long_audio not in (None, "windows"):
+            raise ValueError(f'long_audio must be "windows" or left out, not {self.long_audio!r}')
+        if not _whole(self.batch_size, 1) or self.batch_size > MAX_BATCH:
+            raise ValueError(f"batch_size must be between 1 and {MAX_BATCH}, not {self.batch_size!r}")
+        if self.batch_seconds is not None and not self.batch_seconds > 0:
+            raise ValueError(f"batch_seconds must be more than 0 seconds, not {self.batch_seconds!r}")
+        if self.workers is not None and not _whole(self.workers, 1):
+            raise ValueError(f"workers must be a number of processes, at least 1, not {self.workers!r}")
+        if self.max_errors is not None and not _whole(self.max_errors, 0):
+            raise ValueError(f"max_errors must be a number of items, at least 0, not {self.max_errors!r}")
+        if "language" in self.settings and self.task != "transcribe":
+            raise ValueError('language goes with task="transcribe": leave it out')
+        settle(None, {name: value for name, value in self.settings.items() if name not in _PIPELINE_SETTINGS})
+
+    def fingerprint(self, count: int, digest: str) -> dict:
+        """Everything that the results depend on, except the device: what a rerun must have in common."""
+        return {
+            "items": count,
+            "input": digest,
+            "model": describe_model(self.model),
+            "dtype": self.dtype,
+            "task": self.task,
+            "prompt": self.text,
+            "settings": json.loads(json.dumps(dict(self.settings), sort_keys=True, default=repr)),
+            "long_audio": self.long_audio,
+        }
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The share of this process: items whose index modulo `ranks` is `rank`."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    def __str__(self) -> str:
+        return f"rank {self.rank} of {self.ranks}"
+
+
+def find_shard(environment: Mapping[str, str], device: str | None = None) -> Shard:
+    """The share that RANK_ID and RANK_SIZE give, everything where they are not set; no communication is needed.
+
+    Raises `ValueError` for values that would leave items out or have them answered twice, and where all the ranks of a
+    machine would take the same NPU.
+    """
+    ranks, rank = environment.get("RANK_SIZE", "1"), environment.get("RANK_ID")
+    if not ranks.isdigit() or int(ranks) < 1:
+        raise ValueError(f"RANK_SIZE is {ranks!r}: it should be the number of processes of the job")
+    if int(ranks) > 1 and (rank is None or _rank_is_not_known(environment)):
+        raise ValueError(
+            f"RANK_SIZE is {ranks} and this process does not know its RANK_ID: "
+            "on several nodes msrun sets it only with --node_rank=<number of the node>"
+        )
+    rank = "0" if rank is None else rank
+    if not rank.isdigit() or int(rank) >= int(ranks):
+        raise ValueError(f"RANK_ID is {rank!r}: with RANK_SIZE={ranks} it should be 0 to {int(ranks) - 1}")
+    if int(ranks) > 1 and device != "cpu":
+        if ":" in (device or ""):
+            raise ValueError(f"device {device!r} would be that of all {ranks} ranks: leave the number out")
+        if "DEVICE_ID" not in environment:
+            raise ValueError(
+                f"RANK_SIZE is {ranks} and DEVICE_ID is not set, so all ranks of a machine would take the same NPU: "
+                "start them with msrun, set DEVICE_ID, or use --device cpu"
+            )
+    return Shard(int(rank), int(ranks))
+
+
+def _rank_is_not_known(environment: Mapping[str, str]) -> bool:
+    """Without --node_rank msrun's workers inherit the scheduler's RANK_ID=0 on the first node, all of them."""
+    return environment.get("MS_ROLE") == "MS_WORKER" and "MS_NODE_ID" not in environment
+
+
+def describe_model(model: str | os.PathLike | None) -> dict:
+    """What tells a model from others, without loading it; `OSError` where there is none.
+
+    For a folder that is its configuration and, of each weights file, the size, the first and the last MiB.
+    """
+    folder = Path(demo_checkpoint() if model is None else model).expanduser()
+    if not folder.is_dir():
+        from mindone_audio.hub import read_config
+
+        config = json.dumps(read_config(os.fspath(model)), sort_keys=True)
+        return {"name": os.fspath(model), "digest": hashlib.sha256(config.encode()).hexdigest()[:16]}
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"no config.json in {str(folder)!r}: give the folder of a checkpoint")
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix not in (".json", ".safetensors", ".txt", ".jinja", ".model"):
+            continue
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(_SAMPLE))
+            file.seek(max(0, size - _SAMPLE))
+            digest.update(file.read())
+    return {"name": folder.resolve().name, "digest": digest.hexdigest()[:16]}
+
+
+def _whole(value, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
