@@ -118,16 +118,14 @@ def load_parameters(
     total = sum(tensor.size for tensor in stored.values())
     with tqdm(desc="loading weights", total=total, unit="B", unit_scale=True, delay=_BAR_AFTER, leave=False) as bar:
         for name, tensor in stored.items():
+            quantized = isinstance(tensor, QuantizedWeight)
+            if not (quantized and keep and name not in copies and keep(tensor)):
+                dtype = target(tensor)
+                array = tensor.dequantized(_numpy_dtype(dtype)) if quantized else read_tensor(tensor, dtype)
+                _set(parameters[name], array)
+                if name in copies:
+                    _set(parameters[copies[name]], array.copy())
             bar.update(tensor.size)
-            if isinstance(tensor, QuantizedWeight):
-                if keep and name not in copies and keep(tensor):
-                    continue
-                array = tensor.dequantized(_numpy_dtype(target(tensor)))
-            else:
-                array = read_tensor(tensor, target(tensor))
-            _set(parameters[name], array)
-            if name in copies:
-                _set(parameters[copies[name]], array.copy())
     return parts
 
 

@@ -82,10 +82,13 @@ def run_command(line: str) -> int:
     return cli.main(arguments[3:])
 
 
-def test_the_readmes_commands(monkeypatch, capsys):
+def test_the_readmes_commands(monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(TESTS.parent)
     lines = [line for block in readme_blocks("bash") for line in block.splitlines() if "-m mindone_audio" in line]
-    assert len(lines) == 3
+    batch, *lines = lines
+    assert "batch manifest.jsonl --out results/" in batch and len(lines) == 3
+    (tmp_path / "manifest.jsonl").write_text(f'{{"audio": "{CLIPS / "siren.ogg"}"}}\n')
+    assert run_command(batch.replace("manifest", f"{tmp_path}/manifest").replace("results/", f"{tmp_path}/r/")) == 0
     for line in lines:
         assert run_command(line) in (0, 1), line
     assert capsys.readouterr().out.strip().endswith("passed")

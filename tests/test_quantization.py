@@ -1,12 +1,15 @@
 """bitsandbytes NF4 checkpoints: its own files, its own numbers, and whatever is wrong with one is named."""
 
 import json
+import re
+import runpy
 import shutil
 import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
 
+import helpers_voxtral
 import mindspore as ms
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from mindone_audio import AutoModelForAudioTextToText, quantization, weights
 from mindone_audio.backbone.layers import Linear, QuantizedLinear
 from mindone_audio.hub import CheckpointError
 
+ROOT = Path(__file__).parent.parent
 MODELS = ("qwen2_audio_nf4_plain", "qwen2_audio_nf4_double")
 PROJECTION = "language_model.model.layers.1.self_attn.q_proj"
 LAYER = f"{PROJECTION}.weight"
@@ -366,3 +370,35 @@ def test_random_inputs_after_loading_with_a_dtype(double):
     model = AutoModelForAudioTextToText.from_pretrained(double, keep_quantized=True, mindspore_dtype=ms.bfloat16)
     assert model.dtype == ms.float32
     assert np.isfinite(model(**inputs).logits.asnumpy()).all()
+
+
+def test_the_example(tmp_path, monkeypatch, capsys):
+    """Both modes answer the same, and as the example says."""
+    helpers_voxtral.write_checkpoint(tmp_path)
+    names = [
+        name for name in load_file(tmp_path / "model.safetensors") if re.search(r"(_proj|linear_\d)\.weight$", name)
+    ]
+    quantise(tmp_path, names)
+    example, audio = ROOT / "examples" / "voxtral_4bit.py", ROOT / "examples" / "audio" / "siren.ogg"
+    texts = []
+    for more in ([], ["--keep-quantized"]):
+        command = [
+            str(example),
+            "--model",
+            str(tmp_path),
+            "--audio",
+            str(audio),
+            "--prompt",
+            "What?",
+            "--device",
+            "cpu",
+        ]
+        monkeypatch.setattr(sys, "argv", [*command, "--max-new-tokens", "6", *more])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(example), run_name="__main__")
+        assert stop.value.code == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1] != "\n"
+    monkeypatch.setattr(sys, "argv", [str(example), "--model", str(tmp_path), "--audio", "nope.wav"])
+    with pytest.raises(SystemExit, match="error: audio clip 0: no audio file"):
+        runpy.run_path(str(example), run_name="__main__")
