@@ -104,6 +104,9 @@ class Job:
         )
 
 
+pytestmark = pytest.mark.slow  # each starts processes that import MindSpore, and most kill them
+
+
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     job = Job(tmp_path_factory.mktemp("job"))

@@ -18,6 +18,7 @@ def run(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.slow
 def test_generate(tmp_path):
     torch_model(tiny_config()).save_pretrained(tmp_path / "model")
     figures = tmp_path / "figures.json"
@@ -41,6 +42,7 @@ def test_generate(tmp_path):
         assert text in done.stdout
 
 
+@pytest.mark.slow
 def test_load():
     command = [sys.executable, str(SCRIPT), "load", "--size", "tiny", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -49,6 +51,7 @@ def test_load():
     assert "ours / plain read" in done.stdout
 
 
+@pytest.mark.slow
 def test_batch():
     command = [sys.executable, str(SCRIPT), "batch", "--clips", "4", "--batch-size", "2", "--rounds", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
