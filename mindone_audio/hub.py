@@ -7,6 +7,8 @@ from pathlib import Path
 CONFIG_FILE = "config.json"
 DOWNLOAD_KEYWORDS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 ACCESS_KEYWORDS = ("cache_dir", "local_files_only", "token")  # those that hold for other repositories as well
+# The same weights again: as the model's own makers spell them (Mistral, Llama), or wider (Whisper).
+SECOND_COPIES = ["*consolidated*", "original/*", "*.fp32*"]
 CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]  # what a repository is downloaded for
 
 
@@ -49,7 +51,7 @@ def _download(name: str, revision, cache_dir, token, local_files_only: bool, sub
             token=token,
             local_files_only=local_files_only,
             allow_patterns=patterns,
-            ignore_patterns=["*consolidated*"],  # the same weights again, as the model's own makers spell them
+            ignore_patterns=SECOND_COPIES,
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(

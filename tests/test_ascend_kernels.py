@@ -86,11 +86,13 @@ def primitives(tmp_path_factory) -> set[str]:
     return compiled_primitives(GENERATE, tmp_path_factory.mktemp("graphs"), 4 + 3 + 1 + 3 * 3)
 
 
+@pytest.mark.slow
 def test_every_primitive_has_an_ascend_kernel(primitives, libraries):
     assert {"MatMul", "BatchMatMul", "Gather", "ScatterUpdate", "Softmax", "Argmax", "Erf"} <= primitives
     assert sorted(p for p in primitives if not has_kernel(p, libraries)) == []
 
 
+@pytest.mark.slow
 def test_the_operation_check_runs_every_primitive(primitives, tmp_path):
     """`doctor --ops` would be silent about a wrong kernel that it never calls."""
     checked = compiled_primitives("from mindone_audio import op_check\nop_check.check_ops()", tmp_path, 10)

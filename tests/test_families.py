@@ -70,6 +70,7 @@ def test_every_stage_replays(row):
     assert all(line.relative_error < TOLERANCE for line in report.rows)
 
 
+@pytest.mark.slow
 def test_every_parameter_is_proved(row):
     """The logits test can fail: a 2 % change of any one parameter is beyond its tolerance."""
     _, recordings, model = row
