@@ -545,7 +545,7 @@ except KeyboardInterrupt:
 
 
 def test_who_watches_msrun(tmp_path):
-    code = "from mindone_audio.batch.command import _started_by_msrun as started; print(started())"
+    code = "from mindone_audio.commands.batch_job import _started_by_msrun as started; print(started())"
     for name, flags, role, expected in (
         ("msrun", ["--join=True"], "MS_WORKER", "True"),
         ("msrun", ["--join", "True"], "MS_WORKER", "True"),
@@ -562,7 +562,7 @@ def test_who_watches_msrun(tmp_path):
 
 def test_options_reach_the_job(tmp_path, monkeypatch, capsys):
     seen = []
-    monkeypatch.setattr("mindone_audio.batch.command.run_batch", lambda job, **_: seen.append(job) or 1 / 0)
+    monkeypatch.setattr("mindone_audio.commands.batch_job.run_batch", lambda job, **_: seen.append(job) or 1 / 0)
     options = "--prompt Who? --batch-seconds 60 --max-new-tokens 5 --do-sample --top-p 0.9 --seed 3 --workers 2"
     with pytest.raises(ZeroDivisionError):
         cli.main(["batch", str(AUDIO), "--out", str(tmp_path), *options.split(), "--dtype", "float32", "--restart"])

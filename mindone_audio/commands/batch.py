@@ -45,6 +45,6 @@ def run(options: argparse.Namespace) -> int:
     from mindone_audio.batch.signals import Signals
 
     with Signals() as signals:
-        from mindone_audio.batch.command import batch_command
+        from mindone_audio.commands.batch_job import batch_command
 
         return batch_command(options, lambda: signals.terminated)

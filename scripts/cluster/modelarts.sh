@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The start command of a ModelArts training job that runs a batch job; the arguments are those of `mindone-audio batch`:
 #
-#   bash scripts/cluster/modelarts.sh manifest.jsonl --out /home/ma-user/work/results --model /path/to/checkpoint
+#   bash scripts/cluster/modelarts.sh manifest.jsonl --out results --model checkpoint
 #
 # ModelArts starts this once a device, with RANK_ID, RANK_SIZE and ASCEND_DEVICE_ID (and RANK_TABLE_FILE, which is not
 # needed: ranks do not communicate); with MA_RUN_METHOD=msrun it starts it once a node. --out must be storage that all

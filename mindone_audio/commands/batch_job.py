@@ -1,4 +1,4 @@
-"""`mindone-audio batch`: options to a job, signals, messages and exit statuses."""
+"""What `mindone-audio batch` does: options to a job, messages, exit statuses; imported after `batch.signals`."""
 
 import argparse
 import errno
