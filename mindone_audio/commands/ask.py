@@ -31,6 +31,8 @@ def run(options: argparse.Namespace) -> int:
         clips, prompt = clips[:-1], clips[-1]
         if not clips:
             raise shared.WrongUse('give clips and then a question, as in: mindone-audio ask clip.wav "What is it?"')
+    if options.batch_size < 1:
+        raise shared.WrongUse(f"--batch-size {options.batch_size}: give a number of clips, at least 1")
     clips = shared.expand(clips)
     pipe = shared.load_pipeline(options)
     settings = {"generate_kwargs": shared.settings(options), "long_audio": options.long_audio, "text": prompt}
@@ -39,17 +41,23 @@ def run(options: argparse.Namespace) -> int:
     else:
         inputs = [shared.clip_source(clip) for clip in clips]
     if options.stream or (len(clips) == 1 and not options.json):
-        return _stream(pipe, clips, inputs, settings, options.json)
-    answers = pipe(inputs, on_error="return", batch_size=options.batch_size, **settings)
-    for clip, answer in zip(clips, answers):
-        _show(clip, answer, options.json)
-    return 1 if any("error" in answer for answer in answers) else 0
+        return _stream(pipe, clips, inputs, settings, options)
+    failed, size = 0, options.batch_size
+    for first in range(0, len(clips), size):  # so that an interruption costs one batch
+        batch = slice(first, first + size)
+        answers = pipe(inputs[batch], on_error="return", batch_size=size, **settings)
+        options.signals.check()
+        for clip, answer in zip(clips[batch], answers):
+            _show(clip, answer, options.json)
+            failed = 1 if "error" in answer else failed
+    return failed
 
 
-def _stream(pipe, clips: list[str], inputs: list, settings: dict, as_json: bool) -> int:
+def _stream(pipe, clips: list[str], inputs: list, settings: dict, options: argparse.Namespace) -> int:
     """One clip after the other, each piece of text as it comes."""
-    failed = 0
+    failed, as_json = 0, options.json
     for clip, source in zip(clips, inputs):
+        options.signals.check()
         name, pieces = "" if len(clips) == 1 else f"{clip}: ", []
         try:
             for piece in pipe(source, stream=True, **settings):
@@ -58,6 +66,7 @@ def _stream(pipe, clips: list[str], inputs: list, settings: dict, as_json: bool)
                     print(name + piece, end="", flush=True)
                     name = ""
         except (OSError, ValueError) as error:
+            options.signals.check()
             failed = 1
             if pieces and not as_json:
                 print()

@@ -37,14 +37,15 @@ def add(commands) -> None:
     parser.add_argument("--max-errors", type=int, metavar="N", help="stop when more clips than that have failed")
     parser.add_argument("--restart", action="store_true", help="drop the results of an earlier job in --out")
     parser.add_argument("--json", action="store_true", help="totals for scripts")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, hold_terminate=True)  # the batch at hand is finished first
 
 
 def run(options: argparse.Namespace) -> int:
     """The exit status that `--help` explains."""
-    from mindone_audio.batch.signals import Signals
+    from mindone_audio.commands.batch_job import batch_command
 
-    with Signals() as signals:
-        from mindone_audio.commands.batch_job import batch_command
+    def should_stop() -> bool:
+        options.signals.check()
+        return options.signals.terminated
 
-        return batch_command(options, lambda: signals.terminated)
+    return batch_command(options, should_stop)

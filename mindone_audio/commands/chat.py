@@ -1,6 +1,7 @@
 """`mindone-audio chat`: a conversation about clips in the terminal."""
 
 import argparse
+import json
 import sys
 
 from mindone_audio.commands import options as shared
@@ -8,7 +9,7 @@ from mindone_audio.commands import options as shared
 HELP = """/audio FILE   the next message is about this clip too (a path or a URL)
 /reset        forget the conversation
 /help         this
-/exit         leave, as does the end of input (Ctrl-D)"""
+/exit         leave, as does the end of input (Ctrl-D); Ctrl-C ends an answer"""
 
 
 def add(commands) -> None:
@@ -16,6 +17,7 @@ def add(commands) -> None:
     parser = commands.add_parser("chat", help="talk about clips, several turns")
     parser.add_argument("clips", nargs="*", metavar="CLIP", help="that the first message is about")
     parser.add_argument("--system", help="a system message")
+    parser.add_argument("--json", action="store_true", help="one JSON object an answer, for scripts")
     shared.add_model(parser)
     shared.add_generation(parser)
     parser.set_defaults(run=run)
@@ -51,12 +53,20 @@ def run(options: argparse.Namespace) -> int:
                 raise ValueError(f"unknown command {command}: /help lists them")
             elif line:
                 turn = {"role": "user", "content": [*waiting, {"type": "text", "text": line}]}
-                answer = _answer(pipe, [*messages, turn], shared.settings(options))
+                answer = _answer(pipe, [*messages, turn], shared.settings(options), options.json)
                 messages += [turn, {"role": "assistant", "content": answer}]
                 waiting = []
         except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            if options.json:
+                print(json.dumps({"text": line, "generated_text": None, "error": str(error)}, ensure_ascii=False))
+            else:
+                print(f"error: {error}", file=sys.stderr)
             failed = 0 if interactive else 1
+        except KeyboardInterrupt:
+            if not interactive:
+                raise
+            options.signals.interrupted = False
+            print("\ninterrupted: that message and its answer are forgotten", file=sys.stderr)
 
 
 def _read(interactive: bool) -> str | None:
@@ -67,10 +77,16 @@ def _read(interactive: bool) -> str | None:
     return line.strip() if line else None
 
 
-def _answer(pipe, messages: list[dict], settings: dict) -> str:
+def _answer(pipe, messages: list[dict], settings: dict, as_json: bool) -> str:
     pieces = []
     for piece in pipe(messages, stream=True, generate_kwargs=settings):
         pieces.append(piece)
-        print(piece, end="", flush=True)
-    print(flush=True)
-    return "".join(pieces)
+        if not as_json:
+            print(piece, end="", flush=True)
+    answer = "".join(pieces)
+    if as_json:
+        text = messages[-1]["content"][-1]["text"]
+        print(json.dumps({"text": text, "generated_text": answer}, ensure_ascii=False), flush=True)
+    else:
+        print(flush=True)
+    return answer

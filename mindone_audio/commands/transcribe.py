@@ -45,6 +45,7 @@ def run(options: argparse.Namespace) -> int:
     pipe = shared.load_pipeline(options)
     failed = 0
     for clip, target in zip(clips, targets):
+        options.signals.check()
         source = shared.clip_source(clip)
         try:
             if form == "txt" and target is None:
@@ -57,6 +58,7 @@ def run(options: argparse.Namespace) -> int:
                 target.write_text(text, encoding="utf-8")
                 print(target, file=sys.stderr)
         except (OSError, ValueError) as error:
+            options.signals.check()
             print(f"error: {clip}: {error}", file=sys.stderr)
             failed = 1
     return failed

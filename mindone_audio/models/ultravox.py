@@ -193,8 +193,9 @@ class UltravoxForConditionalGeneration(AudioLanguageModel, GenerationMixin):
             raise ValueError(f"audio_lens {lens} must be from 1 to the frames given, which are {frames}")
         if (tokens != self.audio_tokens(lens)).any():
             raise ValueError(f"audio_token_len {tokens} does not fit audio_lens {lens}, of {self.audio_tokens(lens)}")
-        beyond = np.arange(window) >= frames[:, None, None]
-        values = np.where(beyond, 0, np.pad(values, ((0, 0), (0, 0), (0, window - values.shape[2]))))
+        width = encoder.frames_to_encode(int(frames.max()))
+        values = np.pad(values[:, :, :width], ((0, 0), (0, 0), (0, max(0, width - values.shape[2]))))
+        values = np.where(np.arange(width) >= frames[:, None, None], 0, values)
         return Tensor(values).astype(self.dtype), np.stack([lens, frames], 1).astype(np.int32)
 
     def audio_places(self, input_ids: np.ndarray, mask: np.ndarray, audio: dict) -> np.ndarray:

@@ -10,19 +10,32 @@ import threading
 
 
 class Signals:
-    """A context in which SIGINT is a KeyboardInterrupt in the main thread and SIGTERM only sets `terminated`.
+    """A context in which SIGINT is a KeyboardInterrupt in the main thread and, where asked, SIGTERM only sets
+    `terminated`.
 
     Enter it in the main thread before other threads exist, NumPy's included: they inherit that the signals are blocked.
+    In any other thread it does nothing. A KeyboardInterrupt that comes while a library calls back, as soundfile does
+    while it reads, is lost there, so whoever works for long calls `check` now and then.
     """
 
-    def __init__(self):
-        ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # as nohup and `&` in a script have it
-        self._signals = {signal.SIGTERM} if ignored else {signal.SIGTERM, signal.SIGINT}
+    def __init__(self, hold_terminate: bool = False):
+        self._signals = {signal.SIGTERM} if hold_terminate else set()
+        if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as nohup and `&` in a script have it
+            self._signals.add(signal.SIGINT)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
-        self.terminated = False
+        self.terminated = self.interrupted = False
+
+    def check(self) -> None:
+        """Raise the `KeyboardInterrupt` that was lost; one that was not does not come here."""
+        if self.interrupted:
+            raise KeyboardInterrupt
 
     def __enter__(self) -> "Signals":
+        if threading.current_thread() is not threading.main_thread():
+            self._signals.clear()
+        if not self._signals:
+            return self
         self._wake = signal.signal(signal.SIGURG, lambda *_: None)
         self._main = threading.get_ident()
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
@@ -30,6 +43,8 @@ class Signals:
         return self
 
     def __exit__(self, *_) -> None:
+        if not self._signals:
+            return
         self._closed.set()
         self._thread.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
@@ -41,5 +56,6 @@ class Signals:
             if found is not None and found.si_signo == signal.SIGTERM:
                 self.terminated = True
             elif found is not None:
+                self.interrupted = True
                 _thread.interrupt_main()
                 signal.pthread_kill(self._main, signal.SIGURG)  # ends a system call that it waits in
