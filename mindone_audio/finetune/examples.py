@@ -73,7 +73,7 @@ def _read_remote(url: str) -> bytes:
 
         with fsspec.open(url, "rb") as file:
             return file.read()
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, KeyError, OSError, ValueError) as error:
         raise AudioError(f"cannot read {url}: {error}: check the address and the network") from error
 
 
