@@ -4,8 +4,13 @@ import base64
 import io
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
+import datasets
 import helpers_audioflamingo3 as flamingo
 import helpers_ichigo
 import helpers_processor
@@ -33,6 +38,7 @@ from mindone_audio.audio import AudioError
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.finetune import BIG_BENCH_AUDIO_QUESTIONS, AnswerCollator, DataError, Example, dataset_examples
 
+ROOT = Path(__file__).parent.parent
 # Answers of one and several tokens, of bytes that are half a character, and with white space and what JSON escapes.
 ANSWERS = ("Yes.", "A dog barks twice, then\nit howls.", 'café 你好 "quoted"')
 
@@ -356,6 +362,40 @@ def test_audio_flamingo_equals_its_processor_and_transformers_5(load):
     assert (row["labels"] != -100).sum() > 40
 
 
+WITHOUT_PYTORCH = """
+import sys
+from mindone_audio.checkpoints import demo_checkpoint
+from mindone_audio.finetune import AnswerCollator, load_examples
+assert "mindspore" not in sys.modules
+rows = load_examples(sys.argv[1], streaming=True, answer="caption", prompt="Describe the audio.")
+from mindone_audio import AutoModelForAudioTextToText, AutoProcessor
+model = AutoModelForAudioTextToText.from_pretrained(demo_checkpoint())
+batch = AnswerCollator(AutoProcessor.from_pretrained(demo_checkpoint()))(list(rows))
+print("loss", model(**batch).loss, "torch" in sys.modules)
+"""
+
+
+def test_a_stream_becomes_a_loss_without_pytorch(load, tmp_path):
+    """From parquet with an `Audio` column: nothing on the way needs torchcodec or PyTorch."""
+    rows = [
+        {"audio": str(write_audio(tmp_path / f"{i}.wav", e.audio)), "caption": e.answer}
+        for i, e in enumerate(examples())
+    ]
+    (tmp_path / "data").mkdir()
+    table = datasets.Dataset.from_list(rows).cast_column("audio", datasets.Audio())
+    table.to_parquet(tmp_path / "data" / "train.parquet")
+    (script := tmp_path / "script.py").write_text(WITHOUT_PYTORCH)
+    command = [sys.executable, str(ROOT / "tests" / "without_torch.py"), str(script), str(tmp_path / "data")]
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr[-2000:]
+    model, _ = load("qwen2_audio")
+    asked = [Example(row["audio"], "Describe the audio.", row["caption"]) for row in rows]
+    expected = float(model(**collator_of(load, "qwen2_audio")(asked)).loss.asnumpy())
+    _, loss, has_torch = result.stdout.split()[-3:]
+    assert float(loss) == pytest.approx(expected, rel=1e-4) and has_torch == "False"
+
+
 # What ends an answer
 
 
@@ -452,6 +492,8 @@ def test_what_is_no_clip_is_never_skipped(load):
     word = Example(tone(1), "?", "I hear <sound>", "line 9")
     with pytest.raises(DataError, match="line 9: the answer has the word <sound>, which stands for a clip"):
         collator_of(load, "audioflamingo3", on_bad_clip="skip")([examples()[0], word])
+    with pytest.raises(DataError, match=r"line 8: the answer has the word <\|im_end\|>, which ends answers"):
+        collator_of(load, "audioflamingo3")([Example(tone(1), "?", "yes<|im_end|>", "line 8")])
     asked = Example(tone(1), "<sound>?", "yes", "line 10")
     with pytest.raises(DataError, match=r"line 10: .*2 <sound> placeholder"):
         collator_of(load, "audioflamingo3", on_bad_clip="skip")([examples()[0], asked])

@@ -152,6 +152,9 @@ class AnswerCollator:
         for row in rows:
             if audio in row:
                 raise DataError(f"the answer has the word {self.processor.audio_token}, which stands for a clip")
+            if self.end[-1] in row:
+                word = self.processor.tokenizer.convert_ids_to_tokens(self.end[-1])
+                raise DataError(f"the answer has the word {word}, which ends answers and is put there: leave it out")
         return rows
 
     def _with_answers(self, prompts: dict[str, np.ndarray], answers: list[list[int]]) -> dict[str, np.ndarray]:
