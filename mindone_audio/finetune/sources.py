@@ -32,7 +32,7 @@ def load_examples(
         source: a `.jsonl` file (`jsonl_examples`); a folder of clips with metadata.jsonl or metadata.csv, whose column
             file_name names a clip (in a subfolder of the split's name, or for "train" in the folder itself); a folder
             that `datasets` wrote or reads (parquet, arrow); or "owner/name" of the hub.
-        split: as `datasets` takes it, also "train[:90%]", but for JSONL, which has none.
+        split: a name; where `datasets` reads the data, as it takes it, also "train[:90%]". JSONL has none.
         streaming: read a data set of `datasets` while it is used, as an iterable.
         prompt, audio, answer: as for `dataset_examples`; for JSONL, lines with a question of their own keep it.
         load: more for `datasets.load_dataset` (name, revision, cache_dir, token, …).
