@@ -1,0 +1,24 @@
+"""Fine-tuning: data to batches with labels, and how answers are scored."""
+
+from importlib import import_module
+
+_HOMES = {
+    "AnswerCollator": "collator",
+    "BIG_BENCH_AUDIO_QUESTIONS": "examples",
+    "DataError": "examples",
+    "Example": "examples",
+    "dataset_examples": "tables",
+    "exact_match": "metrics",
+    "jsonl_examples": "tables",
+    "load_examples": "sources",
+    "word_error_rate": "metrics",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    """Names are imported when they are first used: reading data needs no MindSpore."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
