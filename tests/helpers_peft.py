@@ -30,7 +30,7 @@ def torch_adapter(model: torch.nn.Module, seed: int = 0, **config) -> peft.PeftM
     return adapted
 
 
-def randomise_adapters(model, seed: int = 0, scale: float = 0.3) -> None:
+def randomise_adapters(model, seed: int = 0, scale: float = 0.1) -> None:
     """Random B for every adapter of a MindSpore model, so that it changes what the model says."""
     rng = np.random.default_rng(seed)
     for name, parameter in model.parameters_and_names():

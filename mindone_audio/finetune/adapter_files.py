@@ -123,32 +123,39 @@ def module_tensors(model: AudioLanguageModel, adapter: StoredAdapter) -> dict[st
     does not, since folders are moved: if all of that fits, another name is only logged.
     """
     _check_architecture(model, adapter)
-    found: dict[str, dict[str, np.ndarray]] = {}
-    strange = []
-    for name, array in adapter.tensors.items():
-        parts = _TENSOR.fullmatch(name)
-        if parts is None:
-            strange.append(name)
-            continue
-        module = weights.replace_prefix(weights.published_name(parts[1] + "."), model.weight_prefixes)[:-1]
-        found.setdefault(module, {})[parts[2]] = array
     config, layers = adapter.lora_config(), linear_layers(model)
-    expected = matching_modules(model, config)
-    unexpected = [name_on_disk(model, name) for name in found if name not in expected] + strange
-    missing = [name_on_disk(model, name) for name in expected if set(found.get(name, ())) != {"lora_A", "lora_B"}]
+    expected = {name_on_disk(model, name): name for name in matching_modules(model, config)}
+    found = _by_module(adapter, expected)
+    unexpected = sorted(set(found) - set(expected))
+    missing = [name for name in expected if set(found.get(name, ())) != {"lora_A", "lora_B"}]
     if unexpected or missing:
-        parts = [f"{len(missing)} of its tensors are missing, such as {missing[0]}"] if missing else []
-        parts += [f"it has {len(unexpected)} for what is not in this model, such as {unexpected[0]}"] * bool(unexpected)
-        raise _another_base(model, adapter, " and ".join(parts))
-    for name in expected:
+        reasons = [f"it has no tensors for {len(missing)} layers, such as {missing[0]}"] if missing else []
+        reasons += [f"it has tensors for what is not there, such as {unexpected[0]}"] if unexpected else []
+        raise _another_base(model, adapter, " and ".join(reasons))
+    for on_disk, name in expected.items():
         rank = _own(config.rank_pattern, name, config.r)
         rows, columns = _size(layers[name])
         for part, shape in (("lora_A", (rank, columns)), ("lora_B", (rows, rank))):
-            if found[name][part].shape != shape:
-                place = f"{name_on_disk(model, name)}.{part}"
-                raise _another_base(model, adapter, f"{place} is {found[name][part].shape}, this model needs {shape}")
+            if (stored := found[on_disk][part].shape) != shape:
+                raise _another_base(model, adapter, f"its {on_disk}.{part} is {stored}, this model needs {shape}")
     _log_other_name(model, adapter)
-    return {name: (found[name]["lora_A"], found[name]["lora_B"]) for name in expected}
+    return {name: (found[on_disk]["lora_A"], found[on_disk]["lora_B"]) for on_disk, name in expected.items()}
+
+
+def _by_module(adapter: StoredAdapter, expected: dict[str, str]) -> dict[str, dict[str, np.ndarray]]:
+    """The tensors by module and part; a name that no LoRA tensor has stands for itself.
+
+    A module may be spelled as version 5 of transformers does.
+    """
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in adapter.tensors.items():
+        parts = _TENSOR.fullmatch(name)
+        module, part = (parts[1], parts[2]) if parts else (name, "")
+        if module not in expected:
+            older = weights.published_name(module + ".")[:-1]
+            module = older if older in expected else module
+        found.setdefault(module, {})[part] = array
+    return found
 
 
 def scaling(config: LoraConfig, module: str) -> float:

@@ -16,7 +16,7 @@ from mindspore import Parameter, Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
-from mindone_audio.backbone.layers import Linear, QuantizedLinear
+from mindone_audio.backbone.layers import Linear, QuantizedLinear, name_parameters
 from mindone_audio.finetune import adapter_files
 from mindone_audio.finetune.adapter_files import linear_layers, name_on_disk
 from mindone_audio.finetune.dropout import Dropout
@@ -225,11 +225,14 @@ class AdaptedModel(PeftModel):
     def merge_and_unload(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> AudioLanguageModel:
         """The base model with the adapters in its weights; it is saved as a checkpoint like any other."""
         model = self.base_model.merge_and_unload(safe_merge=safe_merge, adapter_names=adapter_names)
-        return _name_parameters(model)
+        name_parameters(model)
+        return model
 
     def unload(self) -> AudioLanguageModel:
         """The base model without the adapters."""
-        return _name_parameters(self.base_model.unload())
+        model = self.base_model.unload()
+        name_parameters(model)
+        return model
 
     @contextmanager
     def disable_adapter(self) -> Iterator[None]:
@@ -272,7 +275,7 @@ class AdaptedModel(PeftModel):
                 dropout = Dropout(config.lora_dropout, layer.in_features, self.__dict__["_seed"], key)
                 layer.lora_dropout[adapter_name] = dropout.set_train(layer.training)
                 self._dropouts.append(dropout)
-        _name_parameters(self.get_base_model())
+        name_parameters(self.get_base_model())
 
 
 def _check_no_adapters(model: nn.Cell) -> None:
@@ -306,10 +309,3 @@ def _resolve(model: AudioLanguageModel, config: LoraConfig) -> dict:
 
 def _names_on_disk(model: AudioLanguageModel, targets: str | set[str] | list[str]) -> str | list[str]:
     return targets if isinstance(targets, str) else sorted(name_on_disk(model, name) for name in targets)
-
-
-def _name_parameters(model: AudioLanguageModel) -> AudioLanguageModel:
-    """Name each parameter after its place, which adapters change."""
-    for name, parameter in model.parameters_and_names():
-        parameter.name = name
-    return model

@@ -7,6 +7,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from mindone_audio.backbone.layers import name_parameters
 from mindone_audio.backbone.prompt import Prompt, left_align
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
@@ -101,6 +102,7 @@ class GenerationMixin:
         engines, structure = self.__dict__.setdefault("_engines", {}), Structure(self)
         if structure != self.__dict__.get("_structure"):  # adapters were added, merged, disabled or replaced
             engines.clear()
+            name_parameters(self)
             self.__dict__["_structure"] = structure
         if compiled not in engines:
             engines[compiled] = Engine(self, compiled)
