@@ -100,7 +100,7 @@ def load_parameters(
     memory before anything is read, and for a `keep` that has nothing to take.
     """
     parameters = {name: parameter for name, parameter in _parameters(model)}
-    stored = {replace_prefix(_published_name(tensor.name), prefixes): tensor for tensor in stored_tensors(folder)}
+    stored = {replace_prefix(published_name(tensor.name), prefixes): tensor for tensor in stored_tensors(folder)}
     stored = quantization.group(stored, read_tensor)
     dtypes = [tensor.dtype for tensor in stored.values() if tensor.dtype in _FLOATS]
     parts = _add_sources(sources, parameters, stored)
@@ -155,7 +155,7 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     if not index.exists():
         if not (folder / SINGLE_FILE).exists():
             raise CheckpointError(_no_weights(folder))
-        return list(_header(folder / SINGLE_FILE))
+        return list(tensors_in(folder / SINGLE_FILE))
     try:
         places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         files = sorted(set(map(str, places.values())))
@@ -165,7 +165,7 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     for name in files:
         if not (folder / name).exists():
             raise CheckpointError(f"{folder / name} does not exist: the checkpoint is incomplete, download it again")
-        for tensor in _header(folder / name):
+        for tensor in tensors_in(folder / name):
             if tensor.name in tensors:
                 raise CheckpointError(f"tensor {tensor.name!r} is in {tensors[tensor.name].file} and in {tensor.file}")
             tensors[tensor.name] = tensor
@@ -225,7 +225,8 @@ def _numpy_dtype(dtype: ms.Type) -> np.dtype:
     return np.dtype(_NUMPY_DTYPES[next(name for name, known in _FLOATS.items() if known == dtype)])
 
 
-def _published_name(name: str) -> str:
+def published_name(name: str) -> str:
+    """A tensor's name as version 4 of transformers spells it, of its name in a checkpoint of any version."""
     for pattern, replacement in _SPELLINGS:
         name = pattern.sub(replacement, name)
     return name
@@ -317,8 +318,11 @@ def _no_weights(folder: Path) -> str:
     return f"{folder / SINGLE_FILE} does not exist: the checkpoint is incomplete, download it again"
 
 
-def _header(file: Path) -> Iterator[StoredTensor]:
-    """The tensors of a safetensors file: 8 bytes of header length, a JSON header, then the bytes of the tensors."""
+def tensors_in(file: Path) -> Iterator[StoredTensor]:
+    """The tensors of a safetensors file: 8 bytes of header length, a JSON header, then the bytes of the tensors.
+
+    Raises `CheckpointError` for a file that is damaged or cut off.
+    """
     try:
         size = file.stat().st_size
         with open(file, "rb") as stream:

@@ -21,6 +21,9 @@ from mindone_audio.backbone.prompt import Prompt, build_prompt
 
 logger = logging.getLogger(__name__)
 
+# What PEFT's wrapper for causal language models hands on, None unless its caller gave it.
+_PEFT_KEYWORDS = ("inputs_embeds", "output_attentions", "output_hidden_states", "return_dict")
+
 
 def to_numpy(value) -> np.ndarray | None:
     """A NumPy array of a MindSpore tensor (bfloat16 as float32), an array or nested lists; None stays None."""
@@ -168,6 +171,10 @@ class AudioLanguageModel(PreTrainedModel):
         """Other checkpoints with what a repository leaves out; `access` are `hub.ACCESS_KEYWORDS`. Most have none."""
         return []
 
+    def prepare_inputs_for_generation(self, input_ids, **inputs) -> dict:
+        """The arguments of `construct`, unchanged. PEFT asks for this method; `generate` here does not call it."""
+        return {"input_ids": input_ids, **inputs}
+
     def get_input_embeddings(self) -> nn.Cell:
         return self.language_model.model.embed_tokens
 
@@ -188,7 +195,8 @@ class AudioLanguageModel(PreTrainedModel):
 
         `audio`: the arrays that `audio_inputs` names. Raises `TypeError` for one that it does not.
         """
-        if unknown := sorted(set(audio) - set(self.audio_inputs)):
+        given = {name for name, value in audio.items() if value is not None or name not in _PEFT_KEYWORDS}
+        if unknown := sorted(given - set(self.audio_inputs)):
             raise TypeError(
                 f"{type(self).__name__} takes no {', '.join(unknown)}: it takes input_ids, attention_mask, "
                 f"{', '.join(self.audio_inputs)}"

@@ -24,6 +24,12 @@ def parameter(shape: tuple[int, ...], init="normal", trainable: bool = True) -> 
     return Parameter(initializer(init, shape, ms.float32), requires_grad=trainable)
 
 
+def name_parameters(model: nn.Cell) -> None:
+    """Name each parameter after its place, which adapters change: a graph refuses two parameters of one name."""
+    for name, parameter in model.parameters_and_names():
+        parameter.name = name
+
+
 class Linear(nn.Dense):
     """`ops.linear` with `weight` (out, in) and, where `bias`, `bias` (out)."""
 

@@ -103,6 +103,33 @@ class Sequences:
         return self.prefill(*inputs) if input_ids.shape[1] > 1 else self.step(*inputs)
 
 
+class Structure:
+    """What a compiled graph has taken from a model for good: its cells, and which adapters they use and how.
+
+    A graph reads the parameters each time it runs, but not whether a `mindone.peft` layer stands in a cell's place, is
+    disabled or merged, which adapters are active, how they are scaled, and whether the cell is being trained.
+    """
+
+    def __init__(self, model: nn.Cell):
+        # The cells themselves are kept, since the id of one that is gone may be another's.
+        self.cells = [cell for _, cell in model.cells_and_names()]
+        self.states = [_state(cell) for cell in self.cells]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Structure) or len(self.cells) != len(other.cells):
+            return False
+        return all(a is b for a, b in zip(self.cells, other.cells)) and self.states == other.states
+
+
+def _state(cell: nn.Cell) -> tuple:
+    own = cell.__dict__
+    if "merged_adapters" not in own:  # by name: a model without adapters does not import mindone.peft
+        return (cell.training,)
+    active = own["_active_adapter"]
+    active = (active,) if isinstance(active, str) else tuple(active)
+    return cell.training, own["_disable_adapters"], tuple(own["merged_adapters"]), active, dict(own["scaling"])
+
+
 class Engine:
     """Owns the caches and graphs of one model; `compiled=False` runs the same cells interpreted."""
 

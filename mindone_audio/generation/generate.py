@@ -7,10 +7,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from mindone_audio.backbone.layers import name_parameters
 from mindone_audio.backbone.prompt import Prompt, left_align
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
-from mindone_audio.generation.engine import Engine, Sequences, prompt_bucket
+from mindone_audio.generation.engine import Engine, Sequences, Structure, prompt_bucket
 from mindone_audio.generation.settings import GenerationSettings, settle
 
 
@@ -98,7 +99,11 @@ class GenerationMixin:
         return Begun(engine, prompt, encoded, chosen, ended, given)
 
     def _engine(self, compiled: bool) -> Engine:
-        engines = self.__dict__.setdefault("_engines", {})
+        engines, structure = self.__dict__.setdefault("_engines", {}), Structure(self)
+        if structure != self.__dict__.get("_structure"):  # adapters were added, merged, disabled or replaced
+            engines.clear()
+            name_parameters(self)
+            self.__dict__["_structure"] = structure
         if compiled not in engines:
             engines[compiled] = Engine(self, compiled)
         return engines[compiled]
