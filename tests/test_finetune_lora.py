@@ -98,9 +98,9 @@ def qwen2_audio(families) -> Family:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory) -> Family:
-    """One layer and no encoder: its graphs compile fast."""
+    """Two layers and no encoder: its graphs compile fast."""
     folder = tmp_path_factory.mktemp("small")
-    model = helpers.torch_llama(num_hidden_layers=1)
+    model = helpers.torch_llama(num_hidden_layers=2)
     model.save_pretrained(folder)
     return Family(folder, type(model), helpers.ichigo_cases()["one clip"]())
 
@@ -432,6 +432,18 @@ def test_graphs_are_kept_while_adapters_stay(small):
 def test_compiled_encoder_and_projector_are_adapted(qwen2_audio):
     model = adapted(qwen2_audio, target_modules=(*helpers_peft.GUIDES, PROJECTOR), encoder=True)
     assert tokens(qwen2_audio, model) == tokens(qwen2_audio, model, compile=False)
+
+
+def test_merging_in_place_is_undone(qwen2_audio):
+    model = adapted(qwen2_audio)
+    weight = model.language_model.model.layers[0].self_attn.q_proj.base_layer.weight
+    before, logits = weight.asnumpy().copy(), our_logits(qwen2_audio, model)
+    model.base_model.merge_adapter()
+    assert np.abs(weight.asnumpy() - before).max() > 0.01
+    assert relative_error(our_logits(qwen2_audio, model), logits) < TOLERANCE
+    model.base_model.unmerge_adapter()
+    assert np.abs(weight.asnumpy() - before).max() < 1e-6
+    assert relative_error(our_logits(qwen2_audio, model), logits) < TOLERANCE
 
 
 def test_disabling_leaves_what_is_trained(qwen2_audio, tmp_path):
