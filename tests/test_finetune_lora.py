@@ -16,6 +16,7 @@ import torch
 import transformers
 from families import GOLDENS
 from helpers import PAD, relative_error, to_torch
+from huggingface_hub import ModelCard
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -29,7 +30,13 @@ from mindone_audio.finetune.lora import (
     set_dropout_seed,
     trainable_parameters,
 )
-from mindone_audio.finetune.mindone_peft import LoraConfig, PeftLoraLinear, PeftModel
+from mindone_audio.finetune.mindone_peft import (
+    LoraConfig,
+    PeftLoraLinear,
+    PeftModel,
+    PeftModelForCausalLM,
+    get_peft_model,
+)
 from mindone_audio.hub import CheckpointError
 
 TOLERANCE = 1e-4
@@ -87,6 +94,15 @@ def family(request, families) -> Family:
 @pytest.fixture
 def qwen2_audio(families) -> Family:
     return families["qwen2_audio"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Family:
+    """Two layers and no encoder: its graphs compile fast."""
+    folder = tmp_path_factory.mktemp("small")
+    model = helpers.torch_llama(num_hidden_layers=2)
+    model.save_pretrained(folder)
+    return Family(folder, type(model), helpers.ichigo_cases()["one clip"]())
 
 
 def adapted(family: Family, seed: int = 0, **settings) -> AdaptedModel:
@@ -167,9 +183,7 @@ def test_the_files_say_what_pefts_say(family, tmp_path):
         np.testing.assert_array_equal(ours[name], value)
     with safe_open(tmp_path / "ours" / "adapter_model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}
-    ours, theirs = (
-        json.loads((tmp_path / who / "adapter_config.json").read_text()) for who in ("ours", "theirs")
-    )
+    ours, theirs = (json.loads((tmp_path / who / "adapter_config.json").read_text()) for who in ("ours", "theirs"))
     assert ours["base_model_name_or_path"] == str(family.folder)
     different = {name for name in ours if name in theirs and ours[name] != theirs[name]}
     assert different <= {"target_modules", "auto_mapping"}  # of lists the order; of modules the path
@@ -233,7 +247,10 @@ def test_an_adapter_in_half_precision_is_read_as_float32(qwen2_audio, tmp_path):
 def test_gradients_are_pefts(family, tmp_path):
     model = adapted(family, target_modules=("q_proj", "down_proj"))
     model.save_pretrained(tmp_path)
-    labels = np.where(family.inputs["attention_mask"] != 0, family.inputs["input_ids"], -100)
+    seen = family.inputs["attention_mask"] != 0
+    # Nor the first token of a prompt padded on the left: what predicts it is padding, which nobody defines.
+    learned = seen & np.concatenate([seen[:, :1] & False, seen[:, :-1]], 1)
+    labels = np.where(learned, family.inputs["input_ids"], -100)
     parameters = model.trainable_params()
     loss, gradients = ms.value_and_grad(lambda: model(**family.inputs, labels=labels).loss, None, parameters)()
     theirs = peft.PeftModel.from_pretrained(family.theirs(), tmp_path, is_trainable=True).eval()
@@ -340,10 +357,10 @@ def test_dropout_masks():
 
 def test_merged_says_the_same_and_is_a_checkpoint(family, tmp_path):
     model = adapted(family, encoder=True)
-    logits, said = our_logits(family, model), tokens(family, model)
+    logits, said = our_logits(family, model), tokens(family, model, compile=False)
     merged = model.merge_and_unload()
     assert type(merged) is type(family.ours())
-    assert tokens(family, merged) == said != tokens(family, family.ours())
+    assert tokens(family, merged, compile=False) == said != tokens(family, family.ours(), compile=False)
     merged.save_pretrained(tmp_path)
     published = load_file(family.folder / "model.safetensors")
     assert load_file(tmp_path / "model.safetensors").keys() == published.keys()
@@ -353,16 +370,17 @@ def test_merged_says_the_same_and_is_a_checkpoint(family, tmp_path):
     assert relative_error(torch_logits(family, theirs), logits) < TOLERANCE
 
 
-def test_compiled_generation_follows_the_adapters(qwen2_audio, tmp_path):
-    other = adapted(qwen2_audio, seed=1)
+@pytest.mark.slow
+def test_compiled_generation_follows_the_adapters(small, tmp_path):
+    other = adapted(small, seed=1)
     other.save_pretrained(tmp_path)
-    expected_of_other = tokens(qwen2_audio, other)
-    model = qwen2_audio.ours()
+    expected_of_other = tokens(small, other)
+    model = small.ours()
     said = {}
 
     def say(what: str, model) -> None:
-        said[what] = tokens(qwen2_audio, model)
-        assert said[what] == tokens(qwen2_audio, model, compile=False), what
+        said[what] = tokens(small, model)
+        assert said[what] == tokens(small, model, compile=False), what
 
     say("base", model)
     model = add_lora(model, LoraSettings(r=4, alpha=8))
@@ -394,21 +412,38 @@ def test_compiled_generation_follows_the_adapters(qwen2_audio, tmp_path):
     assert len({str(said[what]) for what in ("base", "added", "another active")}) == 3
 
 
-def test_scaling_an_adapter_is_followed(qwen2_audio):
-    model = adapted(qwen2_audio)
-    before = tokens(qwen2_audio, model)
+def test_scaling_an_adapter_is_followed(small):
+    model = adapted(small)
+    before = tokens(small, model)
     for layer in (cell for _, cell in model.cells_and_names() if isinstance(cell, PeftLoraLinear)):
         layer.set_scale("default", 0.0)
-    assert tokens(qwen2_audio, model) == tokens(qwen2_audio, qwen2_audio.ours()) != before
+    assert tokens(small, model) == tokens(small, small.ours()) != before
 
 
-def test_graphs_are_kept_while_adapters_stay(qwen2_audio):
-    model = adapted(qwen2_audio)
-    tokens(qwen2_audio, model)
+def test_graphs_are_kept_while_adapters_stay(small):
+    model = adapted(small)
+    tokens(small, model)
     engine = model.get_base_model()._engine(True)
     helpers_peft.randomise_adapters(model, seed=2)  # other numbers need no other graph
-    tokens(qwen2_audio, model)
+    tokens(small, model)
     assert model.get_base_model()._engine(True) is engine
+
+
+def test_compiled_encoder_and_projector_are_adapted(qwen2_audio):
+    model = adapted(qwen2_audio, target_modules=(*helpers_peft.GUIDES, PROJECTOR), encoder=True)
+    assert tokens(qwen2_audio, model) == tokens(qwen2_audio, model, compile=False)
+
+
+def test_merging_in_place_is_undone(qwen2_audio):
+    model = adapted(qwen2_audio)
+    weight = model.language_model.model.layers[0].self_attn.q_proj.base_layer.weight
+    before, logits = weight.asnumpy().copy(), our_logits(qwen2_audio, model)
+    model.base_model.merge_adapter()
+    assert np.abs(weight.asnumpy() - before).max() > 0.01
+    assert relative_error(our_logits(qwen2_audio, model), logits) < TOLERANCE
+    model.base_model.unmerge_adapter()
+    assert np.abs(weight.asnumpy() - before).max() < 1e-6
+    assert relative_error(our_logits(qwen2_audio, model), logits) < TOLERANCE
 
 
 def test_disabling_leaves_what_is_trained(qwen2_audio, tmp_path):
@@ -417,9 +452,7 @@ def test_disabling_leaves_what_is_trained(qwen2_audio, tmp_path):
         model = load_adapter(qwen2_audio.ours(), tmp_path, trainable=trainable)
         before = trainable_parameters(model)
         with model.disable_adapter():
-            np.testing.assert_array_equal(
-                our_logits(qwen2_audio, model), our_logits(qwen2_audio, qwen2_audio.ours())
-            )
+            np.testing.assert_array_equal(our_logits(qwen2_audio, model), our_logits(qwen2_audio, qwen2_audio.ours()))
         assert trainable_parameters(model) == before
 
 
@@ -440,7 +473,8 @@ def test_the_projector_is_adapted_by_its_name(families, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "golden", ["audioflamingo3", "ultravox_llama", "ultravox_qwen3", "qwen2_audio_transformers5", "qwen2_audio_nf4_plain"]
+    "golden",
+    ["audioflamingo3", "ultravox_llama", "ultravox_qwen3", "qwen2_audio_transformers5", "qwen2_audio_nf4_plain"],
 )
 def test_names_on_disk_are_the_checkpoints(golden, tmp_path):
     """For families without a PyTorch class here: every adapted layer is one whose weight the checkpoint has."""
@@ -602,22 +636,29 @@ def test_files_that_cannot_be_used(qwen2_audio, tmp_path):
 # --- mindone.peft's own wrapper, and the hub
 
 
-def test_pefts_wrapper_for_causal_language_models(family):
+def wrapped_by_peft(family: Family):
     """What a reader of MindONE's documentation writes: mindone.peft alone, with the guides' task_type."""
-    from mindone.peft import PeftModelForCausalLM, get_peft_model
-
     config = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-    base = tokens(family, family.ours())
     model = get_peft_model(family.ours(), config)
     assert type(model) is PeftModelForCausalLM
     helpers_peft.randomise_adapters(model, scale=1.0)
-    output = model(**family.inputs, labels=family.inputs["input_ids"])
-    assert output.loss.asnumpy() > 0 and output.logits.shape[0] == len(family.inputs["input_ids"])
-    said = tokens(family, model)
-    assert said == tokens(family, model, compile=False) != base
+    return model
+
+
+def test_pefts_wrapper_for_causal_language_models_runs(family):
+    model, labels = wrapped_by_peft(family), family.inputs["input_ids"]
+    output = model(**family.inputs, labels=labels)
+    assert output.loss.asnumpy() > 0 and output.logits.shape[0] == len(labels)
+    assert relative_error(our_logits(family, model), our_logits(family, family.ours())) > 0.1
     with pytest.raises(TypeError, match="takes no inputs_embeds"):
         model(**family.inputs, inputs_embeds=output.logits)
-    assert tokens(family, model.merge_and_unload()) == said
+
+
+def test_pefts_wrapper_for_causal_language_models_generates(small):
+    model = wrapped_by_peft(small)
+    said = tokens(small, model)
+    assert said == tokens(small, model, compile=False) != tokens(small, small.ours())
+    assert tokens(small, model.merge_and_unload()) == said
 
 
 def test_adapters_are_pushed(qwen2_audio, monkeypatch):
@@ -627,6 +668,8 @@ def test_adapters_are_pushed(qwen2_audio, monkeypatch):
     def upload(self, working_dir, repo_id, files_timestamps, **keywords):
         pushed[repo_id] = sorted(file.name for file in Path(working_dir).iterdir())
 
+    # It would ask the hub for the repository's model card.
+    monkeypatch.setattr(transformers.utils.hub, "create_and_tag_model_card", lambda *a, **k: ModelCard("---\n---\n"))
     monkeypatch.setattr(PeftModel, "_create_repo", lambda self, repo_id, **keywords: repo_id)
     monkeypatch.setattr(PeftModel, "_upload_modified_files", upload)
     adapted(qwen2_audio).push_to_hub("someone/adapter")

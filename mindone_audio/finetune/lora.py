@@ -1,7 +1,7 @@
 """LoRA adapters (arXiv 2106.09685) on a model, over `mindone.peft`, with files that PyTorch's PEFT loads.
 
-What differs from `mindone.peft`'s own layers: the products with A and B do not transpose a weight at every call,
-dropout exists on CPU and is repeatable, and adapters can be disabled and unmerged.
+What differs from `mindone.peft` 0.5's own: dropout exists on CPU and is repeatable, adapters can be disabled and
+unmerged, new adapters are the same in every process, and files have the names of transformers' classes.
 """
 
 import math
@@ -32,12 +32,13 @@ from mindone_audio.finetune.mindone_peft import (
 __all__ = ["AdaptedModel", "LoraSettings", "add_lora", "load_adapter", "set_dropout_seed", "trainable_parameters"]
 
 
-def add_lora(model: AudioLanguageModel, settings: LoraSettings = LoraSettings()) -> "AdaptedModel":
+def add_lora(model: AudioLanguageModel, settings: LoraSettings | None = None) -> "AdaptedModel":
     """Give `model` new adapters, of which B is zero, and freeze everything else. The model is changed in place.
 
-    Raises `ValueError` for a target that matches no linear layer, naming close ones, and for a model that has adapters
-    or whose targets are in 4 bits.
+    settings: default `LoraSettings()`. Raises `ValueError` for a target that matches no linear layer, naming close
+    ones, and for a model that has adapters or whose targets are in 4 bits.
     """
+    settings = settings or LoraSettings()
     _check_no_adapters(model)
     targets, excluded = target_modules(model, settings)
     config = LoraConfig(
