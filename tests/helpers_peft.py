@@ -1,20 +1,10 @@
 """PyTorch's PEFT, and adapters whose numbers are far from zero."""
 
-import sys
-
 import mindspore as ms
 import numpy as np
+import peft
 import torch
 from mindspore import Tensor
-
-# scripts/reference has a folder "bitsandbytes", which PEFT would take for the package: let it look, and remember, once.
-_path = list(sys.path)
-sys.path[:] = [entry for entry in _path if not entry.endswith("reference")]
-import peft  # noqa: E402
-from peft import import_utils  # noqa: E402
-
-import_utils.is_bnb_available()
-sys.path[:] = _path
 
 # What the published guides adapt; the first three are names of the audio encoder's layers too.
 GUIDES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -70,7 +70,7 @@ def has_word(word: bytes, library: bytes) -> bool:
 def compiled_primitives(script: str, folder: Path, least_graphs: int) -> set[str]:
     """The primitives of all graphs that a script compiles, before any back end has changed them."""
     here = Path(__file__).parent
-    paths = [str(here / folder) for folder in (".", "..", "../scripts", "../scripts/reference")]
+    paths = [str(here / folder) for folder in (".", "..", "../scripts")]
     script = f"import sys; sys.path[:0] = {paths!r}\n{script}"
     environment = os.environ | {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(folder)}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=300)

@@ -59,6 +59,10 @@ class AudioLanguageModel(PreTrainedModel):
     # How the names of a checkpoint begin where they are not the published layout's: (on disk, here).
     weight_prefixes: weights.Prefixes = ()
 
+    # How the modules of transformers' class are called, after which adapters are named, where that differs from names
+    # on disk: (there, here).
+    adapter_prefixes: weights.Prefixes = ()
+
     def __init__(
         self,
         config,
@@ -262,17 +266,33 @@ class AudioLanguageModel(PreTrainedModel):
         came singly, and the mean cross-entropy of each label given the tokens before it, padding left out.
         """
         prompt, features, lengths = self.prompt(input_ids, attention_mask, labels, **audio)
-        embeddings = self.language_model.embed(Tensor(prompt.input_ids))
-        if features is not None:
-            audio = self.encode_audio(features, Tensor(lengths))
-            audio = audio.reshape((-1, audio.shape[-1]))
-            embeddings = merge_audio(embeddings, audio, Tensor(prompt.audio_index))
-        positions = np.maximum(np.cumsum(prompt.mask, 1) - 1, 0).astype(np.int32)
-        columns = msops.arange(positions.shape[1], dtype=ms.int32)
-        rotation = look_up(self.language_model.rotation_tables(len(columns), self.dtype), Tensor(positions))
-        mask = causal_mask(columns, columns, Tensor(prompt.mask))
-        logits = self.language_model.logits(self.language_model(embeddings, rotation, mask))
+        tables = self.language_model.rotation_tables(prompt.input_ids.shape[1], self.dtype)
+        audio = None if features is None else self.encode_audio(features, Tensor(lengths))
+        tokens = Tensor(prompt.input_ids), Tensor(prompt.positions), Tensor(prompt.mask)
+        hidden = self.hidden_states(*tokens, tables, audio, Tensor(prompt.audio_index))
+        logits = self.language_model.logits(hidden)
         return CausalLMOutput(loss=None if prompt.labels is None else _loss(logits, prompt), logits=logits)
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        tables: list[Tensor],
+        audio: Tensor | None,
+        audio_index: Tensor,
+    ) -> Tensor:
+        """What the decoder makes of whole prompts, before its output layer: (batch, length, hidden).
+
+        input_ids, positions and audio_index int32, visible bool, (batch, length): those of a `Prompt`; tables:
+        `Decoder.rotation_tables` of at least that length; audio (clips, tokens, hidden) or None: see `encode_audio`.
+        """
+        embeddings = self.language_model.embed(input_ids)
+        if audio is not None:
+            embeddings = merge_audio(embeddings, audio.reshape((-1, audio.shape[-1])), audio_index)
+        columns = msops.arange(input_ids.shape[1], dtype=ms.int32)
+        mask = causal_mask(columns, columns, visible)
+        return self.language_model(embeddings, look_up(tables, positions), mask)
 
 
 def _loss(logits: Tensor, prompt: Prompt) -> Tensor:

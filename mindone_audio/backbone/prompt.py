@@ -20,6 +20,11 @@ class Prompt:
     labels: np.ndarray | None
 
     @property
+    def positions(self) -> np.ndarray:
+        """What the decoder takes as the place of each token in its text, int32 (batch, length)."""
+        return np.maximum(np.cumsum(self.mask, 1) - 1, 0).astype(np.int32)
+
+    @property
     def lengths(self) -> np.ndarray:
         """Tokens of each sample that are not padding, int (batch)."""
         return self.mask.sum(1)

@@ -1,16 +1,25 @@
-"""Fine-tuning: data to batches with labels, and how answers are scored."""
+"""Fine-tuning: data to batches with labels, adapters, the training loop, and how answers are scored."""
 
 from importlib import import_module
 
 _HOMES = {
+    "AdaptedModel": "lora",
     "AnswerCollator": "collator",
     "BIG_BENCH_AUDIO_QUESTIONS": "examples",
     "DataError": "examples",
     "Example": "examples",
+    "FinetuneError": "trainer",
+    "FinetuneResult": "trainer",
+    "FinetuneSettings": "settings",
+    "LoraSettings": "lora_settings",
+    "Trainer": "trainer",
+    "add_lora": "lora",
     "dataset_examples": "tables",
     "exact_match": "metrics",
     "jsonl_examples": "tables",
+    "load_adapter": "lora",
     "load_examples": "sources",
+    "trainable_parameters": "lora",
     "word_error_rate": "metrics",
 }
 

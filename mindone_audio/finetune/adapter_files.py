@@ -78,7 +78,8 @@ def _adapted_parents(name: str, layers: dict[str, nn.Cell]) -> list[str]:
 
 def name_on_disk(model: AudioLanguageModel, name: str) -> str:
     """How transformers' class names what is `name` here."""
-    return weights.replace_prefix(name, tuple((here, on_disk) for on_disk, here in model.weight_prefixes))
+    prefixes = model.adapter_prefixes or model.weight_prefixes
+    return weights.replace_prefix(name, tuple((here, there) for there, here in prefixes))
 
 
 def matching_modules(model: AudioLanguageModel, config: LoraConfig) -> list[str]:

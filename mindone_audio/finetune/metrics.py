@@ -58,3 +58,16 @@ def _check(answers: Sequence[str], references: Sequence[str]) -> None:
         raise ValueError("give lists of answers and references, not one string")
     if not len(answers) or len(answers) != len(references):
         raise ValueError(f"{len(answers)} answers for {len(references)} references: give one for each, at least one")
+
+
+def _exact(answers: Sequence[str], references: Sequence[str]) -> tuple[int, int]:
+    return sum(normalised(a) == normalised(r) for a, r in zip(answers, references)), len(references)
+
+
+def _wrong_words(answers: Sequence[str], references: Sequence[str]) -> tuple[int, int]:
+    pairs = [(normalised(answer), normalised(reference)) for answer, reference in zip(answers, references)]
+    return sum(_edits(answer, reference) for answer, reference in pairs), sum(len(words) for _, words in pairs)
+
+
+# What each metric counts, and out of how many: so that the shares of several ranks can be added up.
+COUNTS = {"exact_match": _exact, "wer": _wrong_words}

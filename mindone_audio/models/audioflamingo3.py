@@ -83,6 +83,12 @@ class AudioFlamingo3ForConditionalGeneration(AudioLanguageModel, GenerationMixin
 
     config_class = AudioFlamingo3Config
     audio_inputs = ("input_features", "input_features_mask")
+    adapter_prefixes = (  # only transformers 5 has the class
+        ("model.audio_tower.", "audio_tower."),
+        ("model.multi_modal_projector.", "multi_modal_projector."),
+        ("model.language_model.", "language_model.model."),
+        ("lm_head", "language_model.lm_head"),
+    )
 
     def __init__(self, config: AudioFlamingo3Config):
         if config.projector_hidden_act != "gelu":

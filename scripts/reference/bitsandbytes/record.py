@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from transformers import BitsAndBytesConfig
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "scripts", "scripts/reference")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "scripts")]
 
 import helpers  # noqa: E402
 import record_parity  # noqa: E402

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import peft
 import torch
 import transformers
 from safetensors.numpy import save_file
@@ -23,10 +24,11 @@ from transformers import (
 )
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "scripts", "scripts/reference")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "scripts")]
 
 import helpers  # noqa: E402
 import helpers_audioflamingo3 as flamingo  # noqa: E402
+import helpers_finetune  # noqa: E402
 import record_parity  # noqa: E402
 from random_weights import randomise  # noqa: E402
 
@@ -63,6 +65,21 @@ def audioflamingo3() -> AudioFlamingo3ForConditionalGeneration:
         do_sample=True, temperature=0.7, top_p=0.8, top_k=20, repetition_penalty=1.05
     )
     return randomise(model)
+
+
+def write_finetuning(folder: Path, base: Path) -> None:
+    """The adapter that twenty steps begin with, and in steps.safetensors their losses and the adapter they end with."""
+    model = AudioFlamingo3ForConditionalGeneration.from_pretrained(base, dtype="float32", attn_implementation="eager")
+    micro_batches = helpers_finetune.labelled(flamingo.model_cases())
+    losses, adapter = helpers_finetune.torch_lora(model, micro_batches, folder)
+    (folder / "README.md").unlink()
+    config = json.loads((folder / "adapter_config.json").read_text())
+    config["base_model_name_or_path"] = str(base.relative_to(ROOT))
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    facts = {"command": COMMAND, "torch": torch.__version__, "transformers": transformers.__version__}
+    facts["peft"] = peft.__version__
+    arrays = {**adapter, "losses": np.array(losses)}
+    save_file(arrays, folder / "steps.safetensors", metadata={"facts": json.dumps(facts)})
 
 
 def write_processor(folder: Path) -> None:
@@ -102,6 +119,7 @@ def main() -> None:
     model = helpers.torch_model(helpers.tiny_config())
     write(goldens / "qwen2_audio_transformers5", model, helpers.qwen2_audio_cases())
     write(goldens / "audioflamingo3", audioflamingo3(), flamingo.model_cases())
+    write_finetuning(goldens / "audioflamingo3_lora", goldens / "audioflamingo3")
     write_processor(goldens / "audioflamingo3_processor")
 
 

@@ -18,7 +18,7 @@ import torch
 import transformers
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "scripts", "scripts/reference", ".")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("tests", "scripts", ".")]
 sys.path.insert(0, sys.argv[1])
 
 import helpers  # noqa: E402

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(ROOT), *(str(ROOT / folder) for folder in ("tests", "scripts", "scripts/reference"))]
+sys.path[:0] = [str(ROOT), *(str(ROOT / folder) for folder in ("tests", "scripts"))]
 for decoder in ("torchaudio", "torio", "torio.io", "torio.io._streaming_media_decoder"):
     sys.modules[decoder] = MagicMock()  # whisperspeech imports them to decode files, and here it is given samples
 

@@ -1,0 +1,168 @@
+"""The graphs of fine-tuning: losses and gradients of a micro-batch, their sum over ranks, and the AdamW update.
+
+Gradients are those of the summed loss and are divided by the number of learned tokens once all micro-batches of all
+ranks are added up. So the loss is the mean over the tokens of the whole global batch, however it is divided.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, ParameterTuple, Tensor, nn
+from mindspore import ops as msops
+
+from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.generation.engine import clips_bucket, prompt_bucket
+
+_FEWEST_TARGETS = 16
+
+
+class MicroBatch:
+    """The tensors of one micro-batch, in shapes that are rounded up so that few graphs are compiled.
+
+    tokens: input_ids and positions int32, visible bool, audio_index int32, (rows, length). features (clips, mel bins,
+    frames) and lengths int32 (clips), or None. where and targets int32 (count): which place of the flattened rows is
+    followed by which token; only there are scores computed. count: how many are real, the others have target -100.
+    """
+
+    def __init__(self, model: AudioLanguageModel, inputs: dict[str, Any], rows: int):
+        """inputs: what the processor or a collator gives, with labels; rows: of every micro-batch, missing ones are
+        padding."""
+        prompt, features, lengths = model.prompt(**inputs)
+        length = prompt_bucket(prompt.input_ids.shape[1])
+        labels = np.where(prompt.mask, prompt.labels, -100)[:, 1:]
+        row, column = np.nonzero(labels != -100)
+        self.count = len(row)
+        width = _FEWEST_TARGETS
+        while width < self.count:
+            width *= 4
+        self.where = Tensor(_padded(row * length + column, (width,), 0))
+        self.targets = Tensor(_padded(labels[row, column], (width,), -100))
+        shape = (max(rows, len(prompt.input_ids)), length)
+        arrays = (prompt.input_ids, 0), (prompt.positions, 0), (prompt.mask, False), (prompt.audio_index, -1)
+        self.tokens = tuple(Tensor(_padded(array, shape, fill)) for array, fill in arrays)
+        self.features, self.lengths, self.length = features, None, length
+        if features is not None:
+            spare = clips_bucket(len(lengths)) - len(lengths)
+            empty = msops.zeros((spare, *features.shape[1:]), features.dtype)
+            self.features = msops.concat((features, empty)) if spare else features
+            self.lengths = Tensor(np.concatenate([lengths, np.ones((spare, *lengths.shape[1:]), np.int32)]))
+
+
+def _padded(array: np.ndarray, shape: tuple[int, ...], fill: int | bool) -> np.ndarray:
+    """The array in the corner of a larger one; int32 where it is of integers."""
+    padded = np.full(shape, fill, bool if array.dtype == bool else np.int32)
+    padded[tuple(slice(size) for size in array.shape)] = array
+    return padded
+
+
+class SummedLoss(nn.Cell):
+    """The cross-entropy of all targets of a micro-batch, added up; its arguments are those of `MicroBatch`.
+
+    All are tensors by themselves: a graph takes those in a tuple for constants, and compiles for each new one.
+
+    encodes: whether the audio encoder runs here, because something in it is learned; else `audio` is its output.
+    """
+
+    def __init__(self, model: AudioLanguageModel, encodes: bool):
+        super().__init__(auto_prefix=False)
+        self.model, self.encodes = model, encodes
+
+    def construct(
+        self, input_ids, positions, visible, audio_index, where, targets, tables, audio=None, lengths=None
+    ) -> Tensor:
+        """tables (4, length, head_dim): those of `Decoder.rotation_tables`."""
+        tables = [tables[0], tables[1], tables[2], tables[3]]
+        if audio is not None:
+            if self.encodes:
+                audio = self.model.audio_tower(audio, lengths)
+            audio = self.model.multi_modal_projector(audio)
+        hidden = self.model.hidden_states(input_ids, positions, visible, tables, audio, audio_index)
+        rows = msops.gather(hidden.reshape((-1, hidden.shape[-1])), where, 0)
+        scores = self.model.language_model.logits(rows)
+        return msops.cross_entropy(scores, targets, ignore_index=-100, reduction="sum")
+
+
+class Accumulate(nn.Cell):
+    """Adds the gradients of a micro-batch to `sums`, and returns its loss."""
+
+    def __init__(self, loss: SummedLoss, parameters: Sequence[Parameter], sums: Sequence[Parameter]):
+        super().__init__(auto_prefix=False)
+        self.loss, self.sums = loss, ParameterTuple(sums)
+        self.gradient = ms.value_and_grad(loss, None, weights=ParameterTuple(parameters))
+
+    def construct(self, *batch) -> Tensor:
+        loss, gradients = self.gradient(*batch)
+        for total, gradient in zip(self.sums, gradients):
+            loss = msops.depend(loss, msops.assign_add(total, gradient.astype(ms.float32)))
+        return loss
+
+
+class Reduce(nn.Cell):
+    """Divides `sums` by the number of tokens, over all ranks; returns the mean loss and the norm of the gradient."""
+
+    def __init__(self, sums: Sequence[Parameter], ranks: int):
+        super().__init__(auto_prefix=False)
+        self.sums = ParameterTuple(sums)
+        self.all_reduce = msops.AllReduce() if ranks > 1 else None
+
+    def construct(self, loss: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """loss and count fp32 (1): what the micro-batches of this rank sum up to."""
+        parts = [total.reshape((-1,)) for total in self.sums]
+        flat = msops.concat([loss, count, *parts])
+        if self.all_reduce is not None:
+            flat = self.all_reduce(flat)
+        flat = flat / msops.maximum(flat[1], Tensor(1.0, ms.float32))
+        norm = msops.sqrt(msops.ReduceSum()(msops.square(flat[2:])))
+        start = 2
+        for total in self.sums:
+            end = start + total.size
+            norm = msops.depend(norm, msops.assign(total, flat[start:end].reshape(total.shape)))
+            start = end
+        return flat[0], norm
+
+
+class AdamW(nn.Cell):
+    """Adam with decoupled weight decay (arXiv 1711.05101) as PyTorch computes it; leaves `sums` at zero.
+
+    decays: for each parameter, whether weight decay is for it.
+    """
+
+    def __init__(self, parameters: Sequence[Parameter], sums: Sequence[Parameter], decays: Sequence[bool], settings):
+        super().__init__(auto_prefix=False)
+        self.learned, self.sums = ParameterTuple(parameters), ParameterTuple(sums)
+        self.first, self.second = (
+            ParameterTuple([zeros_like(parameter, f"{moment}.{parameter.name}") for parameter in parameters])
+            for moment in ("first_moment", "second_moment")
+        )
+        self.decays = tuple(settings.weight_decay if decay else 0.0 for decay in decays)
+        self.beta1, self.beta2 = settings.adam_beta1, settings.adam_beta2
+        self.epsilon = settings.adam_epsilon
+
+    def construct(self, rate: Tensor, scale: Tensor, correction1: Tensor, correction2: Tensor) -> Tensor:
+        """All fp32 scalars: rate, the learning rate; scale, what clipping leaves of the gradient; correction1 and 2,
+        1 - beta^step of both moments."""
+        done = rate
+        for i in range(len(self.learned)):
+            parameter, gradient = self.learned[i], self.sums[i] * scale
+            first = self.first[i] * self.beta1 + gradient * (1 - self.beta1)
+            second = self.second[i] * self.beta2 + gradient * gradient * (1 - self.beta2)
+            step = first / correction1 / (msops.sqrt(second / correction2) + self.epsilon)
+            value = parameter.astype(ms.float32)
+            value = value - rate * (step + self.decays[i] * value)
+            done = msops.depend(done, msops.assign(parameter, value.astype(parameter.dtype)))
+            done = msops.depend(done, msops.assign(self.first[i], first))
+            done = msops.depend(done, msops.assign(self.second[i], second))
+            done = msops.depend(done, msops.assign(self.sums[i], msops.zeros_like(gradient)))
+        return done
+
+
+def zeros_like(parameter: Parameter, name: str) -> Parameter:
+    """An fp32 parameter of the same shape that is not learned."""
+    return Parameter(Tensor(np.zeros(parameter.shape, np.float32)), name=name, requires_grad=False)
+
+
+def graph(cell: nn.Cell, compiled: bool) -> Callable:
+    """The cell as one graph, or as it is."""
+    return ms.jit(cell.construct) if compiled else cell

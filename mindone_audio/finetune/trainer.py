@@ -1,0 +1,325 @@
+"""The training loop: micro-batches to steps, logs, evaluation, checkpoints, and going on from them."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+from mindspore import ops as msops
+from tqdm import tqdm
+
+from mindone_audio.audio import AudioError
+from mindone_audio.finetune.checkpoints import Checkpoints
+from mindone_audio.finetune.graphs import Accumulate, AdamW, MicroBatch, Reduce, SummedLoss, graph, zeros_like
+from mindone_audio.finetune.log import Log
+from mindone_audio.finetune.lora import set_dropout_seed
+from mindone_audio.finetune.metrics import COUNTS
+from mindone_audio.finetune.order import Order, share
+from mindone_audio.finetune.ranks import Ranks
+from mindone_audio.finetune.settings import FinetuneSettings
+
+logger = logging.getLogger(__name__)
+
+
+class FinetuneError(RuntimeError):
+    """Training that cannot go on. The message says what happened, what is kept, and what to do next."""
+
+
+@dataclass
+class FinetuneResult:
+    """What `Trainer.train` did. history: what was logged, one dict a line of log.csv. skipped: clips that could not be
+    decoded, by example and reason. stopped: ended by `should_stop`."""
+
+    steps: int
+    history: list[dict] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    stopped: bool = False
+
+    @property
+    def losses(self) -> list[float]:
+        """The logged losses."""
+        return [line["loss"] for line in self.history if "loss" in line]
+
+
+class Trainer:
+    """Fine-tunes what is trainable in a model, which `add_lora` reduces to adapters.
+
+    model: a model of this package, mostly with adapters. processor: its processor, for evaluation by generated answers.
+    collator: examples to model inputs with labels, such as `AnswerCollator`. train: `Example`s, a sequence or, with
+    max_steps, any iterable that can be iterated again. evaluation: a sequence of them, or None.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        collator: Callable[[Sequence], dict | None],
+        settings: FinetuneSettings,
+        train: Sequence | Iterable,
+        evaluation: Sequence | None = None,
+    ):
+        self.model, self.processor, self.collator, self.settings = model, processor, collator, settings
+        self.base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.parameters = [parameter for parameter in model.get_parameters() if parameter.requires_grad]
+        if not self.parameters:
+            raise ValueError("nothing in the model is trainable: call add_lora(model, ...) first")
+        self.ranks = Ranks.find()
+        size = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * self.ranks.count
+        self.order = Order(train, size, settings.seed, settings.shuffle)
+        self.evaluation = evaluation
+        if self.order.known:
+            self.steps = settings.max_steps or math.ceil(settings.num_train_epochs * self.order.steps_per_epoch)
+        elif not settings.max_steps:
+            raise ValueError("streamed data has no length: give max_steps")
+        else:
+            self.steps = settings.max_steps
+        self.step = 0
+        self.checkpoints = Checkpoints(Path(settings.output_dir), settings.save_total_limit)
+        self._build()
+
+    def _build(self) -> None:
+        settings = self.settings
+        self.ranks.share_first(self.parameters)
+        sums = [zeros_like(parameter, f"gradient.{parameter.name}") for parameter in self.parameters]
+        tower = self.base.audio_tower
+        encodes = tower is not None and any(parameter.requires_grad for parameter in tower.get_parameters())
+        if settings.gradient_checkpointing:
+            for layer in self.base.language_model.model.layers:
+                layer.recompute()
+        loss = SummedLoss(self.base, encodes)
+        self._encode = None if encodes or tower is None else graph(tower, settings.compile)
+        self._loss = graph(loss, settings.compile)
+        self._accumulate = graph(Accumulate(loss, self.parameters, sums), settings.compile)
+        self._reduce = graph(Reduce(sums, self.ranks.count), settings.compile)
+        decays = [parameter.ndim > 1 for parameter in self.parameters]
+        self.optimizer = AdamW(self.parameters, sums, decays, settings)
+        self._update = graph(self.optimizer, settings.compile)
+        self._state = [*self.parameters, *self.optimizer.first, *self.optimizer.second]
+        self._tables: dict[int, Tensor] = {}
+
+    def train(
+        self,
+        resume_from_checkpoint: bool | str | None = None,
+        *,
+        should_stop: Callable[[], bool] = lambda: False,
+        progress: bool | None = None,
+    ) -> FinetuneResult:
+        """Take all steps that are left; the result ends up in output_dir, and log.csv and checkpoints while it runs.
+
+        resume_from_checkpoint: True goes on from the last checkpoint in output_dir, from the beginning where there is
+        none; a path from that one. should_stop: asked after each step; True saves a checkpoint and returns.
+        progress: a bar; None shows it on a terminal.
+
+        Raises `FinetuneError` where the loss is no number (the adapter before that step is kept as a checkpoint), and
+        what the data raises. `KeyboardInterrupt` passes through after a checkpoint was saved.
+        """
+        if resume_from_checkpoint:
+            self._resume(None if resume_from_checkpoint is True else Path(resume_from_checkpoint))
+        elif self.ranks.first:
+            self.checkpoints.begin()
+        result = FinetuneResult(self.step)
+        show = None if progress is None else not progress
+        try:
+            with (
+                Log(Path(self.settings.output_dir), self.settings.report_to, self.step, self.ranks.first) as log,
+                tqdm(
+                    total=self.steps, initial=self.step, unit="step", disable=True if not self.ranks.first else show
+                ) as bar,
+                closing(self._micro_batches()) as steps,
+            ):
+                self._run(steps, log, bar, should_stop, result)
+        finally:
+            result.skipped = list(getattr(self.collator, "skipped", []))
+        if not result.stopped:
+            self.save_model(self.settings.output_dir)
+        return result
+
+    def _run(
+        self, steps: Iterator, log: Log, bar: tqdm, should_stop: Callable[[], bool], result: FinetuneResult
+    ) -> None:
+        settings, begun, tokens = self.settings, time.monotonic(), 0
+        losses: list[float] = []
+        try:
+            while self.step < self.steps:
+                loss, norm, learned = self._take_step(next(steps))
+                losses.append(loss)
+                tokens += learned
+                self.step += 1
+                result.steps = self.step
+                bar.update(1)
+                last = self.step == self.steps
+                if last or settings.logging_steps and self.step % settings.logging_steps == 0:
+                    line = {"step": self.step, "loss": float(np.mean(losses)), "grad_norm": norm}
+                    line |= {"learning_rate": settings.rate(self.step - 1, self.steps)}
+                    line |= {"tokens_per_second": tokens / (time.monotonic() - begun)}
+                    if self.order.known:
+                        line["epoch"] = self.step / self.order.steps_per_epoch
+                    result.history.append(log.write(line))
+                    losses, tokens, begun = [], 0, time.monotonic()
+                if self.evaluation is not None and _due(self.step, settings.eval_steps, last):
+                    result.history.append(log.write({"step": self.step, **self.evaluate()}))
+                    begun = time.monotonic()
+                if _due(self.step, settings.save_steps, last):
+                    self._save()
+                if not last and self.ranks.any(should_stop()):
+                    result.stopped = True
+                    self._save()
+                    return
+        except KeyboardInterrupt:
+            self._save()
+            raise
+
+    def _micro_batches(self) -> Iterator[list[dict]]:
+        """For each step from the next on, the collated inputs of this rank's micro-batches, made one step ahead."""
+        rows = self.settings.per_device_train_batch_size
+
+        def collate(batch: list) -> list[dict]:
+            parts = share(batch, self.ranks.rank, self.ranks.count, rows)
+            return [inputs for part in parts if part and (inputs := self.collator(part)) is not None]
+
+        batches = self.order.batches(self.step)
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(lambda: collate(next(batches)))
+            while True:
+                ready, ahead = ahead.result(), pool.submit(lambda: collate(next(batches)))
+                yield ready
+
+    def _take_step(self, micro_batches: list[dict]) -> tuple[float, float, int]:
+        """One step: its mean loss, the norm of its gradient, and how many tokens were learned here."""
+        settings, rows = self.settings, self.settings.per_device_train_batch_size
+        total, count = 0.0, 0
+        self.model.set_train(True)
+        for number, inputs in enumerate(micro_batches):
+            batch = MicroBatch(self.base, inputs, rows)
+            # Of one step, micro-batch and rank: a run that goes on draws what an uninterrupted one would.
+            draw = (self.step * self.settings.gradient_accumulation_steps + number) * self.ranks.count + self.ranks.rank
+            set_dropout_seed(self.model, settings.seed + draw)
+            total += float(self._accumulate(*self._arguments(batch)).asnumpy())
+            count += batch.count
+        self.model.set_train(False)
+        loss, norm = (float(x.asnumpy()) for x in self._reduce(_row(total), _row(count)))
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            self._fail(loss)
+        step = self.step + 1
+        scale = min(1.0, settings.max_grad_norm / (norm + 1e-6)) if settings.max_grad_norm else 1.0
+        numbers = (
+            settings.rate(self.step, self.steps),
+            scale,
+            1 - settings.adam_beta1**step,
+            1 - settings.adam_beta2**step,
+        )
+        self._update(*(Tensor(number, ms.float32) for number in numbers))
+        return loss, norm, count
+
+    def _fail(self, loss: float) -> None:
+        """`FinetuneError` after what was learned until now has been saved."""
+        kept = "nothing was learned before it" if self.step == 0 else f"checkpoint-{self.step} holds what was before it"
+        if self.step:
+            self._save()
+        raise FinetuneError(
+            f"the loss of step {self.step + 1} is {loss}, or its gradient is: {kept}; lower the learning rate "
+            f"({self.settings.learning_rate:g}), set max_grad_norm, or look for a broken example"
+        )
+
+    def _arguments(self, batch: MicroBatch) -> tuple:
+        if batch.length not in self._tables:
+            tables = self.base.language_model.rotation_tables(batch.length, self.base.dtype)
+            self._tables[batch.length] = msops.stack(tables)
+        arguments = *batch.tokens, batch.where, batch.targets, self._tables[batch.length]
+        if batch.features is None:
+            return arguments
+        if self._encode is None:
+            return *arguments, batch.features, batch.lengths
+        return *arguments, self._encode(batch.features, batch.lengths)
+
+    def evaluate(self) -> dict[str, float]:
+        """eval_loss over the evaluation examples, the mean over all their tokens, and each of the settings' metrics."""
+        own = self.evaluation[self.ranks.rank :: self.ranks.count] if self.ranks.count > 1 else self.evaluation
+        own = [own[place] for place in range(len(own))]
+        rows, total, count = self.settings.per_device_eval_batch_size, 0.0, 0
+        self.model.set_train(False)
+        for first in range(0, len(own), rows):
+            inputs = self.collator(own[first : first + rows])
+            if inputs is not None:
+                batch = MicroBatch(self.base, inputs, rows)
+                total += float(self._loss(*self._arguments(batch)).asnumpy())
+                count += batch.count
+        counts = {"loss": (total, count)}
+        if self.settings.metrics:
+            answers = self._answers(own)
+            for metric in self.settings.metrics:
+                counts[metric] = COUNTS[metric](answers, [example.answer for example in own])
+        sums = self.ranks.sum([number for pair in counts.values() for number in pair])
+        return {f"eval_{name}": sums[2 * i] / max(1, sums[2 * i + 1]) for i, name in enumerate(counts)}
+
+    def _answers(self, examples: Sequence) -> list[str]:
+        """What the model says; nothing where a clip cannot be decoded."""
+        from mindone_audio.pipelines import AudioTextToTextPipeline
+
+        pipe, inputs = AudioTextToTextPipeline(self.base, self.processor), []
+        for example in examples:
+            try:
+                inputs.append({"audio": example.samples(), "text": example.prompt})
+            except AudioError:
+                inputs.append({"audio": None, "text": example.prompt})
+        answers = pipe(
+            inputs,
+            batch_size=self.settings.per_device_eval_batch_size,
+            generate_kwargs={"max_new_tokens": self.settings.max_new_tokens, "do_sample": False},
+            on_error="return",
+            progress=False,
+        )
+        return [answer["generated_text"] or "" for answer in answers]
+
+    def save_model(self, folder: str | Path) -> None:
+        """Write the adapter (or the model, where all of it is trained); the first rank does."""
+        if self.ranks.first:
+            self.model.save_pretrained(str(folder))
+
+    def _save(self) -> None:
+        if self.ranks.first:
+            self.checkpoints.save(self.step, self.model, self._state, self._facts())
+        self.ranks.wait()
+
+    def _facts(self) -> dict:
+        """What a run that goes on must have in common with this one to take the same steps."""
+        names = (
+            "learning_rate",
+            "lr_scheduler_type",
+            "warmup_steps",
+            "warmup_ratio",
+            "weight_decay",
+            "seed",
+            "shuffle",
+        )
+        facts = {name: getattr(self.settings, name) for name in names}
+        examples = len(self.order.examples) if self.order.known else None
+        return facts | {"steps": self.steps, "global_batch": self.order.size, "examples": examples}
+
+    def _resume(self, folder: Path | None) -> None:
+        found = self.checkpoints.load(folder, self._state)
+        if found is None:
+            logger.info("no checkpoint in %s: starting from the beginning", self.settings.output_dir)
+            return
+        self.step, facts = found
+        changed = {name: value for name, value in self._facts().items() if facts.get(name) != value}
+        if changed:
+            told = ", ".join(f"{name} {facts.get(name)!r} -> {value!r}" for name, value in changed.items())
+            logger.warning("resuming with other settings, so the steps are not those of one run: %s", told)
+        logger.info("resuming after step %d of %d", self.step, self.steps)
+
+
+def _due(step: int, every: int, last: bool) -> bool:
+    return last or bool(every) and step % every == 0
+
+
+def _row(number: float) -> Tensor:
+    return Tensor(np.array([number], np.float32))

@@ -1,0 +1,265 @@
+"""Steps of fine-tuning equal PyTorch's, and do not depend on how they are divided, interrupted or compiled."""
+
+import csv
+import json
+from pathlib import Path
+
+import helpers
+import helpers_audioflamingo3
+import helpers_finetune as reference
+import helpers_voxtral
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from mindone_audio import AutoModelForAudioTextToText
+from mindone_audio.finetune import FinetuneError, FinetuneSettings, LoraSettings, Trainer, add_lora, load_adapter
+
+GOLDENS = Path(__file__).parent / "goldens"
+TOLERANCE = 1e-3  # the contract, of losses and of the adapter
+FAMILIES = {
+    "qwen2_audio": (lambda: helpers.torch_model(helpers.tiny_config()), helpers.qwen2_audio_cases),
+    "voxtral": (
+        lambda: helpers_voxtral.torch_voxtral(helpers_voxtral.tiny_voxtral_config()),
+        helpers_voxtral.voxtral_cases,
+    ),
+    "ichigo": (helpers.torch_llama, helpers.ichigo_cases),
+}
+
+
+class Ready:
+    """Examples that are micro-batches already."""
+
+    skipped = ()
+
+    def __call__(self, examples):
+        (inputs,) = examples
+        return inputs
+
+
+def settings(folder: Path, **changes) -> FinetuneSettings:
+    known = {
+        **{"max_steps": reference.STEPS, "learning_rate": reference.RATE, "lr_scheduler_type": "cosine"},
+        **{"warmup_steps": reference.WARMUP, "weight_decay": reference.DECAY, "max_grad_norm": reference.CLIP},
+        **{"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "shuffle": False, "logging_steps": 1},
+    }
+    return FinetuneSettings(str(folder), **{**known, **changes})
+
+
+def train(folder: Path, checkpoint: Path, adapter: Path, micro_batches: list, **changes):
+    """The result, and the saved adapter's tensors."""
+    model = load_adapter(AutoModelForAudioTextToText.from_pretrained(checkpoint), adapter, trainable=True)
+    flat = [micro_batch for step in reference.steps(micro_batches) for micro_batch in step]
+    result = Trainer(model, None, Ready(), settings(folder, **changes), flat).train(progress=False)
+    return result, load_file(folder / "adapter_model.safetensors")
+
+
+def compare(result, ours: dict, losses: list[float], adapter: dict) -> None:
+    assert losses[-1] < 0.8 * losses[0]  # something was learned
+    assert np.abs(np.array(result.losses) - losses).max() < TOLERANCE
+    assert set(ours) == set(adapter)
+    assert max(np.abs(ours[name] - adapter[name]).max() / np.abs(adapter[name]).max() for name in ours) < TOLERANCE
+
+
+SLOW = pytest.mark.slow
+DECODER = {"exclude_modules": r".*audio_tower.*"}
+
+
+@pytest.mark.parametrize(
+    ("family", "lora"),
+    [
+        pytest.param("qwen2_audio", {}, id="qwen2_audio with its encoder"),
+        pytest.param("qwen2_audio", DECODER, id="qwen2_audio", marks=SLOW),
+        pytest.param("voxtral", {}, id="voxtral with its encoder", marks=SLOW),
+        pytest.param("voxtral", DECODER, id="voxtral"),
+        pytest.param("ichigo", {}, id="ichigo", marks=SLOW),
+    ],
+)
+def test_steps_equal_pytorchs(family, lora, tmp_path):
+    make_model, make_cases = FAMILIES[family]
+    model = make_model()
+    model.save_pretrained(tmp_path / "base")
+    micro_batches = reference.labelled(make_cases())
+    losses, adapter = reference.torch_lora(model, micro_batches, tmp_path / "adapter", **lora)
+    result, ours = train(tmp_path / "ours", tmp_path / "base", tmp_path / "adapter", micro_batches)
+    compare(result, ours, losses, adapter)
+
+
+def test_steps_of_audio_flamingo_3_equal_the_recorded_ones(tmp_path):
+    golden = GOLDENS / "audioflamingo3_lora"
+    recorded = load_file(golden / "steps.safetensors")
+    losses = recorded.pop("losses").tolist()
+    micro_batches = reference.labelled(helpers_audioflamingo3.model_cases())
+    result, ours = train(tmp_path / "ours", GOLDENS / "audioflamingo3", golden, micro_batches)
+    compare(result, ours, losses, recorded)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> tuple[Path, list[dict]]:
+    """A checkpoint, and eight examples, each a micro-batch of one row, of the same length."""
+    folder = tmp_path_factory.mktemp("tiny")
+    model = helpers.torch_model(helpers.tiny_config())
+    model.save_pretrained(folder)
+    examples = []
+    for seed in range(8):
+        inputs = {**helpers.batch([helpers.prompt([1, "a40", 9], seed)]), **helpers.clips([40], seed)}
+        labels = inputs["input_ids"].copy()
+        labels[:, :-8] = -100
+        examples.append({**inputs, "labels": labels})
+    return folder, examples
+
+
+class Stack:
+    """Puts examples of one length into a batch, and counts how often it was asked."""
+
+    def __init__(self):
+        self.skipped, self.calls = [], 0
+
+    def __call__(self, examples):
+        self.calls += 1
+        return {name: np.concatenate([example[name] for example in examples]) for name in examples[0]}
+
+
+def trainer(tiny, folder: Path, examples=None, **changes) -> Trainer:
+    checkpoint, all_examples = tiny
+    lora = LoraSettings(r=4, alpha=8, dropout=changes.pop("dropout", 0.0))
+    model = add_lora(AutoModelForAudioTextToText.from_pretrained(checkpoint), lora)
+    known = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 5e-3, "logging_steps": 1}
+    evaluation = changes.pop("evaluation", None)
+    collator = changes.pop("collator", None) or Stack()
+    chosen = FinetuneSettings(str(folder), **{**known, **changes})
+    return Trainer(model, None, collator, chosen, all_examples if examples is None else examples, evaluation)
+
+
+def adapter_of(folder: Path) -> dict[str, np.ndarray]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_how_a_batch_is_divided_does_not_matter(tiny, tmp_path):
+    whole = trainer(tiny, tmp_path / "4").train()
+    parts = trainer(tiny, tmp_path / "2", per_device_train_batch_size=2, gradient_accumulation_steps=2).train()
+    np.testing.assert_allclose(parts.losses, whole.losses, rtol=1e-5)
+    interpreted = trainer(tiny, tmp_path / "interpreted", compile=False, max_steps=2, num_train_epochs=6).train()
+    assert whole.losses[0] > whole.losses[-1] and interpreted.losses[0] == pytest.approx(whole.losses[0], rel=1e-5)
+
+
+def test_a_run_that_goes_on_takes_the_steps_of_one_that_was_never_interrupted(tiny, tmp_path):
+    settings = {"dropout": 0.3, "save_steps": 2, "save_total_limit": 2}
+    one = trainer(tiny, tmp_path / "one", **settings).train()
+    first = trainer(tiny, tmp_path / "two", **settings)
+    stopped = first.train(should_stop=lambda: first.step == 3)
+    assert stopped.stopped and stopped.steps == 3 and not (tmp_path / "two" / "adapter_model.safetensors").exists()
+    second = trainer(tiny, tmp_path / "two", **settings)
+    assert second.base.generate(**{n: v for n, v in tiny[1][0].items() if n != "labels"}, max_new_tokens=2) is not None
+    rest = second.train(resume_from_checkpoint=True)
+    assert stopped.losses + rest.losses == one.losses  # the same, bit by bit
+    ours, theirs = adapter_of(tmp_path / "two"), adapter_of(tmp_path / "one")
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert sorted(path.name for path in (tmp_path / "two").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
+    with open(tmp_path / "two" / "log.csv", newline="") as file:
+        assert [int(line["step"]) for line in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
+    without = trainer(tiny, tmp_path / "three", dropout=0.0).train()
+    assert without.losses != one.losses  # dropout did something
+
+
+def test_another_run_does_not_mix_with_checkpoints_that_are_there(tiny, tmp_path, caplog):
+    trainer(tiny, tmp_path, max_steps=1).train()
+    with pytest.raises(ValueError, match="has checkpoints of an earlier run, the last checkpoint-1"):
+        trainer(tiny, tmp_path, max_steps=2).train()
+    with pytest.raises(FileNotFoundError, match="is no checkpoint of a training"):
+        trainer(tiny, tmp_path, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "nothing"))
+    result = trainer(tiny, tmp_path, max_steps=2, learning_rate=1e-3).train(resume_from_checkpoint=True)
+    assert result.steps == 2 and "learning_rate 0.005 -> 0.001" in caplog.text
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_what_was_before(tiny, tmp_path):
+    examples = [dict(example) for example in tiny[1]]
+    examples[5] = {**examples[5], "input_features": np.full_like(examples[5]["input_features"], np.nan)}
+    broken = trainer(tiny, tmp_path, examples, per_device_train_batch_size=1, shuffle=False, max_steps=8)
+    with pytest.raises(FinetuneError, match=r"the loss of step 6 is nan.* checkpoint-5 holds what was before it"):
+        broken.train()
+    assert all(np.isfinite(array).all() for array in adapter_of(tmp_path / "checkpoint-5").values())
+    good = trainer(tiny, tmp_path / "good", per_device_train_batch_size=1, shuffle=False, max_steps=8)
+    good.train(should_stop=lambda: good.step == 5)
+    ours, theirs = adapter_of(tmp_path / "checkpoint-5"), adapter_of(tmp_path / "good" / "checkpoint-5")
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_an_interruption_saves_a_checkpoint(tiny, tmp_path):
+    class Interrupts(Stack):
+        def __call__(self, examples):
+            if self.calls == 3:
+                raise KeyboardInterrupt
+            return super().__call__(examples)
+
+    with pytest.raises(KeyboardInterrupt):
+        trainer(tiny, tmp_path, collator=Interrupts()).train()
+    state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
+    assert state["step"] == 3
+    assert trainer(tiny, tmp_path).train(resume_from_checkpoint=True).steps == 6
+
+
+def test_streams_of_examples(tiny, tmp_path):
+    class Stream:
+        def __iter__(self):
+            return iter(tiny[1][:6])
+
+    streamed = trainer(tiny, tmp_path / "stream", Stream(), max_steps=5).train()
+    listed = trainer(tiny, tmp_path / "list", tiny[1][:6], shuffle=False, max_steps=5).train()
+    assert streamed.losses == listed.losses  # whose second batch has two rows
+    with pytest.raises(ValueError, match="give max_steps"):
+        trainer(tiny, tmp_path / "endless", Stream(), max_steps=0)
+    with pytest.raises(ValueError, match="the data is empty"):
+        trainer(tiny, tmp_path / "empty", [])
+
+
+def test_evaluation_and_recomputation(tiny, tmp_path):
+    result = trainer(tiny, tmp_path, evaluation=tiny[1][:3], eval_steps=2, per_device_eval_batch_size=2).train()
+    found = [line["eval_loss"] for line in result.history if "eval_loss" in line]
+    assert len(found) == 3 and found[-1] < found[0]
+    model = load_adapter(AutoModelForAudioTextToText.from_pretrained(tiny[0]), tmp_path)
+    by_hand = [float(model(**example).loss.asnumpy()) for example in tiny[1][:3]]
+    assert found[-1] == pytest.approx(np.mean(by_hand), rel=1e-5)
+    again = trainer(tiny, tmp_path / "recompute", gradient_checkpointing=True).train()
+    np.testing.assert_allclose(again.losses, result.losses, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"learning_rate": 0}, "learning_rate=0: give a number above 0"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan"),
+        ({"per_device_train_batch_size": 0}, "per_device_train_batch_size=0: give a whole number, at least 1"),
+        ({"gradient_accumulation_steps": 1.5}, "gradient_accumulation_steps=1.5"),
+        ({"warmup_ratio": 1.0}, "warmup_ratio=1.0"),
+        ({"lr_scheduler_type": "step"}, "lr_scheduler_type='step': it may be linear, cosine, constant"),
+        ({"metrics": ("bleu",)}, "metrics has 'bleu': it may have exact_match, wer"),
+        ({"save_total_limit": 0}, "save_total_limit=0"),
+        ({"max_steps": -1}, "max_steps=-1"),
+    ],
+)
+def test_settings_that_make_no_sense(changes, message):
+    with pytest.raises(ValueError, match=message):
+        FinetuneSettings("out", **changes)
+
+
+def test_learning_rates_are_transformers(tmp_path):
+    import torch
+    from transformers import get_scheduler
+
+    for kind, warmup in (("linear", 0), ("cosine", 3), ("linear", 5)):
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        schedule = get_scheduler(kind, optimizer, num_warmup_steps=warmup, num_training_steps=20)
+        ours = FinetuneSettings("out", learning_rate=0.1, lr_scheduler_type=kind, warmup_ratio=warmup / 20)
+        for step in range(20):
+            assert ours.rate(step, 20) == pytest.approx(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+
+
+def test_nothing_to_train(tiny, tmp_path):
+    model = AutoModelForAudioTextToText.from_pretrained(tiny[0])
+    for parameter in model.get_parameters():
+        parameter.requires_grad = False
+    with pytest.raises(ValueError, match=r"nothing in the model is trainable: call add_lora"):
+        Trainer(model, None, Stack(), FinetuneSettings(str(tmp_path), max_steps=1), tiny[1])
