@@ -5,6 +5,7 @@
     python scripts/benchmark.py generate --model DIR --audio clip.wav --prompt "What do you hear?" --json out.json
     python scripts/benchmark.py load --size 1.7b --mindone    # from the disk to parameters
     python scripts/benchmark.py batch --clips 64              # a batch job against one clip after the other
+    python scripts/benchmark.py finetune --random small       # LoRA steps, and memory by the length of the prompts
 
 Machines are shared and noisy, so an absolute time says little. Every contender lives in a process of its own, all of
 them take turns within a round, and what counts is the median over the rounds of the ratio within a round. Needs
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # also in the processes started below, which import this file
 
 from benchmark_batch import add_batch  # noqa: E402
+from benchmark_finetune import add_finetune  # noqa: E402
 from benchmark_load import add_load  # noqa: E402
 
 from mindone_audio.checkpoints import demo_checkpoint  # noqa: E402
@@ -513,6 +515,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_generate(subparsers)
     add_load(subparsers)
     add_batch(subparsers)
+    add_finetune(subparsers)
     options = parser.parse_args(arguments)
     try:
         options.run(options)

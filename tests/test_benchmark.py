@@ -79,3 +79,14 @@ def test_bad_input_is_one_line(arguments, message):
     done = run(*arguments)
     assert done.returncode == 2 and not done.stdout
     assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_finetune():
+    command = [sys.executable, str(SCRIPT), "finetune", "--rows", "1", "--length", "64", "--clip-seconds", "1"]
+    command += ["--rounds", "1", "--steps", "1", "--lengths", "64"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^(ours|PyTorch PEFT)(, recompute)? +[0-9.]+ +[0-9.]+ +([0-9.]+) +[0-9.]+$", done.stdout, re.M)
+    assert len(rows) == 4 and len({float(first) for _, _, first in rows}) <= 2  # the same loss, up to the last digit
+    assert "ours / PyTorch PEFT, recompute:" in done.stdout and re.search(r"^64( +[0-9]+){4}$", done.stdout, re.M)
