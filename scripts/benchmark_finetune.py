@@ -63,7 +63,13 @@ def ours(folder: str, inputs: dict, threads: int, recompute: bool):
         gradient_checkpointing=recompute,
     )
     trainer = Trainer(model, None, None, settings, [None])
-    return lambda: trainer._take_step([inputs])[0]
+
+    def step() -> float:
+        loss, _, _ = trainer._take_step([inputs])
+        trainer.step += 1
+        return loss
+
+    return step
 
 
 def pytorch(folder: str, inputs: dict, threads: int, recompute: bool):

@@ -79,9 +79,13 @@ class SummedLoss(nn.Cell):
                 audio = self.model.audio_tower(audio, lengths)
             audio = self.model.multi_modal_projector(audio)
         hidden = self.model.hidden_states(input_ids, positions, visible, tables, audio, audio_index)
-        rows = msops.gather(hidden.reshape((-1, hidden.shape[-1])), where, 0)
-        scores = self.model.language_model.logits(rows)
-        return msops.cross_entropy(scores, targets, ignore_index=-100, reduction="sum")
+        return cross_entropy_sum(self.model.language_model, hidden, where, targets)
+
+
+def cross_entropy_sum(decoder: nn.Cell, hidden: Tensor, where: Tensor, targets: Tensor) -> Tensor:
+    """The loss of targets (count), added up, given hidden states (rows, length, width) at the flat places `where`."""
+    scores = decoder.logits(msops.gather(hidden.reshape((-1, hidden.shape[-1])), where, 0))
+    return msops.cross_entropy(scores, targets, ignore_index=-100, reduction="sum")
 
 
 class Accumulate(nn.Cell):

@@ -24,6 +24,7 @@ from mindone_audio.finetune.lora import set_dropout_seed
 from mindone_audio.finetune.metrics import COUNTS
 from mindone_audio.finetune.order import Order, share
 from mindone_audio.finetune.ranks import Ranks
+from mindone_audio.finetune.recompute import AccumulateByLayer
 from mindone_audio.finetune.settings import FinetuneSettings
 
 logger = logging.getLogger(__name__)
@@ -91,13 +92,13 @@ class Trainer:
         sums = [zeros_like(parameter, f"gradient.{parameter.name}") for parameter in self.parameters]
         tower = self.base.audio_tower
         encodes = tower is not None and any(parameter.requires_grad for parameter in tower.get_parameters())
-        if settings.gradient_checkpointing:
-            for layer in self.base.language_model.model.layers:
-                layer.recompute()
         loss = SummedLoss(self.base, encodes)
         self._encode = None if encodes or tower is None else graph(tower, settings.compile)
         self._loss = graph(loss, settings.compile)
-        self._accumulate = graph(Accumulate(loss, self.parameters, sums), settings.compile)
+        if settings.gradient_checkpointing:
+            self._accumulate = AccumulateByLayer(self.base, encodes, self.parameters, sums, settings.compile)
+        else:
+            self._accumulate = graph(Accumulate(loss, self.parameters, sums), settings.compile)
         self._reduce = graph(Reduce(sums, self.ranks.count), settings.compile)
         decays = [parameter.ndim > 1 for parameter in self.parameters]
         self.optimizer = AdamW(self.parameters, sums, decays, settings)
