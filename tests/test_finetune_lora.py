@@ -412,6 +412,7 @@ def test_compiled_generation_follows_the_adapters(small, tmp_path):
     assert len({str(said[what]) for what in ("base", "added", "another active")}) == 3
 
 
+@pytest.mark.slow
 def test_scaling_an_adapter_is_followed(small):
     model = adapted(small)
     before = tokens(small, model)
@@ -429,6 +430,7 @@ def test_graphs_are_kept_while_adapters_stay(small):
     assert model.get_base_model()._engine(True) is engine
 
 
+@pytest.mark.slow
 def test_compiled_encoder_and_projector_are_adapted(qwen2_audio):
     model = adapted(qwen2_audio, target_modules=(*helpers_peft.GUIDES, PROJECTOR), encoder=True)
     assert tokens(qwen2_audio, model) == tokens(qwen2_audio, model, compile=False)
@@ -485,7 +487,10 @@ def test_names_on_disk_are_the_checkpoints(golden, tmp_path):
     modules = stored_modules(tmp_path / "adapter")
     base = AutoModelForAudioTextToText.from_pretrained(GOLDENS / golden)
     base.save_pretrained(tmp_path / "base")
-    assert {f"{module}.weight" for module in modules} <= load_file(tmp_path / "base" / "model.safetensors").keys()
+    if golden == "audioflamingo3":  # whose class has other names than its checkpoints; PEFT's adapter was recorded
+        assert {module for module in modules if PROJECTOR not in module} <= stored_modules(GOLDENS / f"{golden}_lora")
+    else:
+        assert {f"{module}.weight" for module in modules} <= load_file(tmp_path / "base" / "model.safetensors").keys()
     assert any("q_proj" in module for module in modules) and any(PROJECTOR in module for module in modules)
     again = load_adapter(base, tmp_path / "adapter")
     ours, loaded = (dict(m.get_base_model().parameters_and_names()) for m in (model, again))
@@ -654,6 +659,7 @@ def test_pefts_wrapper_for_causal_language_models_runs(family):
         model(**family.inputs, inputs_embeds=output.logits)
 
 
+@pytest.mark.slow
 def test_pefts_wrapper_for_causal_language_models_generates(small):
     model = wrapped_by_peft(small)
     said = tokens(small, model)

@@ -122,7 +122,7 @@ class Stack:
 
 def trainer(tiny, folder: Path, examples=None, **changes) -> Trainer:
     checkpoint, all_examples = tiny
-    lora = LoraSettings(r=4, alpha=8, dropout=changes.pop("dropout", 0.0))
+    lora = LoraSettings(r=4, alpha=8, dropout=changes.pop("dropout", 0.0), **changes.pop("lora", {}))
     model = add_lora(AutoModelForAudioTextToText.from_pretrained(checkpoint), lora)
     known = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 5e-3, "logging_steps": 1}
     evaluation = changes.pop("evaluation", None)
@@ -222,6 +222,24 @@ def test_evaluation_and_recomputation(tiny, tmp_path):
     assert found[-1] == pytest.approx(np.mean(by_hand), rel=1e-5)
     again = trainer(tiny, tmp_path / "recompute", gradient_checkpointing=True).train()
     np.testing.assert_allclose(again.losses, result.losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_recomputation_of_everything_that_can_be_learned(tiny, tmp_path):
+    targets = ("q_proj", "down_proj", "multi_modal_projector", "fc1")
+    settings = {"lora": {"target_modules": targets, "encoder": True}, "gradient_accumulation_steps": 2}
+    one = trainer(tiny, tmp_path / "one", per_device_train_batch_size=2, **settings).train()
+    again = trainer(
+        tiny, tmp_path / "again", per_device_train_batch_size=2, gradient_checkpointing=True, **settings
+    ).train()
+    np.testing.assert_allclose(again.losses, one.losses, rtol=1e-5)
+    ours, theirs = adapter_of(tmp_path / "again"), adapter_of(tmp_path / "one")
+    assert max(np.abs(ours[name] - theirs[name]).max() / np.abs(theirs[name]).max() for name in theirs) < 1e-3
+    dropped = [
+        trainer(tiny, tmp_path / f"dropout {i}", dropout=0.5, gradient_checkpointing=True, max_steps=3).train().losses
+        for i in range(2)
+    ]
+    assert dropped[0] == dropped[1] and dropped[0] != again.losses[:3]
 
 
 @pytest.mark.parametrize(

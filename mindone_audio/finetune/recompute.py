@@ -1,9 +1,11 @@
 """Gradients layer by layer, each layer computed again for its own: memory for one layer, not for all.
 
 MindSpore's `Cell.recompute()` computes again too, but on CPU that took more time and no less memory (measured by
-scripts/benchmark.py finetune): a graph runs what is ready, all layers at once. So the layers are graphs of their own.
+scripts/benchmark.py finetune), because a graph runs what is ready, all layers at once. A graph for each layer took no
+less either, because each keeps its memory. So all layers go through one graph, whose weights are copied in before.
 """
 
+import copy
 from collections.abc import Sequence
 
 from mindspore import Parameter, ParameterTuple, Tensor, nn
@@ -12,7 +14,10 @@ from mindspore import ops as msops
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, merge_audio
 from mindone_audio.backbone.decoder import causal_mask, look_up
+from mindone_audio.finetune.dropout import Dropout
 from mindone_audio.finetune.graphs import cross_entropy_sum, graph
+
+_LAYER_STRIDE = 1_000_003  # between the dropout seeds of two layers
 
 
 class Begin(nn.Cell):
@@ -33,12 +38,21 @@ class Begin(nn.Cell):
 
 
 class Layer(nn.Cell):
-    """One decoder layer as the decoder calls it."""
+    """One decoder layer as the decoder calls it; a copy, which `become` makes any layer of the decoder."""
 
-    def __init__(self, model: AudioLanguageModel, number: int):
+    def __init__(self, model: AudioLanguageModel):
         super().__init__(auto_prefix=False)
         stack = model.language_model.model
-        self.layer, self.heads = stack.layers[number], (stack.num_heads, stack.num_key_value_heads)
+        self.layer, self.heads = copy.deepcopy(stack.layers[0]), (stack.num_heads, stack.num_key_value_heads)
+        self.seeds = _dropout_seeds(self.layer)
+
+    def become(self, layer: nn.Cell, number: int, seed: int) -> None:
+        """Take over a layer's weights, and draw its dropout from the seed of the step and its number."""
+        for own, other in zip(self.layer.get_parameters(), layer.get_parameters()):
+            if own is not other:
+                msops.assign(own, other)
+        for parameter in self.seeds:
+            msops.assign(parameter, Tensor([(seed + number * _LAYER_STRIDE) % (1 << 31)], parameter.dtype))
 
     def construct(self, x, positions, visible, tables) -> Tensor:
         columns = msops.arange(x.shape[1], dtype=positions.dtype)
@@ -65,22 +79,19 @@ class End(nn.Cell):
 
 
 class Gradient(nn.Cell):
-    """Adds the gradients of a cell's parameters to `sums`; returns that of its first argument."""
+    """The gradients of a cell's first argument and of some of its parameters."""
 
-    def __init__(self, cell: nn.Cell, parameters: Sequence[Parameter], sums: Sequence[Parameter]):
+    def __init__(self, cell: nn.Cell, parameters: Sequence[Parameter]):
         super().__init__(auto_prefix=False)
-        self.cell, self.weights, self.sums = cell, ParameterTuple(parameters), ParameterTuple(sums)
+        self.cell, self.weights = cell, ParameterTuple(parameters)
         self.gradient = msops.GradOperation(get_all=True, get_by_list=bool(parameters), sens_param=True)
 
-    def construct(self, *arguments) -> Tensor:
+    def construct(self, *arguments) -> tuple[Tensor, ...]:
         """The cell's arguments, and then the gradient of what it returns."""
-        if not self.sums:
-            return self.gradient(self.cell)(*arguments)[0]
+        if not self.weights:
+            return (self.gradient(self.cell)(*arguments)[0],)
         inputs, gradients = self.gradient(self.cell, self.weights)(*arguments)
-        first = inputs[0]
-        for total, gradient in zip(self.sums, gradients):
-            first = msops.depend(first, msops.assign_add(total, gradient.astype(total.dtype)))
-        return first
+        return (inputs[0], *gradients)
 
 
 class AccumulateByLayer:
@@ -96,31 +107,55 @@ class AccumulateByLayer:
     ):
         total_of = {id(parameter): total for parameter, total in zip(parameters, sums)}
 
-        def gradient(cell: nn.Cell, inside: nn.Cell | Sequence[nn.Cell]):
-            cells = [inside] if isinstance(inside, nn.Cell) else inside
-            own = [p for part in cells for p in part.get_parameters() if id(p) in total_of]
-            return graph(Gradient(cell, own, [total_of.pop(id(p)) for p in own]), compiled), bool(own)
+        def learned(*cells: nn.Cell | None) -> list[Parameter]:
+            found = {id(p): p for cell in cells if cell is not None for p in cell.get_parameters()}
+            return [parameter for key, parameter in found.items() if key in total_of]
 
         decoder = model.language_model
-        layers = [Layer(model, number) for number in range(len(decoder.model.layers))]
-        begin, end = Begin(model, encodes), End(model)
-        self._layers = [graph(layer, compiled) for layer in layers]
-        self._gradients = [gradient(layer, layer.layer)[0] for layer in layers]
+        stack = decoder.model
+        self._decoder_layers = list(stack.layers)
+        self._layer_sums = [[total_of[id(p)] for p in learned(layer)] for layer in self._decoder_layers]
+        self._layer, begin, end = Layer(model), Begin(model, encodes), End(model)
+        self._seeds = _dropout_seeds(stack)
+        numbers = {id(p) for p in learned(stack.layers[0])}
+        own = zip(stack.layers[0].get_parameters(), self._layer.layer.get_parameters())
+        copies = [mine for original, mine in own if id(original) in numbers]
+        # A tied output layer is the embedding: what it learns comes from both ends.
+        at_end = learned(stack.norm, decoder.lm_head if decoder.lm_head is not None else stack.embed_tokens)
+        at_begin = learned(stack.embed_tokens, model.audio_tower, model.multi_modal_projector)
+        self._end_sums, self._begin_sums = ([total_of[id(p)] for p in found] for found in (at_end, at_begin))
+        self._forward, self._backward = graph(self._layer, compiled), graph(Gradient(self._layer, copies), compiled)
         self._begin, self._end = graph(begin, compiled), graph(end, compiled)
-        self._end_gradient, _ = gradient(end, [decoder.model.norm, *([decoder.lm_head] if decoder.lm_head else [])])
-        parts = [part for part in (model.audio_tower, model.multi_modal_projector) if part is not None]
-        self._begin_gradient, self._begins = gradient(begin, [decoder.model.embed_tokens, *parts])
+        self._begin_gradient, self._end_gradient = (
+            graph(Gradient(cell, found), compiled) for cell, found in ((begin, at_begin), (end, at_end))
+        )
 
     def __call__(self, input_ids, positions, visible, audio_index, where, targets, tables, *audio) -> Tensor:
+        seed = int(self._seeds[0].asnumpy()[0]) if self._seeds else 0
         x = self._begin(input_ids, audio_index, *audio)
         inputs = []
-        for layer in self._layers:
+        for number, layer in enumerate(self._decoder_layers):
             inputs.append(x)
-            x = layer(x, positions, visible, tables)
+            self._layer.become(layer, number, seed)
+            x = self._forward(x, positions, visible, tables)
         loss = self._end(x, where, targets)
-        change = self._end_gradient(x, where, targets, msops.ones_like(loss))
-        for gradient in reversed(self._gradients):
-            change = gradient(inputs.pop(), positions, visible, tables, change)
-        if self._begins:
-            self._begin_gradient(input_ids, audio_index, *audio, change)
+        change, *gradients = self._end_gradient(x, where, targets, msops.ones_like(loss))
+        _add(self._end_sums, gradients)
+        for number, layer in reversed(list(enumerate(self._decoder_layers))):
+            self._layer.become(layer, number, seed)
+            change, *gradients = self._backward(inputs.pop(), positions, visible, tables, change)
+            _add(self._layer_sums[number], gradients)
+        if self._begin_sums:
+            _add(self._begin_sums, self._begin_gradient(input_ids, audio_index, *audio, change)[1:])
         return loss
+
+
+def _add(sums: Sequence[Parameter], gradients: Sequence[Tensor]) -> None:
+    for total, gradient in zip(sums, gradients):
+        msops.assign_add(total, gradient.astype(total.dtype))
+
+
+def _dropout_seeds(cell: nn.Cell) -> list[Parameter]:
+    """The seeds of the dropout in a cell, each once."""
+    found = {id(part.seed): part.seed for _, part in cell.cells_and_names() if isinstance(part, Dropout)}
+    return list(found.values())
