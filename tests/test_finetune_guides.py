@@ -1,0 +1,286 @@
+"""The two published guides as a person runs them, on tiny checkpoints and data; and that a tuned model stops."""
+
+import ast
+import csv
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import helpers_audioflamingo3
+import helpers_voxtral
+import numpy as np
+import pytest
+import torch
+from datasets import Audio, Dataset, Features, Value
+from helpers_processor import tone, write_audio
+from peft import PeftModel
+from safetensors.numpy import load_file
+from transformers import VoxtralForConditionalGeneration as TorchVoxtral
+
+from mindone_audio import (
+    AutoModelForAudioTextToText,
+    AutoProcessor,
+    VoxtralProcessor,
+    load_audio,
+    pipeline,
+    to_mindspore,
+)
+from mindone_audio.checkpoints import demo_checkpoint
+from mindone_audio.finetune import AnswerCollator, Example, FinetuneSettings, LoraSettings, Trainer, add_lora
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+LORA_NAME = re.compile(
+    r"base_model\.model\.language_model\.model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight"
+)
+SAID = re.compile(r"the (adapter|pipeline) answers: (.*)")
+
+
+def write_table(path: Path, rows: int, **columns: list[str]) -> None:
+    """A parquet file as the hub has it: encoded clips, each of another length, and columns of text."""
+    clips = []
+    for place in range(rows):
+        file = write_audio(path.parent / "clip.wav", tone(0.3 + 0.05 * place, 8000, seed=place), 8000)
+        clips.append({"bytes": file.read_bytes(), "path": f"{place}.wav"})
+        file.unlink()
+    features = {"audio": {"bytes": Value("binary"), "path": Value("string")}}
+    features |= dict.fromkeys(columns, Value("string"))
+    table = Dataset.from_dict({"audio": clips, **columns}, features=Features(features))
+    table.cast_column("audio", Audio()).to_parquet(path)
+
+
+def run(script: str, cache: Path, *arguments) -> subprocess.CompletedProcess:
+    """An example in a process of its own, where torch cannot be had, and which cannot ask the hub."""
+    command = [sys.executable, str(ROOT / "tests" / "without_torch.py"), str(EXAMPLES / script), *map(str, arguments)]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(cache), "HF_DATASETS_CACHE": str(cache / "datasets"), "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cache, env=environment, timeout=900)
+
+
+def said(result: subprocess.CompletedProcess) -> dict[str, str]:
+    """What the adapter and the pipeline answered."""
+    assert result.returncode == 0, result.stderr[-3000:]
+    return {match[1]: ast.literal_eval(match[2]) for match in map(SAID.fullmatch, result.stdout.splitlines()) if match}
+
+
+def check_adapter(folder: Path, r: int, dropout: float) -> None:
+    """Files with PEFT's names: both tensors of every projection of the decoder and of nothing else, all trained."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    assert (config["peft_type"], config["r"], config["lora_alpha"], config["lora_dropout"]) == ("LORA", r, 32, dropout)
+    tensors = load_file(folder / "adapter_model.safetensors")
+    assert all(
+        re.match(r"base_model\.model\.language_model\.model\.layers\.\d+\.(self_attn|mlp)\.", n) for n in tensors
+    )
+    assert {name.split(".")[-3] for name in tensors} == PROJECTIONS
+    assert {name.split(".", 8)[-1].split(".")[-2] for name in tensors} == {"lora_A", "lora_B"}
+    assert all(np.abs(tensor).max() > 0 for tensor in tensors.values())
+
+
+def read_log(folder: Path) -> list[dict]:
+    with open(folder / "log.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def voxtral_guide(tmp_path_factory):
+    """What a run of the Voxtral guide printed, and the folder with everything."""
+    folder = tmp_path_factory.mktemp("voxtral")
+    helpers_voxtral.write_checkpoint(folder / "model")
+    (folder / "data").mkdir()
+    categories = ["formal_fallacies", "navigate", "object_counting", "web_of_lies", "unheard_of", "navigate"]
+    write_table(folder / "data" / "train.parquet", 6, category=categories, official_answer=["invalid", "3"] * 3)
+    options = ["--eval-examples", 2, "--max-steps", 6, "--learning-rate", 2e-2, "--output", folder / "out"]
+    paths = ["--model", folder / "model", "--dataset", folder / "data"]
+    return run("voxtral_big_bench_audio_lora.py", folder, *paths, *options), folder
+
+
+@pytest.mark.slow
+def test_the_voxtral_guide(voxtral_guide):
+    result, folder = voxtral_guide
+    answers = said(result)
+    assert "4 examples to learn, 2 to evaluate on" in result.stdout
+    assert re.search(r"trainable params: [\d,]+ ", result.stdout)
+    for place in (folder / "out", folder / "out" / "lora_adapter", folder / "out" / "checkpoint-6"):
+        check_adapter(place, 8, 0.05)
+    (line, evaluated) = read_log(folder / "out")
+    assert float(line["loss"]) > 0 and float(line["epoch"]) == 6
+    assert float(evaluated["eval_loss"]) > 0
+    assert "loss" in result.stderr
+    assert answers["adapter"]
+    assert answers["pipeline"] == answers["adapter"]
+
+
+@pytest.mark.slow
+def test_the_voxtral_guides_adapter_answers_the_same_on_pytorch(voxtral_guide):
+    """PyTorch's PEFT on transformers' class says what the example printed, and the untrained model something else."""
+    result, folder = voxtral_guide
+    answers = said(result)
+    processor = VoxtralProcessor.from_pretrained(folder / "out")
+    first = datasets.load_dataset(str(folder / "data"), split="train", cache_dir=str(folder / "cache"))
+    clip = load_audio(first.cast_column("audio", Audio(decode=False))[0]["audio"]["bytes"])
+    content = [{"type": "audio", "audio": clip}]
+    content.append({"type": "text", "text": "Listen to the audio and answer the question."})
+    inputs = processor.apply_chat_template([{"role": "user", "content": content}])
+    inputs = {name: torch.from_numpy(value) for name, value in inputs.items()}
+
+    def say(model) -> str:
+        with torch.no_grad():
+            tokens = model.generate(**inputs, max_new_tokens=100, do_sample=False)
+        new = tokens[0, inputs["input_ids"].shape[1] :].numpy()
+        return processor.decode(new, skip_special_tokens=True).strip()
+
+    base = TorchVoxtral.from_pretrained(folder / "model", dtype=torch.float32).eval()
+    untrained = say(base)
+    assert say(PeftModel.from_pretrained(base, folder / "out" / "lora_adapter").eval()) == answers["adapter"]
+    assert untrained != answers["adapter"]
+    merged = TorchVoxtral.from_pretrained(folder / "out" / "merged", dtype=torch.float32).eval()
+    assert say(merged) == answers["pipeline"]
+
+
+@pytest.fixture
+def flamingo(tmp_path) -> Path:
+    """A folder with a model, and data: 6 rows to learn, 2 to evaluate on, one that is broken, and 1 of a test split."""
+    helpers_audioflamingo3.write_checkpoint(tmp_path / "model")
+    (tmp_path / "data").mkdir()
+    captions = [f"A dog barks {number} times." for number in range(8)]
+    write_table(tmp_path / "data" / "train-0.parquet", 9, caption=[*captions, ""])
+    write_table(tmp_path / "data" / "test-0.parquet", 1, caption=["Rain."])
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_the_audio_flamingo_3_guide(flamingo):
+    paths = ["--model", flamingo / "model", "--dataset", flamingo / "data", "--output", flamingo / "out"]
+    options = ["--train-examples", 6, "--eval-examples", 2, "--max-steps", 6, "--learning-rate", 2e-2]
+    result = run("audio_flamingo3_audiocaps_lora.py", flamingo, *paths, *options)
+    answers = said(result)
+    check_adapter(flamingo / "out", 16, 0.05)
+    check_adapter(flamingo / "out" / "checkpoint-6", 16, 0.05)
+    (line, evaluated) = read_log(flamingo / "out")
+    assert float(line["loss"]) > 0 and "epoch" not in line  # a stream has no length
+    assert float(evaluated["eval_loss"]) > 0
+    assert answers["adapter"]
+    assert answers["pipeline"] == answers["adapter"]
+    # Streamed: a table would have been prepared in the cache, and its last row refused.
+    assert not list(flamingo.rglob("*.arrow"))
+
+    model = AutoModelForAudioTextToText.from_pretrained(flamingo / "model")
+    processor = AutoProcessor.from_pretrained(flamingo / "model")
+    (row,) = datasets.load_dataset(str(flamingo / "data"), split="test", streaming=True).cast_column(
+        "audio", Audio(decode=False)
+    )
+    untrained = pipeline(model=model, processor=processor)(
+        row["audio"]["bytes"], "Describe the audio.", do_sample=False
+    )
+    assert untrained["generated_text"] != answers["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--eval-examples", "6"], "error: --eval-examples 6 of 6 examples leaves none to learn"),
+        (["--eval-examples", "2", "--model", "./nowhere"], "error: no checkpoint folder './nowhere'"),
+    ],
+)
+def test_bad_arguments(voxtral_data, arguments, message):
+    result = run("voxtral_big_bench_audio_lora.py", voxtral_data.parent, "--dataset", voxtral_data, *arguments)
+    assert result.returncode == 1
+    assert message in result.stderr.splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def voxtral_data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rows") / "data"
+    folder.mkdir()
+    write_table(folder / "train.parquet", 6, category=["navigate"] * 6, official_answer=["north"] * 6)
+    return folder
+
+
+def settings_of(script: str, monkeypatch):
+    """An example's LoRA settings, its training settings when it is started without options, and all its names."""
+    monkeypatch.setattr(sys, "argv", [script])
+    names = runpy.run_path(str(EXAMPLES / script))
+    return names["LORA"], names["training_settings"](names["parse_arguments"]()), names
+
+
+def test_the_hyper_parameters_are_the_guides(monkeypatch):
+    lora, settings, names = settings_of("voxtral_big_bench_audio_lora.py", monkeypatch)
+    assert (lora.r, lora.alpha, lora.dropout, set(lora.target_modules)) == (8, 32, 0.05, PROJECTIONS)
+    assert settings == FinetuneSettings(
+        **{"output_dir": "voxtral-audio-reasoning-lora", "num_train_epochs": 3, "learning_rate": 2e-4},
+        **{"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "gradient_accumulation_steps": 8},
+        **{"logging_steps": 10, "eval_steps": 100, "save_steps": 100, "save_total_limit": None},
+        **{"warmup_ratio": 0.1, "weight_decay": 0.01, "lr_scheduler_type": "cosine", "gradient_checkpointing": True},
+    )
+    learned, held_out = names["split"](list(range(1000)), 100)
+    shuffled = Dataset.from_dict({"row": range(1000)}).shuffle(seed=42)["row"]
+    assert (learned, held_out) == (list(shuffled[:900]), list(shuffled[900:]))
+
+    lora, settings, _ = settings_of("audio_flamingo3_audiocaps_lora.py", monkeypatch)
+    assert (lora.r, lora.alpha, lora.dropout, set(lora.target_modules)) == (16, 32, 0.05, PROJECTIONS)
+    assert settings == FinetuneSettings(
+        **{"output_dir": "audio-flamingo-3-hf-lora-finetuned", "max_steps": 500, "learning_rate": 1e-4},
+        **{"per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "gradient_accumulation_steps": 4},
+        **{"logging_steps": 10, "eval_steps": 100, "save_steps": 250, "save_total_limit": 2},
+        **{"warmup_ratio": 0.0, "weight_decay": 0.0, "lr_scheduler_type": "linear", "gradient_checkpointing": True},
+    )
+
+
+NEW_ANSWERS = ("The green pump.", "A broken fan.")
+MACHINE = "Which machine is it?"
+LIMIT = 48  # tokens; the answers have 6 and 7
+
+
+def tuned_tokens(folder: Path, learn_end: bool) -> tuple[list[list[int]], list[str], set[int]]:
+    """What the bundled checkpoint generates after it was taught two answers, the texts, and the ids that end them.
+
+    learn_end: False leaves the end token out of the labels, as a collator does that masks padding by its id where the
+    two are the same.
+    """
+    model = AutoModelForAudioTextToText.from_pretrained(demo_checkpoint())
+    processor = AutoProcessor.from_pretrained(demo_checkpoint())
+    collator = AnswerCollator(processor, generation_config=model.generation_config)
+    examples = [Example(tone(0.5 + 0.5 * i, seed=i), MACHINE, text) for i, text in enumerate(NEW_ANSWERS)]
+
+    def collate(batch):
+        inputs = collator(batch)
+        if not learn_end:
+            inputs["labels"] = np.where(np.isin(inputs["labels"], collator.end), -100, inputs["labels"])
+        return inputs
+
+    settings = FinetuneSettings(
+        str(folder), max_steps=40, learning_rate=5e-3, lr_scheduler_type="cosine", warmup_ratio=0.1
+    )
+    adapted = add_lora(model, LoraSettings())
+    Trainer(adapted, processor, collate, settings, examples).train(progress=False)
+    messages = [
+        [{"role": "user", "content": [{"type": "audio", "audio": e.audio}, {"type": "text", "text": MACHINE}]}]
+        for e in examples
+    ]
+    inputs = processor.conversation_inputs(messages, chat=collator.chat)
+    tokens = adapted.generate(**to_mindspore(inputs, dtype=model.dtype), max_new_tokens=LIMIT, do_sample=False)
+    new = tokens.asnumpy()[:, inputs["input_ids"].shape[1] :]
+    ends = model.generation_config.eos_token_id
+    return new.tolist(), processor.batch_decode(new, skip_special_tokens=True), {ends} if type(ends) is int else {*ends}
+
+
+@pytest.mark.slow
+def test_a_tuned_model_stops(tmp_path):
+    tokens, texts, ends = tuned_tokens(tmp_path / "whole", learn_end=True)
+    assert tuple(texts) == NEW_ANSWERS
+    assert len(tokens[0]) < LIMIT  # generate itself came to an end
+    assert all(ends & set(row) for row in tokens)
+
+
+@pytest.mark.slow
+def test_a_model_tuned_without_the_end_token_goes_on(tmp_path):
+    """What the test above would show of a collator that forgets the end."""
+    tokens, texts, ends = tuned_tokens(tmp_path / "broken", learn_end=False)
+    assert all(text.startswith(answer) for text, answer in zip(texts, NEW_ANSWERS))  # what was learned is the same
+    assert all(len(row) == LIMIT and not ends & set(row) for row in tokens)
