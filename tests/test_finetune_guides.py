@@ -36,9 +36,9 @@ from mindone_audio.finetune import AnswerCollator, Example, FinetuneSettings, Lo
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-LORA_NAME = re.compile(
-    r"base_model\.model\.language_model\.model\.layers\.\d+\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight"
-)
+# What follows the layers of a decoder in the name of an adapter's tensor, and what transformers' classes call those.
+PROJECTION = r"\.\d+\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight"
+VOXTRAL_LAYERS, FLAMINGO_LAYERS = r"language_model\.model\.layers", r"model\.language_model\.layers"
 SAID = re.compile(r"the (adapter|pipeline) answers: (.*)")
 
 
@@ -69,16 +69,15 @@ def said(result: subprocess.CompletedProcess) -> dict[str, str]:
     return {match[1]: ast.literal_eval(match[2]) for match in map(SAID.fullmatch, result.stdout.splitlines()) if match}
 
 
-def check_adapter(folder: Path, r: int, dropout: float) -> None:
+def check_adapter(folder: Path, r: int, layers: str) -> None:
     """Files with PEFT's names: both tensors of every projection of the decoder and of nothing else, all trained."""
     config = json.loads((folder / "adapter_config.json").read_text())
-    assert (config["peft_type"], config["r"], config["lora_alpha"], config["lora_dropout"]) == ("LORA", r, 32, dropout)
+    assert (config["peft_type"], config["r"], config["lora_alpha"], config["lora_dropout"]) == ("LORA", r, 32, 0.05)
     tensors = load_file(folder / "adapter_model.safetensors")
-    assert all(
-        re.match(r"base_model\.model\.language_model\.model\.layers\.\d+\.(self_attn|mlp)\.", n) for n in tensors
-    )
-    assert {name.split(".")[-3] for name in tensors} == PROJECTIONS
-    assert {name.split(".", 8)[-1].split(".")[-2] for name in tensors} == {"lora_A", "lora_B"}
+    matches = [re.fullmatch(rf"base_model\.model\.{layers}{PROJECTION}", name) for name in tensors]
+    assert all(matches), sorted(tensors)
+    assert {match[1] for match in matches} == PROJECTIONS
+    assert {match[2] for match in matches} == {"A", "B"}
     assert all(np.abs(tensor).max() > 0 for tensor in tensors.values())
 
 
@@ -107,7 +106,7 @@ def test_the_voxtral_guide(voxtral_guide):
     assert "4 examples to learn, 2 to evaluate on" in result.stdout
     assert re.search(r"trainable params: [\d,]+ ", result.stdout)
     for place in (folder / "out", folder / "out" / "lora_adapter", folder / "out" / "checkpoint-6"):
-        check_adapter(place, 8, 0.05)
+        check_adapter(place, 8, VOXTRAL_LAYERS)
     (line, evaluated) = read_log(folder / "out")
     assert float(line["loss"]) > 0 and float(line["epoch"]) == 6
     assert float(evaluated["eval_loss"]) > 0
@@ -145,11 +144,13 @@ def test_the_voxtral_guides_adapter_answers_the_same_on_pytorch(voxtral_guide):
 
 @pytest.fixture
 def flamingo(tmp_path) -> Path:
-    """A folder with a model, and data: 6 rows to learn, 2 to evaluate on, one that is broken, and 1 of a test split."""
+    """A folder with a model and data: 6 rows to learn, 2 to evaluate on, a file that is broken, and a test split."""
     helpers_audioflamingo3.write_checkpoint(tmp_path / "model")
     (tmp_path / "data").mkdir()
     captions = [f"A dog barks {number} times." for number in range(8)]
-    write_table(tmp_path / "data" / "train-0.parquet", 9, caption=[*captions, ""])
+    write_table(tmp_path / "data" / "train-0.parquet", 8, caption=captions)
+    write_table(tmp_path / "data" / "train-1.parquet", 1, caption=["Wind."])  # datasets reads one file ahead
+    (tmp_path / "data" / "train-2.parquet").write_bytes(b"beyond what is taken")
     write_table(tmp_path / "data" / "test-0.parquet", 1, caption=["Rain."])
     return tmp_path
 
@@ -160,14 +161,14 @@ def test_the_audio_flamingo_3_guide(flamingo):
     options = ["--train-examples", 6, "--eval-examples", 2, "--max-steps", 6, "--learning-rate", 2e-2]
     result = run("audio_flamingo3_audiocaps_lora.py", flamingo, *paths, *options)
     answers = said(result)
-    check_adapter(flamingo / "out", 16, 0.05)
-    check_adapter(flamingo / "out" / "checkpoint-6", 16, 0.05)
+    check_adapter(flamingo / "out", 16, FLAMINGO_LAYERS)
+    check_adapter(flamingo / "out" / "checkpoint-6", 16, FLAMINGO_LAYERS)
     (line, evaluated) = read_log(flamingo / "out")
     assert float(line["loss"]) > 0 and "epoch" not in line  # a stream has no length
     assert float(evaluated["eval_loss"]) > 0
     assert answers["adapter"]
     assert answers["pipeline"] == answers["adapter"]
-    # Streamed: a table would have been prepared in the cache, and its last row refused.
+    # Streamed: else the broken file would have been read as well, and tables would be in the cache.
     assert not list(flamingo.rglob("*.arrow"))
 
     model = AutoModelForAudioTextToText.from_pretrained(flamingo / "model")
