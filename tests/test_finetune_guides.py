@@ -16,13 +16,16 @@ import helpers_voxtral
 import numpy as np
 import pytest
 import torch
+import transformers
 from datasets import Audio, Dataset, Features, Value
 from helpers_processor import tone, write_audio
+from huggingface_hub import ModelCard
 from peft import PeftModel
 from safetensors.numpy import load_file
 from transformers import VoxtralForConditionalGeneration as TorchVoxtral
 
 from mindone_audio import (
+    AudioFlamingo3Processor,
     AutoModelForAudioTextToText,
     AutoProcessor,
     VoxtralProcessor,
@@ -39,6 +42,7 @@ PROJECTIONS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "
 # What follows the layers of a decoder in the name of an adapter's tensor, and what transformers' classes call those.
 PROJECTION = r"\.\d+\.(?:self_attn|mlp)\.(\w+)\.lora_([AB])\.weight"
 VOXTRAL_LAYERS, FLAMINGO_LAYERS = r"language_model\.model\.layers", r"model\.language_model\.layers"
+QUESTION = [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]
 SAID = re.compile(r"the (adapter|pipeline) answers: (.*)")
 
 
@@ -94,9 +98,13 @@ def voxtral_guide(tmp_path_factory):
     (folder / "data").mkdir()
     categories = ["formal_fallacies", "navigate", "object_counting", "web_of_lies", "unheard_of", "navigate"]
     write_table(folder / "data" / "train.parquet", 6, category=categories, official_answer=["invalid", "3"] * 3)
-    options = ["--eval-examples", 2, "--max-steps", 6, "--learning-rate", 2e-2, "--output", folder / "out"]
+    return run_voxtral(folder), folder
+
+
+def run_voxtral(folder: Path, *more: str) -> subprocess.CompletedProcess:
+    options = ["--eval-examples", 2, "--max-steps", 6, "--learning-rate", 2e-2, "--output", folder / "out", *more]
     paths = ["--model", folder / "model", "--dataset", folder / "data"]
-    return run("voxtral_big_bench_audio_lora.py", folder, *paths, *options), folder
+    return run("voxtral_big_bench_audio_lora.py", folder, *paths, *options)
 
 
 @pytest.mark.slow
@@ -142,6 +150,38 @@ def test_the_voxtral_guides_adapter_answers_the_same_on_pytorch(voxtral_guide):
     assert say(merged) == answers["pipeline"]
 
 
+@pytest.mark.slow
+def test_the_voxtral_guide_a_second_time(voxtral_guide):
+    """A finished run is not mixed with another one; --resume finds nothing left to learn and answers the same."""
+    result, folder = voxtral_guide
+    again = run_voxtral(folder)
+    assert again.returncode == 1
+    assert re.match("error: .*/out has checkpoints of an earlier run", again.stderr.splitlines()[-1])
+    resumed = run_voxtral(folder, "--resume")
+    assert said(resumed) == said(result)
+    assert "resuming after step 6 of 6" in resumed.stderr
+
+
+@pytest.mark.parametrize("family", ["voxtral", "audioflamingo3"])
+def test_processors_are_pushed(family, tmp_path, monkeypatch):
+    """--push-to-hub uploads the processor beside the adapter: it gets all files that it is loaded from."""
+    if family == "voxtral":
+        processor = VoxtralProcessor.from_pretrained(helpers_voxtral.write_processor(tmp_path))
+    else:
+        processor = AudioFlamingo3Processor.from_pretrained(helpers_audioflamingo3.GOLDENS / "audioflamingo3_processor")
+    pushed = {}
+
+    def upload(self, working_dir, repo_id, files_timestamps, **keywords):
+        pushed[repo_id] = type(processor).from_pretrained(working_dir)
+
+    monkeypatch.setattr(type(processor), "_create_repo", lambda self, repo_id, **keywords: repo_id)
+    monkeypatch.setattr(type(processor), "_upload_modified_files", upload)
+    monkeypatch.setattr(transformers.utils.hub, "create_and_tag_model_card", lambda *a, **k: ModelCard("---\n---\n"))
+    processor.push_to_hub("someone/adapter")
+    said = [p.apply_chat_template(QUESTION, tokenize=False) for p in (processor, pushed["someone/adapter"])]
+    assert said[0] == said[1] and "What?" in said[0]
+
+
 @pytest.fixture
 def flamingo(tmp_path) -> Path:
     """A folder with a model and data: 6 rows to learn, 2 to evaluate on, a file that is broken, and a test split."""
@@ -182,6 +222,17 @@ def test_the_audio_flamingo_3_guide(flamingo):
     assert untrained["generated_text"] != answers["adapter"]
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> Path:
+    """A folder of clips beside a table, as some data sets of the hub are."""
+    folder = tmp_path_factory.mktemp("clips")
+    for place in range(6):
+        write_audio(folder / f"{place}.wav", tone(0.3, seed=place))
+    rows = [{"file_name": f"{i}.wav", "category": "navigate", "official_answer": "north"} for i in range(6)]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -189,18 +240,10 @@ def test_the_audio_flamingo_3_guide(flamingo):
         (["--eval-examples", "2", "--model", "./nowhere"], "error: no checkpoint folder './nowhere'"),
     ],
 )
-def test_bad_arguments(voxtral_data, arguments, message):
-    result = run("voxtral_big_bench_audio_lora.py", voxtral_data.parent, "--dataset", voxtral_data, *arguments)
+def test_bad_arguments(clips, tmp_path, arguments, message):
+    result = run("voxtral_big_bench_audio_lora.py", tmp_path, "--dataset", clips, *arguments)
     assert result.returncode == 1
     assert message in result.stderr.splitlines()[-1]
-
-
-@pytest.fixture(scope="module")
-def voxtral_data(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("rows") / "data"
-    folder.mkdir()
-    write_table(folder / "train.parquet", 6, category=["navigate"] * 6, official_answer=["north"] * 6)
-    return folder
 
 
 def settings_of(script: str, monkeypatch):
