@@ -40,6 +40,7 @@ from mindone_audio.device import set_device  # noqa: E402
 from mindone_audio.finetune import (  # noqa: E402
     BIG_BENCH_AUDIO_QUESTIONS,
     AnswerCollator,
+    FinetuneError,
     FinetuneSettings,
     LoraSettings,
     Trainer,
@@ -163,5 +164,5 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, FinetuneError) as error:
         sys.exit(f"error: {error}")
