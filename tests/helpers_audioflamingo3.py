@@ -1,11 +1,14 @@
 """Inputs of Audio Flamingo 3 for models and processors, used by the tests and by what records their references."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 
 import helpers
 import numpy as np
 from helpers_processor import RATE, byte_tokenizer, tone
 
+GOLDENS = Path(__file__).parent / "goldens"
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<sound>"]
 # Windows of 2 s and 8 mels, and at most five of them, keep recordings small.
 WINDOW, LONGEST, MELS = 2, 10, 8  # s, s, bins
@@ -44,6 +47,28 @@ ANSWERS = [
 def tokenizer():
     """Byte-level, with the published special tokens in their order."""
     return byte_tokenizer(SPECIAL_TOKENS, eos_token="<|im_end|>")
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """A whole checkpoint: transformers 5's processor, a model of random weights that fits it, and where it stops."""
+    from mindspore import Tensor
+
+    from mindone_audio import AudioFlamingo3Config, AudioFlamingo3ForConditionalGeneration, AudioFlamingo3Processor
+
+    sizes, words = json.loads((GOLDENS / "audioflamingo3" / "config.json").read_text()), tokenizer()
+    sizes["audio_config"].update(num_mel_bins=MELS, max_source_positions=50 * WINDOW)
+    sizes["text_config"].update(vocab_size=len(words), num_hidden_layers=1, layer_types=None)
+    config = AudioFlamingo3Config(**{**sizes, "audio_token_id": len(words) - 1})
+    model, rng = AudioFlamingo3ForConditionalGeneration(config), np.random.default_rng(0)
+    for _, parameter in model.parameters_and_names():  # as large as those of `random_weights`
+        spread = 0.3 if parameter.ndim < 2 else 1.6 / np.prod(parameter.shape[1:]) ** 0.5
+        values = rng.normal(parameter.ndim < 2 and parameter.name.endswith("weight"), spread, parameter.shape)
+        parameter.set_data(Tensor(values.astype(np.float32)))
+    model.save_pretrained(folder)
+    AudioFlamingo3Processor.from_pretrained(GOLDENS / "audioflamingo3_processor").save_pretrained(folder)
+    stops = {"eos_token_id": [words.convert_tokens_to_ids("<|im_end|>")]}
+    (folder / "generation_config.json").write_text(json.dumps(stops))
+    return folder
 
 
 def model_cases() -> dict[str, Callable[[], dict]]:

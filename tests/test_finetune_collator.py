@@ -27,9 +27,6 @@ from safetensors.numpy import load_file
 from transformers import GenerationConfig
 
 from mindone_audio import (
-    AudioFlamingo3Config,
-    AudioFlamingo3ForConditionalGeneration,
-    AudioFlamingo3Processor,
     AutoModelForAudioTextToText,
     AutoProcessor,
     to_mindspore,
@@ -49,19 +46,6 @@ def examples(prompts=("What?", "What is heard in it?", "And?"), seconds=(0.5, 1.
         Example(tone(length, seed=place), prompt, answer, f"row {place}")
         for place, (length, prompt, answer) in enumerate(zip(seconds, prompts, ANSWERS))
     ]
-
-
-def write_flamingo(folder):
-    """A whole tiny Audio Flamingo 3: transformers 5's processor, and a model of random weights that fits it."""
-    golden = GOLDENS / "audioflamingo3"
-    sizes = json.loads((golden / "config.json").read_text())
-    vocabulary = len(flamingo.tokenizer())
-    sizes["audio_config"].update(num_mel_bins=flamingo.MELS, max_source_positions=50 * flamingo.WINDOW)
-    sizes["text_config"].update(vocab_size=vocabulary, num_hidden_layers=1, layer_types=None)
-    config = AudioFlamingo3Config(**{**sizes, "audio_token_id": vocabulary - 1})
-    AudioFlamingo3ForConditionalGeneration(config).save_pretrained(folder)
-    AudioFlamingo3Processor.from_pretrained(GOLDENS / "audioflamingo3_processor").save_pretrained(folder)
-    return stop_on(folder, flamingo.tokenizer(), "<|im_end|>")
 
 
 def write_ultravox(folder):
@@ -87,7 +71,7 @@ def stop_on(folder, tokenizer, *words):
 WRITERS = {
     "qwen2_audio": lambda folder: shutil.copytree(demo_checkpoint(), folder / "demo"),
     "voxtral": helpers_voxtral.write_checkpoint,
-    "audioflamingo3": write_flamingo,
+    "audioflamingo3": flamingo.write_checkpoint,
     "ultravox": write_ultravox,
     "ichigo": write_ichigo,
 }
