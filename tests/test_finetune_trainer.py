@@ -71,7 +71,7 @@ DECODER = {"exclude_modules": r".*audio_tower.*"}
         pytest.param("qwen2_audio", {}, id="qwen2_audio with its encoder"),
         pytest.param("qwen2_audio", DECODER, id="qwen2_audio", marks=SLOW),
         pytest.param("voxtral", {}, id="voxtral with its encoder", marks=SLOW),
-        pytest.param("voxtral", DECODER, id="voxtral"),
+        pytest.param("voxtral", DECODER, id="voxtral", marks=SLOW),
         pytest.param("ichigo", {}, id="ichigo", marks=SLOW),
     ],
 )
@@ -162,6 +162,7 @@ def test_a_run_that_goes_on_takes_the_steps_of_one_that_was_never_interrupted(ti
     assert without.losses != one.losses  # dropout did something
 
 
+@pytest.mark.slow
 def test_another_run_does_not_mix_with_checkpoints_that_are_there(tiny, tmp_path, caplog):
     trainer(tiny, tmp_path, max_steps=1).train()
     with pytest.raises(ValueError, match="has checkpoints of an earlier run, the last checkpoint-1"):
@@ -185,6 +186,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_before(tiny, tmp_path
     assert all((ours[name] == theirs[name]).all() for name in theirs)
 
 
+@pytest.mark.slow
 def test_an_interruption_saves_a_checkpoint(tiny, tmp_path):
     class Interrupts(Stack):
         def __call__(self, examples):
@@ -199,6 +201,7 @@ def test_an_interruption_saves_a_checkpoint(tiny, tmp_path):
     assert trainer(tiny, tmp_path).train(resume_from_checkpoint=True).steps == 6
 
 
+@pytest.mark.slow
 def test_streams_of_examples(tiny, tmp_path):
     class Stream:
         def __iter__(self):
@@ -213,6 +216,7 @@ def test_streams_of_examples(tiny, tmp_path):
         trainer(tiny, tmp_path / "empty", [])
 
 
+@pytest.mark.slow
 def test_evaluation_and_recomputation(tiny, tmp_path):
     result = trainer(tiny, tmp_path, evaluation=tiny[1][:3], eval_steps=2, per_device_eval_batch_size=2).train()
     found = [line["eval_loss"] for line in result.history if "eval_loss" in line]
