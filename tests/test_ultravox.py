@@ -423,10 +423,10 @@ def test_prompts_of_different_clips_in_a_batch_equal_single_ones(model, processo
         assert together[row].tolist() == alone[0].tolist()
 
 
-def test_two_encoder_graphs_for_all_lengths(model, processor):
-    """For clips of up to a third of the window, and for all others."""
+def test_four_encoder_graphs_for_all_lengths(model, processor):
+    """For clips of up to a sixth, a third, half of the window, and for all others."""
     shapes = [model.clips(dict(processor("<|audio|>", tone(s)).items()))[0].shape for s in (0.03, 0.2, 0.3, 0.5)]
-    assert shapes == [(1, 8, 24)] * 2 + [(1, 8, 60)] * 2
+    assert shapes == [(1, 8, 16), (1, 8, 24), (1, 8, 36), (1, 8, 60)]
 
 
 @pytest.mark.parametrize(

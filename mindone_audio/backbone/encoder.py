@@ -54,11 +54,14 @@ class EncoderConfig:
     def frames_to_encode(self, frames: int) -> int:
         """How many frames of a window are worth encoding where the longest clip has so many.
 
-        Where padding is not attended to, clips of up to a third of the window come out the same without the rest of
-        it. Only two widths, because each is a graph to compile.
+        Where padding is not attended to, clips of up to a sixth, a third or half of the window come out the same
+        without the rest of it. Only these widths, because each is a graph to compile.
         """
-        third = (self.num_mel_frames // 3 + 7) // 4 * 4  # with what the convolutions see beyond a clip of just a third
-        return third if self.mask_padding and frames <= third - 3 else self.num_mel_frames
+        for share in (6, 3, 2) if self.mask_padding else ():
+            width = (self.num_mel_frames // share + 7) // 4 * 4  # with what the convolutions see beyond such a clip
+            if frames <= width - 3:
+                return width
+        return self.num_mel_frames
 
 
 def sinusoids(positions: int, width: int) -> np.ndarray:
