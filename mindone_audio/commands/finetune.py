@@ -119,6 +119,8 @@ def _metavar(kinds: tuple) -> str:
 
 def run(options: argparse.Namespace) -> int:
     """The exit status that `--help` explains."""
+    if options.config is None and str(getattr(options, "resume", "")).endswith((".yaml", ".yml")):
+        options.config, options.resume = options.resume, True  # `--resume CONFIG.yaml`
     given = {} if options.config is None else values.read_yaml(options.config)
     for name, option in config.options().items():
         if hasattr(options, name):

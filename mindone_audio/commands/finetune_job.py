@@ -1,9 +1,11 @@
 """What `mindone-audio finetune` does: messages, exit statuses, and how a training is ended."""
 
 import logging
+import os
 import shlex
 import signal
 import sys
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -30,6 +32,8 @@ def finetune_command(config: FinetuneConfig, signals: Signals) -> int:
     """Train; returns the exit status. `ValueError` and `OSError` are mistakes in the configuration or the data."""
     if is_scheduler():
         return _schedule(config)
+    if ":" in config.job.device and os.environ.get("RANK_SIZE", "1") != "1":
+        raise ValueError(f"device {config.job.device!r} would be that of all ranks: leave the number out")
     if started_by_msrun():
         die_with_parent(signal.SIGTERM)
     log = logging.getLogger("mindone_audio")
@@ -60,19 +64,13 @@ def _run(config: FinetuneConfig, signals: Signals) -> int:
     def should_stop() -> bool:
         return signals.terminated or signals.interrupted
 
-    output = config.training.output_dir
+    output = Path(config.training.output_dir)
     again = f"what was learned is kept in {output}: the same command with --resume goes on"
-    training = False
-
-    def steps():
-        nonlocal training
-        training = True
-        return signals.hold_interrupt(HELD)
-
     try:
-        outcome = run_finetune(config, should_stop=should_stop, training=steps)
+        outcome = run_finetune(config, should_stop=should_stop, training=lambda: signals.hold_interrupt(HELD))
     except KeyboardInterrupt:
-        print(f"\ninterrupted; {again}" if training else "\ninterrupted; nothing was learned yet", file=sys.stderr)
+        kept = any(output.glob("checkpoint-*"))
+        print(f"\ninterrupted; {again if kept else 'nothing was learned yet'}", file=sys.stderr)
         return INTERRUPTED
     except FinetuneError as error:
         print(f"error: {error}", file=sys.stderr)

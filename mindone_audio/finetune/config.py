@@ -179,8 +179,11 @@ class FinetuneConfig:
 
     def values(self) -> dict[str, Any]:
         """All values by name, as YAML writes them; `from_values` makes the same configuration of them."""
-        found = {name: getattr(getattr(self, option.part), option.field) for name, option in options().items()}
-        return {name: _plain(value) for name, value in found.items()}
+        found = {}
+        for name, option in options().items():
+            value = getattr(getattr(self, option.part), option.field)
+            found[name] = _plain(check_value(name, value, option.kind))  # a default of 32 for a float is 32.0
+        return found
 
 
 _NEEDED = {

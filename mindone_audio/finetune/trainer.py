@@ -162,7 +162,7 @@ class Trainer:
                 result.steps = self.step
                 bar.update(1)
                 last = self.step == self.steps
-                if last and not learning:
+                if last and not learning and self.begun == 0:
                     raise FinetuneError(
                         "nothing was learned, because every example was skipped: see the warnings for the reasons"
                     )
@@ -235,8 +235,10 @@ class Trainer:
     def _fail(self, loss: float) -> None:
         """`FinetuneError` after what was learned until now has been saved."""
         kept = "nothing was learned before it" if self.step == 0 else f"checkpoint-{self.step} holds what was before it"
-        if self.step:
-            self._save()
+        if self.step and self.ranks.first:
+            # No other one is dropped for it: if it was its last update that broke it, an older one is the last good.
+            self.checkpoints.save(self.step, self.model, self._state, self._facts(), drop=False)
+        self.ranks.wait()
         raise FinetuneError(
             f"the loss of step {self.step + 1} is {loss}, or its gradient is: {kept}; lower the learning rate "
             f"({self.settings.learning_rate:g}), set max_grad_norm, or look for a broken example"
