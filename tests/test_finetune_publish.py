@@ -25,11 +25,13 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.tokens.add(self.headers.get("Authorization", ""))
+        address = f"http://{self.headers['Host']}/{NAME}"
         if self.status != 200:
             self.send(self.status, {"error": "this token may not write"})
         elif self.path == "/api/repos/create":
             self.made.append(json.loads(body))
-            self.send(200, {"url": f"http://{self.headers['Host']}/{NAME}"})
+            there = len(self.made) > 1
+            self.send(409 if there else 200, {"url": address})
         elif self.path == "/api/validate-yaml":
             self.send(200, {"errors": [], "warnings": []})
         elif self.path == f"/api/models/{NAME}/preupload/main":
@@ -39,7 +41,7 @@ class Hub(BaseHTTPRequestHandler):
             for line in map(json.loads, body.splitlines()):
                 if line["key"] == "file":
                     self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            self.send(200, {"commitUrl": f"http://hub/{NAME}/commit/1", "commitOid": "1", "success": True})
+            self.send(200, {"commitUrl": f"{address}/commit/1", "commitOid": "1", "success": True})
         else:
             self.send(404, {"error": self.path})
 
@@ -65,7 +67,7 @@ def hub(monkeypatch):
     monkeypatch.setattr(Hub, "tokens", set())
     monkeypatch.setattr(Hub, "status", 200)
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     yield Hub
     server.shutdown()
@@ -92,6 +94,9 @@ def test_what_is_pushed(hub, adapter):
     (made,) = hub.made
     assert made["name"] == "dogs" and made["organization"] == "somebody" and made["private"] is True
     assert hub.tokens == {"Bearer hf_secret"}
+    (adapter / "README.md").write_text("Another one.")
+    assert push_to_hub(adapter, NAME, token="hf_secret") == address  # into the repository that is there
+    assert hub.files["README.md"] == b"Another one."
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])
