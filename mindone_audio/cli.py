@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 
-from mindone_audio.commands import ask, batch, chat, doctor, models, parity, transcribe
+from mindone_audio.commands import ask, batch, chat, doctor, finetune, models, parity, transcribe
 from mindone_audio.signals import Signals
 
 INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="mindone-audio", description="Audio-language models on MindSpore.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (ask, transcribe, chat, batch, models, doctor, parity):
+    for command in (ask, transcribe, chat, batch, finetune, models, doctor, parity):
         command.add(commands)
     options = parser.parse_args(arguments)
     try:

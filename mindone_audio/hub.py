@@ -62,18 +62,19 @@ def _download(name: str, revision, cache_dir, token, local_files_only: bool, sub
     return Path(folder)
 
 
-def read_config(name_or_dir: str | os.PathLike, **download) -> dict:
-    """The config.json of a checkpoint folder or repository; `download` as for `checkpoint_folder`.
+def read_config(name_or_dir: str | os.PathLike, file: str = CONFIG_FILE, **download) -> dict:
+    """The config.json, or another file like it, of a checkpoint folder or repository; `download` as for
+    `checkpoint_folder`.
 
-    Raises `FileNotFoundError` for a folder that does not exist and `OSError` where config.json cannot be had or read.
+    Raises `FileNotFoundError` for a folder that does not exist and `OSError` where the file cannot be had or read.
     """
-    path = checkpoint_file(name_or_dir, CONFIG_FILE, **download)
+    path = checkpoint_file(name_or_dir, file, **download)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _unreadable(CONFIG_FILE, name_or_dir, error) from error
+        raise _unreadable(file, name_or_dir, error) from error
     if not isinstance(config, dict):
-        raise OSError(f"config.json of {str(name_or_dir)!r} should hold a JSON object, not a {type(config).__name__}")
+        raise OSError(f"{file} of {str(name_or_dir)!r} should hold a JSON object, not a {type(config).__name__}")
     return config
 
 

@@ -78,14 +78,17 @@ def pipeline(
     *,
     device: str | None = None,
     mindspore_dtype: Any = None,
+    adapter: str | os.PathLike | None = None,
     **download: Any,
 ) -> "AudioTextToTextPipeline":
     """A pipeline for `"audio-text-to-text"`, the only task.
 
     model: a model, a checkpoint folder or a Hugging Face id; None is the small checkpoint that comes with the package.
     processor: a processor, or where it is; None is the model's own. device: "auto", "cpu", "ascend", "ascend:1"; None
-    leaves MindSpore's choice. mindspore_dtype: None for the checkpoint's. download: revision, cache_dir, token,
-    local_files_only, subfolder. Raises what `from_pretrained` raises, and `ValueError` for another task.
+    leaves MindSpore's choice. mindspore_dtype: None for the checkpoint's. adapter: a folder or Hugging Face id of a
+    LoRA adapter of that model, which is put on it in place (`finetune.load_adapter`). download: revision, cache_dir,
+    token, local_files_only, subfolder. Raises what `from_pretrained` and `load_adapter` raise, and `ValueError` for
+    another task.
     """
     from mindone_audio.device import set_device
     from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
@@ -101,6 +104,12 @@ def pipeline(
         raise ValueError("a model object needs its processor: pipeline(model=model, processor=processor)")
     if processor is None or isinstance(processor, (str, os.PathLike)):
         processor = AutoProcessor.from_pretrained(processor or getattr(model, "name_or_path", name), **download)
+    if adapter is not None:
+        from mindone_audio.finetune import load_adapter
+        from mindone_audio.hub import ACCESS_KEYWORDS
+
+        access = {name: download[name] for name in ACCESS_KEYWORDS if name in download}
+        model = load_adapter(model, adapter, **access).get_base_model()
     return AudioTextToTextPipeline(model, processor)
 
 

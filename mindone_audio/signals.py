@@ -6,7 +6,10 @@ that Ctrl-C could not be told from a scheduler's request to finish.
 
 import _thread
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class Signals:
@@ -25,11 +28,22 @@ class Signals:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self.terminated = self.interrupted = False
+        self._held: str | None = None
 
     def check(self) -> None:
         """Raise the `KeyboardInterrupt` that was lost; one that was not does not come here."""
         if self.interrupted:
             raise KeyboardInterrupt
+
+    @contextmanager
+    def hold_interrupt(self, message: str) -> Iterator[None]:
+        """Inside, the first SIGINT only sets `interrupted` and prints the message to standard error; the next one is a
+        KeyboardInterrupt."""
+        self._held = message
+        try:
+            yield
+        finally:
+            self._held = None
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is not threading.main_thread():
@@ -55,6 +69,9 @@ class Signals:
             found = signal.sigtimedwait(self._signals, 0.1)
             if found is not None and found.si_signo == signal.SIGTERM:
                 self.terminated = True
+            elif found is not None and self._held is not None and not self.interrupted:
+                self.interrupted = True
+                print(f"\n{self._held}", file=sys.stderr, flush=True)
             elif found is not None:
                 self.interrupted = True
                 _thread.interrupt_main()

@@ -545,7 +545,7 @@ except KeyboardInterrupt:
 
 
 def test_who_watches_msrun(tmp_path):
-    code = "from mindone_audio.commands.batch_job import _started_by_msrun as started; print(started())"
+    code = "from mindone_audio.commands.msrun import started_by_msrun as started; print(started())"
     for name, flags, role, expected in (
         ("msrun", ["--join=True"], "MS_WORKER", "True"),
         ("msrun", ["--join", "True"], "MS_WORKER", "True"),

@@ -94,13 +94,17 @@ def test_the_readmes_commands(monkeypatch, capsys, tmp_path):
     assert capsys.readouterr().out.strip().endswith("passed")
 
 
-def test_the_readmes_commands_answer_as_it_says(monkeypatch, capsys):
-    monkeypatch.chdir(TESTS.parent)
-    (block,) = readme_blocks("console")
-    for part in block.split("$ ")[1:]:
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=pytest.mark.slow)])  # the second one trains
+def test_the_readmes_commands_answer_as_it_says(monkeypatch, capsys, tmp_path, number):
+    (tmp_path / "examples").symlink_to(TESTS.parent / "examples")
+    monkeypatch.chdir(tmp_path)
+    for part in readme_blocks("console")[number].split("$ ")[1:]:
         line, expected = part.split("\n", 1)
         assert run_command(line) == 0
-        assert capsys.readouterr().out == expected
+        said = capsys.readouterr().out
+        if "loss" in expected:  # whose last digits depend on the machine's order of summation
+            said, expected = (re.sub(r"loss (0\.\d)\d+", r"loss \1", text) for text in (said, expected))
+        assert said == expected
 
 
 @pytest.mark.parametrize("script", ["scripts/demo.sh", "scripts/test.sh"])

@@ -30,7 +30,7 @@ class BatchJob:
     task="transcribe"); an item's own parameters change them. batch_size: clips at a time. batch_seconds: instead, as
     many clips as have so many seconds together. workers: processes that decode audio, None for one to four. max_errors:
     stop when more items than that have failed. restart: drop the results of an earlier job in that folder.
-    long_audio: "windows" as for `pipeline`.
+    long_audio: "windows" as for `pipeline`. adapter: a LoRA adapter of the model, a folder or Hugging Face id.
 
     Decoding is greedy unless settings say do_sample=True, whatever the checkpoint's generation config says, so that a
     job can be resumed. In float32 a text does not depend on the other clips of its batch; in half precision rounding
@@ -52,6 +52,7 @@ class BatchJob:
     max_errors: int | None = None
     restart: bool = False
     long_audio: str | None = None
+    adapter: str | os.PathLike | None = None
 
     def __post_init__(self):
         if self.task not in (None, *TASKS):
@@ -76,6 +77,7 @@ class BatchJob:
 
     def fingerprint(self, count: int, digest: str) -> dict:
         """Everything that the results depend on, except the device: what a rerun must have in common."""
+        adapter = {} if self.adapter is None else {"adapter": describe_model(self.adapter, "adapter_config.json")}
         return {
             "items": count,
             "input": digest,
@@ -85,6 +87,7 @@ class BatchJob:
             "prompt": self.text,
             "settings": json.loads(json.dumps(dict(self.settings), sort_keys=True, default=repr)),
             "long_audio": self.long_audio,
+            **adapter,  # only where there is one: jobs of before there were any go on
         }
 
 
@@ -132,8 +135,8 @@ def _rank_is_not_known(environment: Mapping[str, str]) -> bool:
     return environment.get("MS_ROLE") == "MS_WORKER" and "MS_NODE_ID" not in environment
 
 
-def describe_model(model: str | os.PathLike | None) -> dict:
-    """What tells a model from others, without loading it; `OSError` where there is none.
+def describe_model(model: str | os.PathLike | None, config_file: str = "config.json") -> dict:
+    """What tells a model, or an adapter, from others, without loading it; `OSError` where there is none.
 
     For a folder that is its configuration and, of each weights file, the size, the first and the last MiB.
     """
@@ -141,10 +144,11 @@ def describe_model(model: str | os.PathLike | None) -> dict:
     if not folder.is_dir():
         from mindone_audio.hub import read_config
 
-        config = json.dumps(read_config(os.fspath(model)), sort_keys=True)
+        config = json.dumps(read_config(os.fspath(model), config_file), sort_keys=True)
         return {"name": os.fspath(model), "digest": hashlib.sha256(config.encode()).hexdigest()[:16]}
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"no config.json in {str(folder)!r}: give the folder of a checkpoint")
+    if not (folder / config_file).is_file():
+        what = "a checkpoint" if config_file == "config.json" else "an adapter"
+        raise FileNotFoundError(f"no {config_file} in {str(folder)!r}: give the folder of {what}")
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix not in (".json", ".safetensors", ".txt", ".jinja", ".model"):

@@ -167,7 +167,8 @@ class _Run:
 
         dtypes = {"float32": float32, "float16": float16, "bfloat16": bfloat16, None: None}
         device = "auto" if self.job.device is None else self.job.device
-        return pipeline(model=self.job.model, device=device, mindspore_dtype=dtypes[self.job.dtype])
+        dtype = dtypes[self.job.dtype]
+        return pipeline(model=self.job.model, device=device, mindspore_dtype=dtype, adapter=self.job.adapter)
 
     def _question(self, item: Item) -> Question:
         settings = {"do_sample": False, **self.job.settings, **item.parameters, "return_token_count": True}

@@ -2,6 +2,8 @@
 
 import argparse
 
+from mindone_audio.commands.options import add_adapter
+
 
 def add(commands) -> None:
     """Declare the command."""
@@ -22,6 +24,7 @@ def add(commands) -> None:
     sizes.add_argument("--batch-size", type=int, default=16, metavar="N", help="clips at a time (default: %(default)s)")
     sizes.add_argument("--batch-seconds", type=float, metavar="S", help="instead: seconds of audio at a time")
     parser.add_argument("--model", help="checkpoint folder or Hugging Face id (default: the bundled one)")
+    add_adapter(parser)
     parser.add_argument("--device", default="auto", help="auto, ascend, ascend:1 or cpu (default: %(default)s)")
     parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: the checkpoint's)")
     parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: 128")

@@ -4,16 +4,15 @@ import argparse
 import errno
 import json
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from mindone_audio.batch.decoding import die_with_parent
 from mindone_audio.batch.job import BatchError, BatchJob
 from mindone_audio.batch.parts import merge
 from mindone_audio.batch.runner import BatchTotals, run_batch
+from mindone_audio.commands.msrun import is_scheduler, started_by_msrun
 
 SETTINGS = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "num_beams", "language")
 SAMPLING = ("temperature", "top_p", "top_k", "seed")
@@ -25,7 +24,7 @@ INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as a shell repo
 def batch_command(options: argparse.Namespace, should_stop: Callable[[], bool]) -> int:
     """Run or merge a job; returns the exit status. should_stop: whether SIGTERM has come. `ValueError` and `OSError`
     are mistakes in the options."""
-    if os.environ.get("MS_ROLE") == "MS_SCHED":
+    if is_scheduler():
         return 0  # msrun's scheduler starts the same command; ranks need no communication, so it has nothing to do
     log = logging.getLogger("mindone_audio")
     handler = logging.StreamHandler(sys.stderr)
@@ -77,6 +76,7 @@ def _job(options: argparse.Namespace) -> BatchJob:
         inputs=options.inputs,
         out=options.out,
         model=options.model,
+        adapter=options.adapter,
         task=options.task,
         text=options.prompt,
         settings=settings,
@@ -93,7 +93,7 @@ def _job(options: argparse.Namespace) -> BatchJob:
 
 def _run(options: argparse.Namespace, should_stop: Callable[[], bool]) -> int:
     job = _job(options)
-    if _started_by_msrun():
+    if started_by_msrun():
         die_with_parent(signal.SIGTERM)
     again = f"what is done is kept in {job.out}: run the same command again to continue"
     try:
@@ -125,19 +125,3 @@ def _report(totals: BatchTotals, as_json: bool) -> None:
         print(f"{totals.output} is complete; when all ranks are: mindone-audio batch --merge {totals.output.parent}")
     elif totals.complete:
         print(f"results: {totals.output}")
-
-
-def _started_by_msrun() -> bool:
-    """Whether the parent is an msrun that waits for its ranks. It leaves them running when it is killed or terminated,
-    so they ask the system for a SIGTERM at its end. Without --join=True it ends at once and they work on."""
-    if os.environ.get("MS_ROLE") != "MS_WORKER":
-        return False
-    try:
-        arguments = Path(f"/proc/{os.getppid()}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return False
-    joined = any(
-        argument == b"--join=True" or (argument == b"--join" and value == b"True")
-        for argument, value in zip(arguments, [*arguments[1:], b""])
-    )
-    return joined and any(os.path.basename(argument).startswith(b"msrun") for argument in arguments[:2])

@@ -24,7 +24,13 @@ def add_device(parser: argparse.ArgumentParser, dtype_default: str = "the checkp
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Where the model is and how it computes."""
     parser.add_argument("--model", help="checkpoint folder or Hugging Face id (default: the small bundled one)")
+    add_adapter(parser)
     add_device(parser)
+
+
+def add_adapter(parser: argparse.ArgumentParser) -> None:
+    """`--adapter`."""
+    parser.add_argument("--adapter", metavar="FOLDER", help="what finetune made of that model; also a Hugging Face id")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +67,7 @@ def load_pipeline(options: argparse.Namespace):
     from mindone_audio.pipelines import pipeline
 
     dtype = None if options.dtype is None else getattr(ms, options.dtype)
-    return pipeline(model=options.model, device=options.device, mindspore_dtype=dtype)
+    return pipeline(model=options.model, device=options.device, mindspore_dtype=dtype, adapter=options.adapter)
 
 
 def expand(sources: list[str]) -> list[str]:

@@ -41,8 +41,8 @@ class Checkpoints:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def save(self, step: int, model: Any, state: Sequence[Parameter], facts: dict) -> Path:
-        """Write checkpoint-<step>, then drop the oldest ones beyond the limit.
+    def save(self, step: int, model: Any, state: Sequence[Parameter], facts: dict, *, drop: bool = True) -> Path:
+        """Write checkpoint-<step>, then drop the oldest ones beyond the limit, unless none are to be dropped.
 
         state: what the training changes, which comes back by `load`; what `model` saves besides is for use.
         """
@@ -57,7 +57,7 @@ class Checkpoints:
         (temporary / STATE).write_text(json.dumps({"step": step, "facts": facts}, indent=1) + "\n", encoding="utf-8")
         shutil.rmtree(target, ignore_errors=True)
         temporary.replace(target)
-        if self.limit is not None:
+        if drop and self.limit is not None:
             for old in self.all()[: -self.limit]:
                 shutil.rmtree(old)
         return target

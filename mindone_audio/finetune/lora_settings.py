@@ -1,10 +1,13 @@
 """What adapters a model gets, and which of its layers that means."""
 
+from __future__ import annotations
+
 import difflib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel
-from mindone_audio.finetune.adapter_files import linear_layers, name_on_disk
+if TYPE_CHECKING:
+    from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 
 _ENCODER, _PROJECTOR = "audio_tower.", "multi_modal_projector"
 _EXCLUDE_ENCODER = r"(.*\.)?audio_tower\..*"  # PEFT matches it against whole names
@@ -57,6 +60,8 @@ def target_modules(model: AudioLanguageModel, settings: LoraSettings) -> tuple[l
     Raises `ValueError` for a name that matches no linear layer, with close names that do, and for one that is only in
     the encoder unless that is to be adapted.
     """
+    from mindone_audio.finetune.adapter_files import linear_layers, name_on_disk  # MindSpore: seconds, not for --help
+
     layers = list(linear_layers(model))
     targets: dict[str, None] = {}
     in_encoder = False

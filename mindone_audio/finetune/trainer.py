@@ -56,6 +56,8 @@ class Trainer:
     model: a model of this package, mostly with adapters. processor: its processor, for evaluation by generated answers.
     collator: examples to model inputs with labels, such as `AnswerCollator`. train: `Example`s, a sequence or, with
     max_steps, any iterable that can be iterated again. evaluation: a sequence of them, or None.
+
+    Attributes: steps: of the whole training; step: how many were taken; begun: how many of those by earlier runs.
     """
 
     def __init__(
@@ -82,7 +84,8 @@ class Trainer:
             raise ValueError("streamed data has no length: give max_steps")
         else:
             self.steps = settings.max_steps
-        self.step = 0
+        self.step = self.begun = 0
+        self._updating = False
         self.checkpoints = Checkpoints(Path(settings.output_dir), settings.save_total_limit)
         self._build()
 
@@ -119,8 +122,9 @@ class Trainer:
         none; a path from that one. should_stop: asked after each step; True saves a checkpoint and returns.
         progress: a bar; None shows it on a terminal.
 
-        Raises `FinetuneError` where the loss is no number (the adapter before that step is kept as a checkpoint), and
-        what the data raises. `KeyboardInterrupt` passes through after a checkpoint was saved.
+        Raises `FinetuneError` where the loss is no number and where every example was skipped, and what the data
+        raises. What was learned before any of these, and before `KeyboardInterrupt`, is kept as a checkpoint, except
+        for an interruption within the update of the adapter, which leaves it half done.
         """
         if resume_from_checkpoint:
             self._resume(None if resume_from_checkpoint is True else Path(resume_from_checkpoint))
@@ -146,17 +150,23 @@ class Trainer:
     def _run(
         self, steps: Iterator, log: Log, bar: tqdm, should_stop: Callable[[], bool], result: FinetuneResult
     ) -> None:
-        settings, begun, tokens = self.settings, time.monotonic(), 0
+        settings, begun, tokens, learning = self.settings, time.monotonic(), 0, False
         losses: list[float] = []
         try:
             while self.step < self.steps:
                 loss, norm, learned = self._take_step(next(steps))
                 losses.append(loss)
                 tokens += learned
+                learning |= learned > 0 or loss > 0  # the loss is that of all ranks
                 self.step += 1
+                self._updating = False
                 result.steps = self.step
                 bar.update(1)
                 last = self.step == self.steps
+                if last and not learning and self.begun == 0:
+                    raise FinetuneError(
+                        "nothing was learned, because every example was skipped: see the warnings for the reasons"
+                    )
                 if last or settings.logging_steps and self.step % settings.logging_steps == 0:
                     line = {"step": self.step, "loss": float(np.mean(losses)), "grad_norm": norm}
                     line |= {"learning_rate": settings.rate(self.step - 1, self.steps)}
@@ -174,8 +184,10 @@ class Trainer:
                     result.stopped = True
                     self._save()
                     return
-        except KeyboardInterrupt:
-            self._save()
+        except (KeyboardInterrupt, ValueError, OSError):  # the last two: what the data raises, and a full disk
+            if self.step > self.begun and not self._updating and self.ranks.first:
+                # Without waiting for other ranks, which may be in the middle of a step.
+                self.checkpoints.save(self.step, self.model, self._state, self._facts())
             raise
 
     def _micro_batches(self) -> Iterator[list[dict]]:
@@ -217,14 +229,17 @@ class Trainer:
             1 - settings.adam_beta1**step,
             1 - settings.adam_beta2**step,
         )
+        self._updating = True
         self._update(*(Tensor(number, ms.float32) for number in numbers))
         return loss, norm, count
 
     def _fail(self, loss: float) -> None:
         """`FinetuneError` after what was learned until now has been saved."""
         kept = "nothing was learned before it" if self.step == 0 else f"checkpoint-{self.step} holds what was before it"
-        if self.step:
-            self._save()
+        if self.step and self.ranks.first:
+            # No other one is dropped for it: if it was its last update that broke it, an older one is the last good.
+            self.checkpoints.save(self.step, self.model, self._state, self._facts(), drop=False)
+        self.ranks.wait()
         raise FinetuneError(
             f"the loss of step {self.step + 1} is {loss}, or its gradient is: {kept}; lower the learning rate "
             f"({self.settings.learning_rate:g}), set max_grad_norm, or look for a broken example"
@@ -311,6 +326,7 @@ class Trainer:
             logger.info("no checkpoint in %s: starting from the beginning", self.settings.output_dir)
             return
         self.step, facts = found
+        self.begun = self.step
         changed = {name: value for name, value in self._facts().items() if facts.get(name) != value}
         if changed:
             told = ", ".join(f"{name} {facts.get(name)!r} -> {value!r}" for name, value in changed.items())

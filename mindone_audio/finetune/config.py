@@ -1,0 +1,198 @@
+"""One flat configuration of a fine-tuning: what a YAML file and the command line say, by the same names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from mindone_audio.finetune.lora_settings import LoraSettings
+from mindone_audio.finetune.settings import FinetuneSettings
+from mindone_audio.finetune.values import ConfigError, check_value, suggestion
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What is trained, where, and what becomes of it.
+
+    model: a checkpoint folder or Hugging Face id, None for the bundled one. device, dtype: as for `pipeline`. resume:
+    True goes on from the last checkpoint in output_dir, a folder from that one. merge: a folder for the model with the
+    adapter in its weights. push_to_hub: a repository for the adapter, or for the merged model where there is one;
+    private: whether others may see it, None for what the hub does by itself.
+    """
+
+    model: str | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    resume: bool | str = False
+    merge: str | None = None
+    push_to_hub: str | None = None
+    private: bool | None = None
+
+    def __post_init__(self):
+        if self.dtype not in (None, *DTYPES):
+            raise ConfigError(f"dtype {self.dtype!r}: it may be {', '.join(DTYPES)}")
+        if self.private is not None and self.push_to_hub is None:
+            raise ConfigError("private has no effect without push_to_hub: leave it out")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What is learned from: `load_examples`' arguments, and which part of the examples.
+
+    train: a .jsonl file, a folder or a Hugging Face id. skip: examples left out at the beginning; take: how many are
+    used then, None for all. evaluation: what the model is asked, None for the same as `train` if another split, skip or
+    take is given for it, else nothing. streaming: read the data while it is used. prompt: the question for all, or a
+    rule as `dataset_examples` takes it. load: more for `datasets.load_dataset`, such as name and revision.
+    """
+
+    train: str
+    split: str = "train"
+    skip: int = 0
+    take: int | None = None
+    evaluation: str | None = None
+    evaluation_split: str | None = None
+    evaluation_skip: int = 0
+    evaluation_take: int | None = None
+    streaming: bool = False
+    audio_column: str = "audio"
+    answer_column: str = "answer"
+    prompt: str | Mapping | None = None
+    load: Mapping = field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, low in (("skip", 0), ("evaluation_skip", 0), ("take", 1), ("evaluation_take", 1)):
+            value = getattr(self, name)
+            if value is not None and value < low:
+                raise ConfigError(f"{name} is {value}: give a number of examples, at least {low}")
+        if self.streaming and self.evaluates and self.evaluation_take is None:
+            raise ConfigError("streamed data has no end: say with evaluation_take how many examples to evaluate on")
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is something to evaluate on."""
+        return bool(self.evaluation or self.evaluation_split or self.evaluation_skip or self.evaluation_take)
+
+
+@dataclass(frozen=True)
+class CollatorSettings:
+    """`AnswerCollator`'s arguments; lengths are rounded up to multiples of 32 unless another number is given, so that
+    training compiles for few of them."""
+
+    chat: bool | None = None
+    labels: str = "answer"
+    max_length: int | None = None
+    on_bad_clip: str = "raise"
+    eos_token_id: int | None = None
+    pad_to_multiple_of: int = 32
+
+
+# The parts of a configuration, and what their fields' names begin with in it.
+PARTS: dict[str, tuple[type, str]] = {
+    "job": (JobSettings, ""),
+    "data": (DataSettings, ""),
+    "training": (FinetuneSettings, ""),
+    "lora": (LoraSettings, "lora_"),
+    "collator": (CollatorSettings, ""),
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One name of a configuration: which field of which part it is, the type of its values, and what it is without."""
+
+    name: str
+    part: str
+    field: str
+    kind: Any
+    default: Any
+
+    @property
+    def required(self) -> bool:
+        """Whether it must be given."""
+        return self.default is MISSING
+
+
+@cache
+def options() -> dict[str, Option]:
+    """All names, in the order of `PARTS`."""
+    found = {}
+    for part, (settings, prefix) in PARTS.items():
+        kinds = get_type_hints(settings)
+        for entry in fields(settings):
+            default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+            name = prefix + entry.name
+            found[name] = Option(name, part, entry.name, kinds[entry.name], default)
+    return found
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """All of a fine-tuning; made by `from_values` or `read_config`."""
+
+    job: JobSettings
+    data: DataSettings
+    training: FinetuneSettings
+    lora: LoraSettings
+    collator: CollatorSettings
+
+    @classmethod
+    def from_values(cls, values: Mapping[str, Any]) -> FinetuneConfig:
+        """From values by the names of `options()`; `lora_` stands before the names of `LoraSettings`' fields.
+
+        Raises `ConfigError` for an unknown name, with close ones, for a value of another type, for one that is missing,
+        and for those that have no effect together; `ValueError` for what the parts say of their values.
+        """
+        known = options()
+        parts: dict[str, dict] = {part: {} for part in PARTS}
+        for name, value in values.items():
+            if name not in known:
+                raise ConfigError(f"unknown name {name!r}: {suggestion(str(name), known)}")
+            option = known[name]
+            parts[option.part][option.field] = check_value(name, value, option.kind)
+        missing = [name for name, option in known.items() if option.required and name not in values]
+        if missing:
+            raise ConfigError(f"no {' and no '.join(missing)}: {' and '.join(_NEEDED[name] for name in missing)}")
+        try:
+            config = cls(**{part: settings(**parts[part]) for part, (settings, _) in PARTS.items()})
+        except TypeError as error:  # of a value that a part compares before it checks it
+            raise ConfigError(str(error)) from error
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        if self.data.streaming and not self.training.max_steps:
+            raise ConfigError("streamed data has no length: give max_steps")
+        if not self.data.evaluates:
+            given = [name for name in ("metrics", "eval_steps") if getattr(self.training, name)]
+            if given:
+                raise ConfigError(
+                    f"{', '.join(given)}: there is nothing to evaluate on: give evaluation or leave it out"
+                )
+        merged = self.job.merge
+        if merged is not None and Path(merged).resolve() == Path(self.training.output_dir).resolve():
+            raise ConfigError(f"merge and output_dir are both {merged!r}: give the merged model a folder of its own")
+
+    def values(self) -> dict[str, Any]:
+        """All values by name, as YAML writes them; `from_values` makes the same configuration of them."""
+        found = {}
+        for name, option in options().items():
+            value = getattr(getattr(self, option.part), option.field)
+            found[name] = _plain(check_value(name, value, option.kind))  # a default of 32 for a float is 32.0
+        return found
+
+
+_NEEDED = {
+    "train": "give what to learn from, a .jsonl file, a folder or a data set of the hub",
+    "output_dir": "give a folder for the adapter",
+}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value

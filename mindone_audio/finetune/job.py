@@ -1,0 +1,154 @@
+"""A fine-tuning from a configuration to an adapter: data, model, training, and what becomes of it."""
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mindspore as ms
+
+from mindone_audio.checkpoints import demo_checkpoint
+from mindone_audio.device import set_device
+from mindone_audio.finetune.checkpoints import Checkpoints
+from mindone_audio.finetune.collator import AnswerCollator
+from mindone_audio.finetune.config import FinetuneConfig
+from mindone_audio.finetune.lora import add_lora, trainable_parameters
+from mindone_audio.finetune.parts import part
+from mindone_audio.finetune.publish import check_empty, check_repository, push_to_hub, save_merged
+from mindone_audio.finetune.ranks import Ranks
+from mindone_audio.finetune.sources import load_examples
+from mindone_audio.finetune.trainer import FinetuneError, FinetuneResult, Trainer
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class FinetuneOutcome:
+    """What `run_finetune` did. first: whether this process is the one of its ranks that writes and tells. steps: of the
+    whole training. merged: the folder of the merged model; pushed: the address on the hub. prompt: a question of the
+    data, to try the adapter with."""
+
+    result: FinetuneResult
+    steps: int
+    first: bool
+    prompt: str = ""
+    merged: Path | None = None
+    pushed: str | None = None
+
+
+def run_finetune(
+    config: FinetuneConfig,
+    *,
+    should_stop: Callable[[], bool] = lambda: False,
+    training: Callable[[], AbstractContextManager] = nullcontext,
+    progress: bool | None = None,
+) -> FinetuneOutcome:
+    """Train an adapter as the configuration says, and merge and push it if that is asked for.
+
+    should_stop: asked after each step; True ends the run with a checkpoint. training: a context that the steps are
+    taken in. progress: a bar; None shows it on a terminal.
+
+    Raises `ValueError` and `OSError` for what is wrong with the configuration or the data before anything was learned,
+    and `FinetuneError` for a training that cannot go on; what was learned until then is kept.
+    """
+    _check_folders(config)
+    train, evaluation = load_data(config)
+    set_device(config.job.device)
+    ranks = Ranks.find()
+    processor, model = _load_model(config)
+    collator = AnswerCollator(processor, generation_config=model.generation_config, **vars(config.collator))
+    adapted = add_lora(model, config.lora)
+    trainer = Trainer(adapted, processor, collator, config.training, train, evaluation)
+    if ranks.first:
+        learned, numbers = trainable_parameters(adapted)
+        logger.info("%d steps; %d of %d numbers are trained (%.2f %%)", *(trainer.steps, learned, numbers),
+                    100 * learned / numbers)  # fmt: skip
+    with training():
+        result = _train(trainer, config, should_stop, progress)
+    outcome = FinetuneOutcome(result, trainer.steps, ranks.first, _prompt(train))
+    if result.stopped or not ranks.first:
+        return outcome
+    if config.job.merge is not None:
+        outcome.merged = save_merged(adapted, _base(config), config.job.merge)
+    if config.job.push_to_hub is not None:
+        folder = outcome.merged or config.training.output_dir
+        try:
+            outcome.pushed = push_to_hub(folder, config.job.push_to_hub, private=config.job.private)
+        except OSError as error:
+            raise FinetuneError(str(error)) from error
+    return outcome
+
+
+def _check_folders(config: FinetuneConfig) -> None:
+    """`ValueError` for what would only be found after hours."""
+    output = Path(config.training.output_dir)
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"output_dir {str(output)!r} is a file: give a folder for the adapter")
+    found = Checkpoints(output, None).all()
+    if found and not config.job.resume:
+        raise ValueError(
+            f"{output} has checkpoints of an earlier run, the last {found[-1].name}: go on from it with --resume "
+            "(resume: true), or give another output_dir"
+        )
+    if config.job.merge is not None:
+        check_empty(config.job.merge)
+    if config.job.push_to_hub is not None:
+        check_repository(config.job.push_to_hub)
+
+
+def load_data(config: FinetuneConfig) -> tuple[Any, Sequence | None]:
+    """The examples to learn from, and those to evaluate on or None.
+
+    Raises what `load_examples` raises, all of it `ValueError` or `OSError`.
+    """
+    data = config.data
+    train = part(_examples(config, data.train, data.split), data.skip, data.take)
+    if not data.evaluates:
+        return train, None
+    source = data.evaluation or data.train
+    split = data.evaluation_split or (data.split if source == data.train else "train")
+    evaluation = part(_examples(config, source, split), data.evaluation_skip, data.evaluation_take)
+    return train, evaluation if hasattr(evaluation, "__len__") else list(evaluation)
+
+
+def _examples(config: FinetuneConfig, source: str, split: str):
+    data = config.data
+    columns = {"audio": data.audio_column, "answer": data.answer_column, "prompt": data.prompt}
+    try:
+        return load_examples(source, split=split, streaming=data.streaming, **columns, **data.load)
+    except (TypeError, ImportError) as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _base(config: FinetuneConfig) -> str | os.PathLike:
+    return demo_checkpoint() if config.job.model is None else config.job.model
+
+
+def _load_model(config: FinetuneConfig) -> tuple[Any, Any]:
+    from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
+
+    base, dtype = _base(config), config.job.dtype
+    processor = AutoProcessor.from_pretrained(base)
+    dtype = None if dtype is None else getattr(ms, dtype)
+    return processor, AutoModelForAudioTextToText.from_pretrained(base, mindspore_dtype=dtype)
+
+
+def _train(
+    trainer: Trainer, config: FinetuneConfig, should_stop: Callable[[], bool], progress: bool | None
+) -> FinetuneResult:
+    """`Trainer.train`, where what the data raises after something was learned is a `FinetuneError`."""
+    try:
+        return trainer.train(config.job.resume or None, should_stop=should_stop, progress=progress)
+    except (ValueError, OSError) as error:
+        if trainer.step == trainer.begun:
+            raise
+        kept = f"what was learned in {trainer.step} steps is kept in {config.training.output_dir}"
+        raise FinetuneError(f"{error}; {kept}: go on with --resume when that is put right") from error
+
+
+def _prompt(train: Any) -> str:
+    """A question that was learned; of a stream none is read for it."""
+    return train[0].prompt if hasattr(train, "__len__") else ""
