@@ -1,6 +1,10 @@
 """The data of examples/qwen2_audio_lora.py: what is in it, that it is repeatable, and that its splits differ."""
 
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import make_lora_sounds as make_lora_sounds_module
 import numpy as np
@@ -126,3 +130,17 @@ def test_new_sounds_vary(new, held_out):
         power = np.abs(np.fft.rfft(wave)) ** 2
         centres.append((power * np.fft.rfftfreq(len(wave), 1 / SAMPLE_RATE)).sum() / power.sum())
     assert max(centres) > 1.2 * min(centres)
+
+
+@pytest.mark.slow
+def test_the_example_teaches_the_sounds_and_keeps_the_rest(tmp_path):
+    """As a user runs it: at least 90 % of the new sounds, and at most 3 points less of what was known."""
+    script = Path(__file__).parent.parent / "examples" / "qwen2_audio_lora.py"
+    command = [sys.executable, str(script), "--output", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=2400)
+    assert done.returncode == 0, done.stderr
+    found = re.findall(r"^(new sounds|old tasks), held out +([0-9.]+) % +([0-9.]+) %", done.stdout, re.MULTILINE)
+    percents = {name: (float(before), float(after)) for name, before, after in found}
+    assert percents["new sounds"][0] < 40 and percents["new sounds"][1] >= 90, done.stdout
+    assert percents["old tasks"][1] >= percents["old tasks"][0] - 3, done.stdout
+    assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
