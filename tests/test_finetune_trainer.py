@@ -187,6 +187,32 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_before(tiny, tmp_path
 
 
 @pytest.mark.slow
+def test_a_broken_step_costs_no_good_checkpoint(tiny, tmp_path):
+    """The update before a loss of nan may be what broke the adapter."""
+    examples = [dict(example) for example in tiny[1]]
+    examples[5] = {**examples[5], "input_features": np.full_like(examples[5]["input_features"], np.nan)}
+    limits = {"save_steps": 2, "save_total_limit": 1, "per_device_train_batch_size": 1, "shuffle": False}
+    with pytest.raises(FinetuneError):
+        trainer(tiny, tmp_path, examples, max_steps=8, compile=False, **limits).train()
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-5"]
+
+
+def test_an_interruption_within_an_update_saves_nothing_that_is_half_done(tiny, tmp_path):
+    broken = trainer(tiny, tmp_path, compile=False)
+    update = broken._update
+
+    def interrupted(*numbers):
+        update(*numbers)
+        if broken.step == 2:
+            raise KeyboardInterrupt
+
+    broken._update = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        broken.train()
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.slow
 def test_an_interruption_saves_a_checkpoint(tiny, tmp_path):
     class Interrupts(Stack):
         def __call__(self, examples):

@@ -36,7 +36,8 @@ def settle_job(folder: Path, fingerprint: dict, restart: bool) -> str:
         raise NotADirectoryError(f"the output {str(folder)!r} is not a folder: give another --out") from error
     known = None if restart else _read_job(folder)
     if known is not None and known != fingerprint:
-        changes = [f"{k} was {known.get(k)!r:.120}, is {v!r:.120}" for k, v in fingerprint.items() if known.get(k) != v]
+        both = [(k, known.get(k), fingerprint.get(k)) for k in dict.fromkeys((*fingerprint, *known))]
+        changes = [f"{k} was {old!r:.120}, is {new!r:.120}" for k, old, new in both if old != new]
         raise ValueError(
             f"{folder} holds the results of another job ({'; '.join(changes) or 'of another version'}): "
             "use another --out, or --restart to drop those results"
