@@ -346,6 +346,7 @@ def checkpoint(tmp_path_factory):
 EXAMPLE = ROOT / "examples" / "audio_flamingo3_caption.py"
 
 
+@pytest.mark.slow
 def test_the_example_without_pytorch(checkpoint):
     """Both prompts about a clip of several windows."""
     clip = ROOT / "examples" / "audio" / "rain.mp3"

@@ -135,6 +135,7 @@ def adapter_of(folder: Path) -> dict[str, np.ndarray]:
     return load_file(folder / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_how_a_batch_is_divided_does_not_matter(tiny, tmp_path):
     whole = trainer(tiny, tmp_path / "4").train()
     parts = trainer(tiny, tmp_path / "2", per_device_train_batch_size=2, gradient_accumulation_steps=2).train()
@@ -173,6 +174,7 @@ def test_another_run_does_not_mix_with_checkpoints_that_are_there(tiny, tmp_path
     assert result.steps == 2 and "learning_rate 0.005 -> 0.001" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_and_keeps_what_was_before(tiny, tmp_path):
     examples = [dict(example) for example in tiny[1]]
     examples[5] = {**examples[5], "input_features": np.full_like(examples[5]["input_features"], np.nan)}

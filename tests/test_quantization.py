@@ -372,6 +372,7 @@ def test_random_inputs_after_loading_with_a_dtype(double):
     assert np.isfinite(model(**inputs).logits.asnumpy()).all()
 
 
+@pytest.mark.slow
 def test_the_example(tmp_path, monkeypatch, capsys):
     """Both modes answer the same, and as the example says."""
     helpers_voxtral.write_checkpoint(tmp_path)

@@ -386,6 +386,7 @@ def test_saved_processors_and_where_parts_come_from(processor, checkpoint, tmp_p
         UltravoxProcessor(helpers_ultravox.feature_extractor(), tokenizer)
 
 
+@pytest.mark.slow
 def test_works_without_torch(checkpoint, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(f"""
@@ -529,6 +530,7 @@ def chat(monkeypatch, capsys):
     return run
 
 
+@pytest.mark.slow
 def test_the_two_turn_dialogue(chat, checkpoint, model, processor, tmp_path):
     """As the dialogue of Ultravox's documentation: two spoken turns, and the second answer knows of the first."""
     turns = [write_audio(tmp_path / f"{name}.wav", tone(0.4, seed=i)) for i, name in enumerate(("dinner", "budget"))]

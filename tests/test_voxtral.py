@@ -409,6 +409,7 @@ def without_torch(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600)
 
 
+@pytest.mark.slow
 def test_the_example_as_a_user_without_pytorch_runs_it(checkpoint, clips):
     result = without_torch(
         EXAMPLE,
