@@ -216,16 +216,23 @@ class AudioTextProcessor:
     def _log_mels(self, windows: list[np.ndarray], mask_name: str) -> dict[str, np.ndarray]:
         """Clips, each padded to the extractor's window -> `input_features` float32 `[windows, mels, frames]`, each
         normalised by itself, and, called `mask_name`, int32 `[windows, frames]`, 1 where a frame is audio."""
-        outputs = self.feature_extractor(
+        extractor = self.feature_extractor
+        # What follows the longest clip is silence: its last frame stands for all of them, and they need no computing.
+        longest = max(map(len, windows), default=0) + 2 * extractor.n_fft
+        samples = min(extractor.n_samples, -(-longest // extractor.hop_length) * extractor.hop_length)
+        outputs = extractor(
             windows,
-            sampling_rate=self.feature_extractor.sampling_rate,
+            sampling_rate=extractor.sampling_rate,
             padding="max_length",
+            max_length=samples,
             return_attention_mask=True,
             return_tensors="np",
         )
+        features, mask = np.asarray(outputs["input_features"], np.float32), np.asarray(outputs["attention_mask"])
+        more = extractor.nb_max_frames - features.shape[2]
         return {
-            "input_features": np.asarray(outputs["input_features"], np.float32),
-            mask_name: np.asarray(outputs["attention_mask"], np.int32),
+            "input_features": np.concatenate([features, np.repeat(features[:, :, -1:], more, 2)], 2),
+            mask_name: np.pad(mask.astype(np.int32), ((0, 0), (0, more))),
         }
 
     def _labels(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

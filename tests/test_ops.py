@@ -157,3 +157,12 @@ def test_an_encoder_without_mask_or_pooling():
     check(plain(features, full), expected, 1e-5)
     check(plain(features, half), expected, 1e-5)
     assert np.abs(masked(features, half).asnumpy() - expected).max() > 1e-3
+
+
+def test_gelu_is_at_least_as_exact_as_pytorchs():
+    x = np.concatenate([np.linspace(-40, 40, 400_001), [0.0, 1e-30, -1e-30, 1e4, -1e4]]).astype(np.float32)
+    exact = np.array([value * 0.5 * math.erfc(-value * 0.5**0.5) for value in x.astype(np.float64)])
+    error = np.abs(ops.gelu(Tensor(x)).asnumpy() - exact) / np.maximum(1, np.abs(exact))
+    assert error.max() < 8e-7
+    theirs = torch.nn.functional.gelu(torch.from_numpy(x)).numpy()
+    assert error.max() < (np.abs(theirs - exact) / np.maximum(1, np.abs(exact))).max()

@@ -337,3 +337,18 @@ assert "torch" not in sys.modules
     command = [sys.executable, str(root / "tests" / "without_torch.py"), str(script)]
     result = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize("seconds", [(0.02,), (1.1, 0.4), (29.95, 3.0), (30.0,)])
+def test_features_of_silence_after_the_clips_are_not_computed(processor, seconds):
+    """They are what the extractor makes of the whole window, though it is given no more than the longest clip needs."""
+    rng = np.random.default_rng(0)
+    clips = [rng.normal(0, 0.1, int(16000 * length)).astype(np.float32) for length in seconds]
+    whole = processor.feature_extractor(
+        clips, sampling_rate=16000, padding="max_length", return_attention_mask=True, return_tensors="np"
+    )
+    ours = processor._log_mels(clips, "mask")
+    np.testing.assert_allclose(ours["input_features"], whole["input_features"], rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(ours["mask"], whole["attention_mask"])
+    silent = processor._log_mels([np.zeros(3200, np.float32)], "mask")["input_features"]
+    assert np.unique(silent).tolist() == [np.float32(-1.5)]
