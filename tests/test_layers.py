@@ -10,12 +10,12 @@ PACKAGE = Path(mindone_audio.__file__).parent
 # From bottom to top. The modules of one line may import each other.
 LAYERS = [
     {"audio", "chat", "checkpoints", "conversion", "device", "environment", "hub", "npu_smi", "versions", "weights"}
-    | {"quantization"},
+    | {"quantization", "signals"},
     {"backbone", "completion", "processing", "tekken"},
     {"generation", "whisper_vq"},
     {"models"},
-    {"pipelines"},
-    {"__main__", "batch", "cli", "commands", "finetune", "op_check", "parity", "server"},
+    {"finetune", "pipelines"},  # a pipeline takes adapters, and training is evaluated by a pipeline
+    {"__main__", "batch", "cli", "commands", "op_check", "parity", "server"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
