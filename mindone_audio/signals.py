@@ -8,6 +8,7 @@ import _thread
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,10 +30,12 @@ class Signals:
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self.terminated = self.interrupted = False
         self._held: str | None = None
+        self._came = 0.0  # when the last SIGINT did, on the monotonic clock
 
-    def check(self) -> None:
-        """Raise the `KeyboardInterrupt` that was lost; one that was not does not come here."""
-        if self.interrupted:
+    def check(self, older: float = 0.0) -> None:
+        """Raise the `KeyboardInterrupt` that was lost, if it came so many seconds ago; one that was not lost is on its
+        way for much less than one."""
+        if self.interrupted and time.monotonic() - self._came >= older:
             raise KeyboardInterrupt
 
     @contextmanager
@@ -54,6 +57,7 @@ class Signals:
         self._main = threading.get_ident()
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
         self._thread.start()
+        self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
     def __exit__(self, *_) -> None:
@@ -63,6 +67,12 @@ class Signals:
         self._thread.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         signal.signal(signal.SIGURG, self._wake)
+        sys.unraisablehook = self._hook
+
+    def _unraisable(self, lost) -> None:
+        """Says nothing of a KeyboardInterrupt that was lost, which `check` raises again, and of what comes of it."""
+        if not self.interrupted:
+            self._hook(lost)
 
     def _watch(self) -> None:
         while not self._closed.is_set():
@@ -73,6 +83,6 @@ class Signals:
                 self.interrupted = True
                 print(f"\n{self._held}", file=sys.stderr, flush=True)
             elif found is not None:
-                self.interrupted = True
+                self._came, self.interrupted = time.monotonic(), True
                 _thread.interrupt_main()
                 signal.pthread_kill(self._main, signal.SIGURG)  # ends a system call that it waits in

@@ -61,6 +61,7 @@ def _stream(pipe, clips: list[str], inputs: list, settings: dict, options: argpa
         name, pieces = "" if len(clips) == 1 else f"{clip}: ", []
         try:
             for piece in pipe(source, stream=True, **settings):
+                options.signals.check(older=1.0)
                 pieces.append(piece)
                 if not as_json:
                     print(name + piece, end="", flush=True)

@@ -11,6 +11,8 @@ HELP = """/audio FILE   the next message is about this clip too (a path or a URL
 /help         this
 /exit         leave, as does the end of input (Ctrl-D); Ctrl-C ends an answer"""
 
+_LOST = 0.5  # seconds after which a KeyboardInterrupt will not come any more
+
 
 def add(commands) -> None:
     """Declare the command."""
@@ -53,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
                 raise ValueError(f"unknown command {command}: /help lists them")
             elif line:
                 turn = {"role": "user", "content": [*waiting, {"type": "text", "text": line}]}
-                answer = _answer(pipe, [*messages, turn], shared.settings(options), options.json)
+                answer = _answer(pipe, [*messages, turn], options)
                 messages += [turn, {"role": "assistant", "content": answer}]
                 waiting = []
         except (OSError, ValueError) as error:
@@ -77,14 +79,15 @@ def _read(interactive: bool) -> str | None:
     return line.strip() if line else None
 
 
-def _answer(pipe, messages: list[dict], settings: dict, as_json: bool) -> str:
+def _answer(pipe, messages: list[dict], options: argparse.Namespace) -> str:
     pieces = []
-    for piece in pipe(messages, stream=True, generate_kwargs=settings):
+    for piece in pipe(messages, stream=True, generate_kwargs=shared.settings(options)):
+        options.signals.check(older=_LOST)
         pieces.append(piece)
-        if not as_json:
+        if not options.json:
             print(piece, end="", flush=True)
     answer = "".join(pieces)
-    if as_json:
+    if options.json:
         text = messages[-1]["content"][-1]["text"]
         print(json.dumps({"text": text, "generated_text": answer}, ensure_ascii=False), flush=True)
     else:
