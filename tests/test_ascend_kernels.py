@@ -88,8 +88,9 @@ def primitives(tmp_path_factory) -> set[str]:
 
 @pytest.mark.slow
 def test_every_primitive_has_an_ascend_kernel(primitives, libraries):
-    assert {"MatMul", "BatchMatMul", "Gather", "ScatterUpdate", "Softmax", "Argmax", "Erf"} <= primitives
-    assert sorted(p for p in primitives if not has_kernel(p, libraries)) == []
+    assert {"MatMul", "BatchMatMul", "Gather", "ScatterUpdate", "Softmax", "Argmax", "Sigmoid"} <= primitives
+    half_precision = {"Erf"}  # of `gelu`, which on CPU computes in fp32
+    assert sorted(p for p in primitives | half_precision if not has_kernel(p, libraries)) == []
 
 
 @pytest.mark.slow
