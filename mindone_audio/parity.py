@@ -160,9 +160,7 @@ def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np
             if ours.shape[::2] != theirs.shape[::2]:
                 continue  # other clips or another width, which the comparison tells
             rows = model.audio_tower.output_lengths if stage == "encoder" else model.audio_tokens
-            values[stage] = theirs.astype(
-                ours.dtype
-            )  # what padding becomes, and how much there is, is nobody's business
+            values[stage] = theirs.astype(ours.dtype)  # padding, of which there may be another amount here
             for clip, count in enumerate(rows(audio_frames(lengths))):
                 valid = min(count, theirs.shape[1], ours.shape[1])
                 values[stage][clip, :valid] = ours[clip, :valid]

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
@@ -29,7 +29,7 @@ class Signals:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self.terminated = self.interrupted = False
-        self._held: str | None = None
+        self._held: Callable[[], None] | None = None
         self._came = 0.0  # when the last SIGINT did, on the monotonic clock
 
     def check(self, older: float = 0.0) -> None:
@@ -39,10 +39,10 @@ class Signals:
             raise KeyboardInterrupt
 
     @contextmanager
-    def hold_interrupt(self, message: str) -> Iterator[None]:
-        """Inside, the first SIGINT only sets `interrupted` and prints the message to standard error; the next one is a
+    def hold_interrupt(self, tell: Callable[[], None]) -> Iterator[None]:
+        """Inside, the first SIGINT only sets `interrupted` and calls `tell`, in another thread; the next one is a
         KeyboardInterrupt."""
-        self._held = message
+        self._held = tell
         try:
             yield
         finally:
@@ -81,7 +81,7 @@ class Signals:
                 self.terminated = True
             elif found is not None and self._held is not None and not self.interrupted:
                 self.interrupted = True
-                print(f"\n{self._held}", file=sys.stderr, flush=True)
+                self._held()
             elif found is not None:
                 self._came, self.interrupted = time.monotonic(), True
                 _thread.interrupt_main()

@@ -60,6 +60,10 @@ def _schedule(config: FinetuneConfig) -> int:
     return 0
 
 
+def _tell() -> None:
+    print(f"\n{HELD}", file=sys.stderr, flush=True)
+
+
 def _run(config: FinetuneConfig, signals: Signals) -> int:
     def should_stop() -> bool:
         return signals.terminated or signals.interrupted
@@ -67,7 +71,7 @@ def _run(config: FinetuneConfig, signals: Signals) -> int:
     output = Path(config.training.output_dir)
     again = f"what was learned is kept in {output}: the same command with --resume goes on"
     try:
-        outcome = run_finetune(config, should_stop=should_stop, training=lambda: signals.hold_interrupt(HELD))
+        outcome = run_finetune(config, should_stop=should_stop, training=lambda: signals.hold_interrupt(_tell))
     except KeyboardInterrupt:
         kept = any(output.glob("checkpoint-*"))
         print(f"\ninterrupted; {again if kept else 'nothing was learned yet'}", file=sys.stderr)

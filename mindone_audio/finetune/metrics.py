@@ -26,7 +26,8 @@ def normalised(text: str) -> list[str]:
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> float:
     """The share, 0 to 1, of answers that equal their reference; `ValueError` for none, or unequal numbers of them."""
     _check(answers, references)
-    return sum(normalised(a) == normalised(r) for a, r in zip(answers, references)) / len(answers)
+    right, asked = _right_answers(answers, references)
+    return right / asked
 
 
 def word_error_rate(answers: Sequence[str], references: Sequence[str]) -> float:
@@ -35,11 +36,10 @@ def word_error_rate(answers: Sequence[str], references: Sequence[str]) -> float:
     Words are what white space separates. Raises `ValueError` for none, unequal numbers, or references without words.
     """
     _check(answers, references)
-    pairs = [(normalised(answer), normalised(reference)) for answer, reference in zip(answers, references)]
-    words = sum(len(reference) for _, reference in pairs)
+    wrong, words = _wrong_words(answers, references)
     if not words:
         raise ValueError("the references have no words, so there is no word error rate: use exact_match")
-    return sum(_edits(answer, reference) for answer, reference in pairs) / words
+    return wrong / words
 
 
 def _edits(words: list[str], reference: list[str]) -> int:
@@ -60,7 +60,7 @@ def _check(answers: Sequence[str], references: Sequence[str]) -> None:
         raise ValueError(f"{len(answers)} answers for {len(references)} references: give one for each, at least one")
 
 
-def _exact(answers: Sequence[str], references: Sequence[str]) -> tuple[int, int]:
+def _right_answers(answers: Sequence[str], references: Sequence[str]) -> tuple[int, int]:
     return sum(normalised(a) == normalised(r) for a, r in zip(answers, references)), len(references)
 
 
@@ -70,4 +70,4 @@ def _wrong_words(answers: Sequence[str], references: Sequence[str]) -> tuple[int
 
 
 # What each metric counts, and out of how many: so that the shares of several ranks can be added up.
-COUNTS = {"exact_match": _exact, "wer": _wrong_words}
+COUNTS = {"exact_match": _right_answers, "wer": _wrong_words}
