@@ -287,12 +287,15 @@ class AudioLanguageModel(PreTrainedModel):
         input_ids, positions and audio_index int32, visible bool, (batch, length): those of a `Prompt`; tables:
         `Decoder.rotation_tables` of at least that length; audio (clips, tokens, hidden) or None: see `encode_audio`.
         """
-        embeddings = self.language_model.embed(input_ids)
-        if audio is not None:
-            embeddings = merge_audio(embeddings, audio.reshape((-1, audio.shape[-1])), audio_index)
         columns = msops.arange(input_ids.shape[1], dtype=ms.int32)
         mask = causal_mask(columns, columns, visible)
+        embeddings = self.embeddings(input_ids, audio, audio_index)
         return self.language_model(embeddings, look_up(tables, positions), mask)
+
+    def embeddings(self, input_ids: Tensor, audio: Tensor | None, audio_index: Tensor) -> Tensor:
+        """What the decoder's first layer takes, (batch, length, hidden); arguments as for `hidden_states`."""
+        text = self.language_model.embed(input_ids)
+        return text if audio is None else merge_audio(text, audio.reshape((-1, audio.shape[-1])), audio_index)
 
 
 def _loss(logits: Tensor, prompt: Prompt) -> Tensor:

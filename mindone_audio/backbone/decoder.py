@@ -109,14 +109,7 @@ class DecoderStack(nn.Cell):
 
     def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
         x = embeddings
-        query_cos, query_sin, key_cos, key_sin = rotation
-        rotation = (
-            ops.for_heads(query_cos, self.num_heads),
-            ops.for_heads(query_sin, self.num_heads),
-            ops.for_heads(key_cos, self.num_key_value_heads),
-            ops.for_heads(key_sin, self.num_key_value_heads),
-        )
-        mask = ops.for_heads(mask, self.num_heads)
+        rotation, mask = for_all_heads(rotation, mask, self.num_heads, self.num_key_value_heads)
         for layer in self.layers:
             x = layer(x, rotation, mask, cache, rows)
         return self.norm(x)
@@ -156,6 +149,18 @@ class Decoder(nn.Cell):
     def rotation_tables(self, positions: int, dtype: ms.Type) -> list[Tensor]:
         """`rotary.rotation_tables` of this model as tensors."""
         return [to_mindspore(table, dtype) for table in rotation_tables(positions, self.frequencies)]
+
+
+def for_all_heads(rotation: tuple, mask: Tensor, heads: int, key_value_heads: int) -> tuple[tuple, Tensor]:
+    """What `look_up` and `causal_mask` give, repeated for each head: what a layer takes, and once for all layers."""
+    query_cos, query_sin, key_cos, key_sin = rotation
+    rotation = (
+        ops.for_heads(query_cos, heads),
+        ops.for_heads(query_sin, heads),
+        ops.for_heads(key_cos, key_value_heads),
+        ops.for_heads(key_sin, key_value_heads),
+    )
+    return rotation, ops.for_heads(mask, heads)
 
 
 def look_up(tables: list[Tensor], positions: Tensor) -> tuple:

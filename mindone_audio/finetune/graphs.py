@@ -74,12 +74,16 @@ class SummedLoss(nn.Cell):
     ) -> Tensor:
         """tables (4, length, head_dim): those of `Decoder.rotation_tables`."""
         tables = [tables[0], tables[1], tables[2], tables[3]]
-        if audio is not None:
-            if self.encodes:
-                audio = self.model.audio_tower(audio, lengths)
-            audio = self.model.multi_modal_projector(audio)
+        audio = audio_embeddings(self.model, self.encodes, audio, lengths)
         hidden = self.model.hidden_states(input_ids, positions, visible, tables, audio, audio_index)
         return cross_entropy_sum(self.model.language_model, hidden, where, targets)
+
+
+def audio_embeddings(model: AudioLanguageModel, encodes: bool, audio: Tensor | None, lengths: Tensor | None):
+    """What the decoder hears of clips, or of what the encoder made of them; None for none."""
+    if audio is None:
+        return None
+    return model.encode_audio(audio, lengths) if encodes else model.multi_modal_projector(audio)
 
 
 def cross_entropy_sum(decoder: nn.Cell, hidden: Tensor, where: Tensor, targets: Tensor) -> Tensor:

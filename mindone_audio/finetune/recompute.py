@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
-from mindone_audio.backbone import ops
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel, merge_audio
-from mindone_audio.backbone.decoder import causal_mask, look_up
+from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.backbone.decoder import causal_mask, for_all_heads, look_up
 from mindone_audio.finetune.dropout import Dropout
-from mindone_audio.finetune.graphs import cross_entropy_sum, graph
+from mindone_audio.finetune.graphs import audio_embeddings, cross_entropy_sum, graph
 
 _LAYER_STRIDE = 1_000_003  # between the dropout seeds of two layers
 
@@ -28,13 +27,8 @@ class Begin(nn.Cell):
         self.model, self.encodes = model, encodes
 
     def construct(self, input_ids, audio_index, audio=None, lengths=None) -> Tensor:
-        embeddings = self.model.language_model.embed(input_ids)
-        if audio is not None:
-            if self.encodes:
-                audio = self.model.audio_tower(audio, lengths)
-            audio = self.model.multi_modal_projector(audio)
-            embeddings = merge_audio(embeddings, audio.reshape((-1, audio.shape[-1])), audio_index)
-        return embeddings
+        audio = audio_embeddings(self.model, self.encodes, audio, lengths)
+        return self.model.embeddings(input_ids, audio, audio_index)
 
 
 class Layer(nn.Cell):
@@ -56,14 +50,8 @@ class Layer(nn.Cell):
 
     def construct(self, x, positions, visible, tables) -> Tensor:
         columns = msops.arange(x.shape[1], dtype=positions.dtype)
-        mask = ops.for_heads(causal_mask(columns, columns, visible), self.heads[0])
-        rows = look_up([tables[0], tables[1], tables[2], tables[3]], positions)
-        rotation = (
-            ops.for_heads(rows[0], self.heads[0]),
-            ops.for_heads(rows[1], self.heads[0]),
-            ops.for_heads(rows[2], self.heads[1]),
-            ops.for_heads(rows[3], self.heads[1]),
-        )
+        rotation = look_up([tables[0], tables[1], tables[2], tables[3]], positions)
+        rotation, mask = for_all_heads(rotation, causal_mask(columns, columns, visible), *self.heads)
         return self.layer(x, rotation, mask, None, None)
 
 
