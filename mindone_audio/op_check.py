@@ -10,11 +10,11 @@ from mindspore import Parameter, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.audio_language_model import merge_audio
+from mindone_audio.backbone.audio_language_model import audio_rows, merge_audio
 from mindone_audio.backbone.decoder import causal_mask
 from mindone_audio.backbone.encoder import first_frames, padding_mask
 from mindone_audio.conversion import to_mindspore
-from mindone_audio.device import compute_dtypes
+from mindone_audio.device import compute_dtypes, is_ascend
 
 # Relative error of a result, |ours - reference| / |reference|, that rounding explains: inputs are rounded before both
 # sides see them, so what is left is a few roundings of 2**-24, 2**-11 or 2**-8 and the order of sums.
@@ -121,9 +121,14 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
     row, row_weight = normal(1, 1, 256), normal(128, 256)
     convolution = normal(2, 7, 3), normal(4, 3, 3), normal(4)
     codes = rng.integers(0, 256, 96).astype(np.int32)
+    only_cpu = Case(
+        "add_columns", _AddColumns(dtype), _add_columns, (normal(2, 3, 8, 4), normal(2, 3, 3, 4)), (columns,)
+    )
     return [
+        *([] if is_ascend() else [only_cpu]),
         Case("linear", ops.linear, lambda x, w, b: x @ w.T + b, (normal(2, 5, 16), normal(24, 16), normal(24))),
         Case("linear, no bias", ops.linear, lambda x, w: x @ w.T, (normal(2, 5, 16), normal(24, 16))),
+        Case("linear, ten rows", ops.linear, lambda x, w: x @ w.T, (normal(10, 1, 16), normal(24, 16))),
         Case("linear, one row", ops.linear, lambda x, w: x @ w.T, (row, row_weight)),
         Case("layer_norm", ops.layer_norm, _layer_norm, (normal(2, 5, 16) * 3, normal(16), normal(16))),
         Case("rms_norm", _run_rms_norm, _rms_norm, (normal(2, 5, 16) * 3, normal(16))),
@@ -147,7 +152,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("padding_mask", _run_padding, _padding, (normal(2, 3, 6, 6),), (np.array([11, 4], np.int32),)),
         Case("padding_mask, blocks", _run_blocks, _blocks, (normal(2, 3, 6, 6),), (np.array([11, 4], np.int32),)),
         Case("first_frames", first_frames, _first_frames, (normal(2, 5, 4),), (np.array([5, 2], np.int32),)),
-        Case("merge_audio", merge_audio, _merge, (normal(2, 4, 3), normal(5, 3)), (audio_rows,)),
+        Case("merge_audio", _run_merge, _merge, (normal(2, 4, 3), normal(5, 3)), (audio_rows,)),
         Case("argmax", _run_argmax, lambda x: x.argmax(-1), (normal(3, 40),)),
     ]
 
@@ -193,6 +198,10 @@ def _run_blocks(scores, lengths):
     return msops.softmax(scores.astype(ms.float32) + padding_mask(lengths, 6, 3, latency_block=2), -1)
 
 
+def _run_merge(text, audio, index):
+    return merge_audio(text, audio_rows(audio, index), index)
+
+
 def _run_argmax(x):
     return _argmax(x)
 
@@ -207,6 +216,18 @@ class _WriteRows(nn.Cell):
     def construct(self, table, values, rows):
         msops.assign(self.table, table)
         return ops.write_rows(self.table, rows, values)
+
+
+class _AddColumns(nn.Cell):
+    """`ops.add_columns`, likewise."""
+
+    def __init__(self, dtype: ms.Type):
+        super().__init__()
+        self.table = Parameter(msops.zeros((2, 3, 8, 4), dtype), name="columns", requires_grad=False)
+
+    def construct(self, table, values, columns):
+        msops.assign(self.table, table)
+        return ops.add_columns(self.table, columns, values)
 
 
 def _layer_norm(x, weight, bias):
@@ -249,6 +270,12 @@ def _gelu(x):
 def _write_rows(table, values, rows):
     result = table.copy()
     result[rows] = values
+    return result
+
+
+def _add_columns(table, values, columns):
+    result = table.copy()
+    result[:, :, columns] += values
     return result
 
 

@@ -11,7 +11,7 @@ from transformers import GenerationConfig, TextStreamer
 from mindone_audio import AutoModelForAudioTextToText
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
-from mindone_audio.generation.engine import cache_bucket, clips_bucket, prompt_bucket
+from mindone_audio.generation.engine import PIECE, cache_bucket, clips_bucket, prompt_width
 from mindone_audio.generation.settings import GenerationSettings, settle
 
 INPUTS = {**batch([prompt([3, "a40", 5])]), **clips([40])}
@@ -171,10 +171,10 @@ def test_text_streamer_of_transformers(model, capsys):
 
 def test_buckets_hold_what_they_are_asked_for():
     for length in range(1, 3000, 7):
-        assert length <= prompt_bucket(length) <= max(64, 1.5 * length)
-        assert length <= cache_bucket(length) <= max(256, 2 * length)
+        assert length <= prompt_width(length) < length + PIECE
+        assert length <= cache_bucket(length) <= max(512, 2 * length)
         assert length <= clips_bucket(length) < 2 * length
-    assert len({prompt_bucket(length) for length in range(1, 1025)}) == 9
+    assert [cache_bucket(length) for length in (2049, 3073, 4097, 8193)] == [3072, 4096, 6144, 12288]
 
 
 def test_a_new_prompt_of_the_same_bucket_compiles_nothing(model, monkeypatch):
@@ -190,7 +190,7 @@ def test_many_shapes_keep_few_caches_and_stay_right(model):
     for rows in range(2, 8):
         inputs = batch([prompt([4 + row], row) for row in range(rows)])
         assert new_tokens(model, inputs, max_new_tokens=2, compile=False).shape == (rows, 2)
-    assert len(model._engines[False]._sequences) <= 4
+    assert len(model._engines[False]._rooms) <= 4
     assert new_tokens(model, max_new_tokens=6, num_beams=2).tolist() == first
 
 

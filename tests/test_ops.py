@@ -84,17 +84,25 @@ def test_heads_and_rotation(length):
     check(ops.rotate(Tensor(heads), tables[0], tables[1]), expected / 2)
 
 
-def test_cache_writes_at_positions_and_copies_sequences():
-    cache = KVCache(layers=2, batch=2, key_value_heads=3, positions=5, head_dim=4, dtype=ms.float32)
+@pytest.mark.parametrize("flat", [False, True])
+def test_cache_writes_at_positions_and_copies_sequences(flat):
+    sizes = {"layers": 2, "key_value_heads": 3, "head_dim": 4, "dtype": ms.float32, "flat": flat}
+    cache = KVCache(batch=2, positions=5, **sizes)
     key, value = normal(2, 3, 2, 4), normal(2, 3, 2, 4)
-    rows = cache.rows(Tensor([1, 2], ms.int32))
-    keys, values = cache.update(1, rows, Tensor(key), Tensor(value))
+    places = cache.places(Tensor([1, 2], ms.int32))
+    for _ in range(2):  # what is written again is overwritten, once the cache is cleared
+        cache.clear()
+        keys, values = cache.update(1, places, Tensor(key), Tensor(value))
     for actual, written in ((keys, key), (values, value)):
         expected = np.zeros((2, 3, 5, 4), np.float32)
         expected[:, :, 1:3] = written
         np.testing.assert_array_equal(actual.asnumpy(), expected)
     assert not cache.keys[0].asnumpy().any()
-    target = KVCache(layers=2, batch=3, key_value_heads=3, positions=5, head_dim=4, dtype=ms.float32)
+    larger = KVCache(batch=2, positions=8, **sizes)
+    larger.take(cache)
+    expected = np.concatenate([values.asnumpy(), np.zeros((2, 3, 3, 4), np.float32)], 2)
+    np.testing.assert_array_equal(larger.values[1].asnumpy().reshape(2, 3, 8, 4), expected)
+    target = KVCache(batch=3, positions=5, **sizes)
     CopySequences(cache, target)(Tensor([1, 0, 1], ms.int32))
     np.testing.assert_array_equal(
         target.values[1].asnumpy().reshape(3, 3, 5, 4), values.asnumpy().reshape(2, 3, 5, 4)[[1, 0, 1]]

@@ -1,5 +1,7 @@
 """What only Qwen2-Audio has, and what one family proves for all: beams, settings, padding sides, dtypes of inputs."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +21,8 @@ from helpers import (
 )
 
 from mindone_audio import AutoModelForAudioTextToText, to_mindspore
+from mindone_audio.backbone.cache import KVCache
+from mindone_audio.generation import engine, generate
 
 TOLERANCE = 1e-4
 
@@ -164,6 +168,32 @@ def test_greedy_settings(pair, settings):
     with torch.no_grad():
         expected = reference.generate(**to_torch(inputs), do_sample=False, **settings)
     assert ours.generate(**inputs, **settings).asnumpy().tolist() == expected.tolist()
+
+
+@pytest.fixture(scope="module")
+def long_pair(tmp_path_factory):
+    """A PyTorch model that goes on for 2048 positions, and the folder of its checkpoint."""
+    folder = tmp_path_factory.mktemp("long")
+    reference = torch_model(tiny_config(text={"max_position_embeddings": 2048}), seed=2)
+    reference.save_pretrained(folder)
+    return reference, folder
+
+
+@pytest.mark.parametrize(("settings", "flat"), [({}, False), ({}, True), ({"num_beams": 2}, False)])
+def test_a_prompt_of_several_pieces_and_an_answer_that_outgrows_its_cache(long_pair, flat, settings, monkeypatch):
+    """Both layouts of the cache: a CPU's and, `flat`, that of an NPU."""
+    monkeypatch.setattr(engine, "KVCache", partial(KVCache, flat=flat))
+    reference, folder = long_pair
+    ours = AutoModelForAudioTextToText.from_pretrained(folder)
+    prompts = [prompt([150, "a40", 120, "a17", 4]), prompt([4, "a9", 3], 1), prompt([130], 2)]
+    inputs = {**batch(prompts), **clips([40, 17, 9], 3)}
+    settings = {"max_new_tokens": 140, "pad_token_id": PAD, **settings}
+    expected = torch_beams(reference, inputs, do_sample=False, **settings)
+    monkeypatch.setattr(generate, "_EXPECTED_TOKENS", 1)
+    for _ in range(2):  # the second time in caches that are not new
+        tokens = ours.generate(**inputs, **settings).asnumpy()[:, -140:]
+        assert tokens.tolist() == expected.tolist()
+    assert {size for _, _, size in ours._engines[True]._rooms} == {512, 1024}
 
 
 def test_right_padding_gives_the_same_tokens_as_left_padding(pair):

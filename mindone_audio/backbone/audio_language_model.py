@@ -37,9 +37,13 @@ def audio_frames(lengths: np.ndarray) -> np.ndarray:
     return lengths if lengths.ndim == 1 else lengths[:, 0]
 
 
-def merge_audio(text: Tensor, audio: Tensor, audio_index: Tensor) -> Tensor:
-    """Token embeddings (batch, length, n) with rows of audio (rows, n) wherever audio_index (batch, length) >= 0."""
-    rows = ops.embed(audio, msops.maximum(audio_index, 0))
+def audio_rows(audio: Tensor, audio_index: Tensor) -> Tensor:
+    """Rows of audio (rows, n) by int32 audio_index (batch, length): (batch, length, n), anything where that is -1."""
+    return ops.embed(audio, msops.maximum(audio_index, 0))
+
+
+def merge_audio(text: Tensor, rows: Tensor, audio_index: Tensor) -> Tensor:
+    """Token embeddings (batch, length, n), replaced by the `audio_rows` wherever audio_index (batch, length) >= 0."""
     return msops.where((audio_index >= 0).expand_dims(-1), rows.astype(text.dtype), text)
 
 
@@ -295,7 +299,9 @@ class AudioLanguageModel(PreTrainedModel):
     def embeddings(self, input_ids: Tensor, audio: Tensor | None, audio_index: Tensor) -> Tensor:
         """What the decoder's first layer takes, (batch, length, hidden); arguments as for `hidden_states`."""
         text = self.language_model.embed(input_ids)
-        return text if audio is None else merge_audio(text, audio.reshape((-1, audio.shape[-1])), audio_index)
+        if audio is None:
+            return text
+        return merge_audio(text, audio_rows(audio.reshape((-1, audio.shape[-1])), audio_index), audio_index)
 
 
 def _loss(logits: Tensor, prompt: Prompt) -> Tensor:

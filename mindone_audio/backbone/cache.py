@@ -6,6 +6,7 @@ import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
+from mindone_audio import device
 from mindone_audio.backbone import ops
 
 _names = itertools.count()
@@ -14,34 +15,65 @@ _names = itertools.count()
 class KVCache(nn.Cell):
     """Keys and values of every layer for `batch` sequences of up to `positions` tokens, written in place.
 
-    Each layer's keys are one table (batch * key_value_heads * positions, head_dim), because a scatter along the first
-    axis is the in-place write that every back end compiles.
+    Tables have the shape that attention reads, (batch, key_value_heads, positions, head_dim), in which a CPU can add in
+    place along the third axis: so they must be zero where nothing is written yet, see `clear`. Or they are `flat`,
+    (batch * key_value_heads * positions, head_dim), because a scatter along the first axis is the in-place write that
+    Ascend has for every dtype; there a reshape costs nothing, where a CPU copies the whole table. None: as the device
+    has it.
     """
 
-    def __init__(self, layers: int, batch: int, key_value_heads: int, positions: int, head_dim: int, dtype: ms.Type):
+    def __init__(
+        self,
+        layers: int,
+        batch: int,
+        key_value_heads: int,
+        positions: int,
+        head_dim: int,
+        dtype: ms.Type,
+        flat: bool | None = None,
+    ):
         super().__init__()
+        self.flat = device.is_ascend() if flat is None else flat
         self.batch, self.key_value_heads = batch, key_value_heads
         self.positions, self.head_dim = positions, head_dim
         name = f"kv_cache_{next(_names)}"  # a graph refuses two parameters of one name
-        shape = (batch * key_value_heads * positions, head_dim)
-        self.keys = ParameterTuple([self._table(shape, dtype, f"{name}.keys.{i}") for i in range(layers)])
-        self.values = ParameterTuple([self._table(shape, dtype, f"{name}.values.{i}") for i in range(layers)])
+        self.shape = (batch, key_value_heads, positions, head_dim)
+        stored = (batch * key_value_heads * positions, head_dim) if self.flat else self.shape
+        self.keys = ParameterTuple([self._table(stored, dtype, f"{name}.keys.{i}") for i in range(layers)])
+        self.values = ParameterTuple([self._table(stored, dtype, f"{name}.values.{i}") for i in range(layers)])
 
     @staticmethod
-    def _table(shape: tuple[int, int], dtype: ms.Type, name: str) -> Parameter:
+    def _table(shape: tuple[int, ...], dtype: ms.Type, name: str) -> Parameter:
         return Parameter(msops.zeros(shape, dtype), name=name, requires_grad=False)
 
-    def rows(self, columns: Tensor) -> Tensor:
-        """Table rows of positions `columns`, int32 (length), of every sequence and head: int32 (all heads * length)."""
+    def places(self, columns: Tensor) -> Tensor:
+        """What `update` takes to write at positions int32 (length): those, or their rows in flat tables."""
+        if not self.flat:
+            return columns
         heads = msops.arange(self.batch * self.key_value_heads, dtype=ms.int32) * self.positions
         return (heads.reshape((-1, 1)) + columns).reshape((-1,))
 
-    def update(self, layer: int, rows: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write key and value (batch, key_value_heads, length, head_dim) at `rows`; returns all of the layer's."""
-        shape = (self.batch, self.key_value_heads, self.positions, self.head_dim)
-        keys = ops.write_rows(self.keys[layer], rows, key.reshape((-1, self.head_dim)))
-        values = ops.write_rows(self.values[layer], rows, value.reshape((-1, self.head_dim)))
-        return keys.reshape(shape), values.reshape(shape)
+    def update(self, layer: int, places: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write key and value (batch, key_value_heads, length, head_dim) at `places`; returns all of the layer's."""
+        if not self.flat:
+            keys = ops.add_columns(self.keys[layer], places, key)
+            return keys, ops.add_columns(self.values[layer], places, value)
+        keys = ops.write_rows(self.keys[layer], places, key.reshape((-1, self.head_dim)))
+        values = ops.write_rows(self.values[layer], places, value.reshape((-1, self.head_dim)))
+        return keys.reshape(self.shape), values.reshape(self.shape)
+
+    def clear(self) -> None:
+        """Make it ready for other sequences; not for a graph."""
+        if not self.flat:
+            empty = msops.zeros(self.shape, self.keys[0].dtype)
+            for table in self.keys + self.values:
+                msops.assign(table, empty)
+
+    def take(self, other: "KVCache") -> None:
+        """Become a copy of a cache of the same sequences with fewer positions; not for a graph."""
+        rest = msops.zeros((*self.shape[:2], self.positions - other.positions, self.head_dim), self.keys[0].dtype)
+        for source, target in zip(other.keys + other.values, self.keys + self.values):
+            msops.assign(target, msops.concat((source.reshape(other.shape), rest), 2).reshape(target.shape))
 
 
 class CopySequences(nn.Cell):

@@ -56,7 +56,7 @@ class DecoderAttention(nn.Cell):
         self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
 
-    def construct(self, x: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
+    def construct(self, x: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, places) -> Tensor:
         query_cos, query_sin, key_cos, key_sin = rotation
         query = ops.split_heads(self.q_proj(x), self.num_heads)
         key = ops.split_heads(self.k_proj(x), self.num_key_value_heads)
@@ -65,7 +65,7 @@ class DecoderAttention(nn.Cell):
         query, key = ops.rotate(query, query_cos, query_sin), ops.rotate(key, key_cos, key_sin)
         value = ops.split_heads(self.v_proj(x), self.num_key_value_heads)
         if cache is not None:
-            key, value = cache.update(self.layer, rows, key, value)
+            key, value = cache.update(self.layer, places, key, value)
         return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask)))
 
 
@@ -92,8 +92,8 @@ class DecoderLayer(nn.Cell):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
 
-    def construct(self, x: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache, rows)
+    def construct(self, x: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, places) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache, places)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -107,11 +107,11 @@ class DecoderStack(nn.Cell):
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.num_heads, self.num_key_value_heads = config.num_heads, config.num_key_value_heads
 
-    def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, rows) -> Tensor:
+    def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, places) -> Tensor:
         x = embeddings
         rotation, mask = for_all_heads(rotation, mask, self.num_heads, self.num_key_value_heads)
         for layer in self.layers:
-            x = layer(x, rotation, mask, cache, rows)
+            x = layer(x, rotation, mask, cache, places)
         return self.norm(x)
 
 
@@ -131,15 +131,15 @@ class Decoder(nn.Cell):
         return self.model.embed_tokens(input_ids)
 
     def construct(
-        self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None = None, rows=None
+        self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None = None, places=None
     ) -> Tensor:
         """Hidden states after the final norm, (batch, length, hidden_size).
 
         embeddings (batch, length, hidden_size); rotation: `look_up` of the positions; mask fp32 (batch, 1, length,
-        keys), added to the scores. With a cache, new keys and values are written at its `rows` and the keys are all of
-        the cache's; without one they are this call's.
+        keys), added to the scores. With a cache, new keys and values are written at its `places` and the keys are all
+        of the cache's; without one they are this call's.
         """
-        return self.model(embeddings, rotation, mask, cache, rows)
+        return self.model(embeddings, rotation, mask, cache, places)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 scores (..., vocab_size) of hidden states (..., hidden_size)."""

@@ -13,9 +13,20 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
-from mindone_audio.generation.engine import clips_bucket, prompt_bucket
+from mindone_audio.generation.engine import clips_bucket
 
 _FEWEST_TARGETS = 16
+_SHORTEST = 64  # tokens that prompts are padded to
+
+
+def prompt_bucket(length: int) -> int:
+    """The next of 64, 96, 128, 192, 256, 384, ...: at most half of a prompt is padding."""
+    bucket = _SHORTEST
+    while bucket < length:
+        if bucket * 3 // 2 >= length:
+            return bucket * 3 // 2
+        bucket *= 2
+    return bucket
 
 
 class MicroBatch:

@@ -1,7 +1,8 @@
 """The compiled graphs behind `generate`: encode clips, prefill a prompt, decode one token, copy sequences.
 
-Shapes are rounded up to buckets, so that a new prompt or clip seldom compiles anything: the step graph is compiled once
-for each (batch, cache bucket), a prefill graph once for each prompt bucket in it.
+Shapes are fixed or rounded up to buckets, so that a new prompt or clip seldom compiles anything. A prompt goes through
+one prefill graph in pieces of equal length; the step graph reads the whole cache, so a cache begins small and is
+exchanged for a larger one when it is full. Both are compiled once for each (batch, cache bucket).
 """
 
 from collections import OrderedDict
@@ -12,30 +13,35 @@ import numpy as np
 from mindspore import Tensor, nn
 from mindspore import ops as msops
 
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel, merge_audio
+from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audio_rows, merge_audio
 from mindone_audio.backbone.cache import CopySequences, KVCache
 from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
 
-_SMALLEST_PROMPT = 64
-_SMALLEST_CACHE = 256
+PIECE = 128  # columns of a prompt that the prefill graph takes at a time
+_SMALLEST_CACHE = 512
+_EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
 _MOST_CLIPS = 8  # that are encoded at once: bounds the memory that ten minutes of windows need
 _CACHES_KEPT = 4  # beams need two at once; more only save compilations
 _best = msops.Argmax(-1, ms.int32)
 
 
-def prompt_bucket(length: int) -> int:
-    """The next of 64, 96, 128, 192, 256, 384, ...: at most half of a prompt is padding."""
-    bucket = _SMALLEST_PROMPT
-    while bucket < length:
-        if bucket * 3 // 2 >= length:
-            return bucket * 3 // 2
-        bucket *= 2
-    return bucket
+# What a batch is: prompts as they were given, or copies of such a batch, whose cache is as large as the original's.
+PROMPTS, COPIES = "prompts", "copies"
+
+
+def prompt_width(length: int) -> int:
+    """The next multiple of `PIECE`."""
+    return -(-length // PIECE) * PIECE
 
 
 def cache_bucket(length: int) -> int:
-    """The next power of two from 256 on."""
-    return max(_SMALLEST_CACHE, 1 << (length - 1).bit_length())
+    """The next of 512, 1024, 2048, 3072, 4096, 6144, 8192, ..."""
+    bucket = _SMALLEST_CACHE
+    while bucket < length:
+        if bucket >= _EVEN_CACHE and bucket * 3 // 2 >= length:
+            return bucket * 3 // 2
+        bucket *= 2
+    return bucket
 
 
 def clips_bucket(clips: int) -> int:
@@ -56,17 +62,18 @@ class EncodeAudio(nn.Cell):
 
 
 class Forward(nn.Cell):
-    """Prefill and decode step: tokens in at `offset`, the next token's scores out, the cache written in between."""
+    """Prefill and decode step: tokens in at `offset`, the cache written, and what the last of them leads to out."""
 
-    def __init__(self, language_model: Decoder, cache: KVCache, tables: list[Tensor]):
+    def __init__(self, language_model: Decoder, cache: KVCache, tables: list[Tensor], scores: bool):
         super().__init__(auto_prefix=False)
-        self.language_model, self.cache, self.tables = language_model, cache, tables
+        self.language_model, self.cache, self.tables, self.scores = language_model, cache, tables, scores
 
     def construct(self, input_ids: Tensor, offset: Tensor, start: Tensor, audio=None, audio_index=None):
         """input_ids int32 (batch, length); offset int32: column of the first token; start int32 (batch): first column
-        of each sample that is not padding; audio (rows, hidden) with audio_index int32 (batch, length), or neither.
+        of each sample that is not padding; audio (batch, length, hidden), which replaces the tokens' embeddings where
+        audio_index int32 (batch, length) is not -1, or neither.
 
-        Returns scores fp32 (batch, vocab) after the last token, and the best token int32 (batch).
+        Returns hidden states (batch, hidden) of the last token, or with `scores` those of the next token and the best.
         """
         columns = offset + msops.arange(input_ids.shape[1], dtype=ms.int32)
         keys = msops.arange(self.cache.positions, dtype=ms.int32)
@@ -76,31 +83,74 @@ class Forward(nn.Cell):
         embeddings = self.language_model.embed(input_ids)
         if audio is not None:
             embeddings = merge_audio(embeddings, audio, audio_index)
-        hidden = self.language_model(embeddings, rotation, mask, self.cache, self.cache.rows(columns))
+        hidden = self.language_model(embeddings, rotation, mask, self.cache, self.cache.places(columns))
         last = hidden[:, -1] if input_ids.shape[1] > 1 else hidden.reshape((hidden.shape[0], hidden.shape[2]))
-        scores = self.language_model.logits(last)
-        return scores, _best(scores)
+        return score(self.language_model, last) if self.scores else last
+
+
+def score(language_model: Decoder, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores fp32 (batch, vocab) of hidden states (batch, hidden), and the best token int32 (batch)."""
+    scores = language_model.logits(hidden)
+    return scores, _best(scores)
+
+
+class Room:
+    """A cache and the graphs that write it, for one batch at a time: `owner` is whose it is."""
+
+    def __init__(self, cache: KVCache, prefill: Callable, step: Callable, silence: Tensor):
+        self.cache, self.prefill, self.step, self.silence = cache, prefill, step, silence
+        self.owner: Sequences | None = None
+
+    def given_to(self, owner: "Sequences") -> "Room":
+        if self.owner is not None:
+            self.cache.clear()
+        self.owner = owner
+        return self
 
 
 class Sequences:
-    """A batch under generation: its cache, the graphs that extend it by a prompt or a token, and how far it is.
+    """A batch under generation, and how far it is.
 
-    length: columns written so far. start: int32 (batch), the first column of each sample that is not padding. turn:
-    counts the generations that this object served.
+    length: columns written so far. start: int32 (batch), the first column of each sample that is not padding.
     """
 
-    def __init__(self, cache: KVCache, prefill: Callable, step: Callable):
-        self.cache, self.prefill, self.step = cache, prefill, step
-        self.length, self.turn, self.start = 0, 0, Tensor(np.zeros(cache.batch, np.int32))
+    def __init__(self, engine: "Engine", role: str, batch: int, positions: int):
+        self.engine, self.role, self.batch = engine, role, batch
+        self.length, self.start = 0, Tensor(np.zeros(batch, np.int32))
+        self.room = engine.room(role, batch, positions).given_to(self)
 
     def extend(self, input_ids: np.ndarray, audio: Tensor | None = None, audio_index: np.ndarray | None = None):
-        """Run tokens int32 (batch, length) through the model: scores and best token, still on the device."""
+        """Run tokens int32 (batch, length) through the model: scores and best token, still on the device.
+
+        length: 1, or a multiple of `PIECE`. audio (rows, hidden) with audio_index int32 (batch, length), or neither.
+        Raises `RuntimeError` where another batch has taken this one's cache.
+        """
+        if self.room.owner is not self:
+            raise RuntimeError("another generation has begun on this model: finish or drop a stream before the next")
+        if self.length + input_ids.shape[1] > self.room.cache.positions:
+            self._move(self.length + input_ids.shape[1])
+        if input_ids.shape[1] == 1:
+            return self.room.step(*self._tokens(input_ids))
+        for first in range(0, input_ids.shape[1], PIECE):
+            piece = np.ascontiguousarray(input_ids[:, first : first + PIECE])
+            index = np.full(piece.shape, -1, np.int32) if audio is None else audio_index[:, first : first + PIECE]
+            index = Tensor(np.ascontiguousarray(index))
+            rows = self.room.silence if audio is None else audio_rows(audio, index)
+            last = self.room.prefill(*self._tokens(piece), rows, index)
+        return score(self.engine.model.language_model, last)
+
+    def _tokens(self, input_ids: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """The arguments of a graph for the next columns."""
+        offset, self.length = self.length, self.length + input_ids.shape[1]
         # from_numpy shares the array's memory and takes a tenth of Tensor's time.
-        inputs = Tensor.from_numpy(input_ids), Tensor.from_numpy(np.array(self.length, np.int32)), self.start
-        self.length += input_ids.shape[1]
-        if audio is not None:
-            return self.prefill(*inputs, audio, Tensor(audio_index))
-        return self.prefill(*inputs) if input_ids.shape[1] > 1 else self.step(*inputs)
+        return Tensor.from_numpy(input_ids), Tensor.from_numpy(np.array(offset, np.int32)), self.start
+
+    def _move(self, positions: int) -> None:
+        """Go on in a larger cache."""
+        room = self.engine.room(self.role, self.batch, positions)
+        room.owner = self
+        room.cache.take(self.room.cache)
+        self.room = room
 
 
 class Structure:
@@ -136,7 +186,7 @@ class Engine:
     def __init__(self, model: AudioLanguageModel, compiled: bool):
         self.model, self.compiled = model, compiled
         self._encode = self._graph(EncodeAudio(model))
-        self._sequences: OrderedDict[tuple, Sequences] = OrderedDict()
+        self._rooms: OrderedDict[tuple, Room] = OrderedDict()
         self._copies: dict[tuple[int, int], Callable] = {}
 
     def _graph(self, cell: nn.Cell) -> Callable:
@@ -155,34 +205,37 @@ class Engine:
             lengths = np.concatenate([lengths, np.ones((spare, *lengths.shape[1:]), np.int32)])
         return self._encode(input_features, Tensor(lengths))
 
-    def sequences(self, batch: int, positions: int, role: str = "prompt") -> Sequences:
-        """A batch of empty sequences with room for `positions` tokens; its cache may have been used before."""
-        key = (role, batch, cache_bucket(positions))
-        if key not in self._sequences:
-            while len(self._sequences) >= _CACHES_KEPT:
-                _, dropped = self._sequences.popitem(last=False)
+    def sequences(self, batch: int, positions: int, role: str = PROMPTS) -> Sequences:
+        """A batch of empty sequences, at first with room for `positions` tokens."""
+        return Sequences(self, role, batch, positions)
+
+    def room(self, role: str, batch: int, positions: int) -> Room:
+        """A cache of at least so many positions, which may have been used before and be twice as large as needed."""
+        bucket = cache_bucket(positions)
+        made = [size for (*of, size) in self._rooms if of == [role, batch] and bucket <= size <= 2 * bucket]
+        key = (role, batch, bucket if role == COPIES else min(made, default=bucket))
+        if key not in self._rooms:
+            while len(self._rooms) >= _CACHES_KEPT:
+                _, dropped = self._rooms.popitem(last=False)
                 self._copies = {k: v for k, v in self._copies.items() if id(dropped.cache) not in k}
             decoder = self.model.language_model
-            sizes = decoder.config
-            cache = KVCache(
-                sizes.num_layers, batch, sizes.num_key_value_heads, key[2], sizes.head_dim, self.model.dtype
-            )
-            tables = decoder.rotation_tables(cache.positions, self.model.dtype)
-            prefill, step = (Forward(decoder, cache, tables) for _ in range(2))
+            sizes, dtype = decoder.config, self.model.dtype
+            cache = KVCache(sizes.num_layers, batch, sizes.num_key_value_heads, key[2], sizes.head_dim, dtype)
+            tables = decoder.rotation_tables(cache.positions, dtype)
+            prefill, step = (Forward(decoder, cache, tables, scores) for scores in (False, True))
             # In this phase MindSpore runs the cell's only graph, without looking each time for one that fits.
-            step.phase = "increment"
-            self._sequences[key] = Sequences(cache, self._graph(prefill), self._graph(step))
-        self._sequences.move_to_end(key)
-        sequences = self._sequences[key]
-        sequences.length = 0
-        sequences.turn += 1
-        return sequences
+            prefill.phase = step.phase = "increment"
+            silence = msops.zeros((batch, PIECE, sizes.hidden_size), dtype)
+            self._rooms[key] = Room(cache, self._graph(prefill), self._graph(step), silence)
+        self._rooms.move_to_end(key)
+        return self._rooms[key]
 
     def copy(self, source: Sequences, target: Sequences, index: np.ndarray) -> None:
         """Make each sequence of `target` a copy of sequence index[i] of `source`, which may be the same object."""
-        key = (id(source.cache), id(target.cache))
+        origin, copied = source.room.cache, target.room.cache
+        key = (id(origin), id(copied))
         if key not in self._copies:
-            self._copies[key] = self._graph(CopySequences(source.cache, target.cache))
+            self._copies[key] = self._graph(CopySequences(origin, copied))
         self._copies[key](Tensor(index.astype(np.int32)))
         target.start = Tensor(source.start.asnumpy()[index])
         target.length = source.length

@@ -11,8 +11,10 @@ from mindone_audio.backbone.layers import name_parameters
 from mindone_audio.backbone.prompt import Prompt, left_align
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
-from mindone_audio.generation.engine import Engine, Sequences, Structure, prompt_bucket
+from mindone_audio.generation.engine import COPIES, Engine, Sequences, Structure, prompt_width
 from mindone_audio.generation.settings import GenerationSettings, settle
+
+_EXPECTED_TOKENS = 128  # that a cache has room for at first; few answers are longer, whatever max_new_tokens allows
 
 
 @dataclass(frozen=True)
@@ -115,7 +117,6 @@ def token_stream(begun: Begun) -> Iterator[np.ndarray]:
     copies = settings.num_return_sequences
     rows = len(prompt.input_ids) * copies
     sequences, (scores, best) = _prefill(begun, copies)
-    turn = sequences.turn
     history = np.repeat(prompt.input_ids, copies, 0)
     chain = sampling.score_functions(settings, history.shape[1])
     choose = sampling.Sampler(rows, settings.seed) if settings.do_sample else sampling.greedy
@@ -133,8 +134,6 @@ def token_stream(begun: Begun) -> Iterator[np.ndarray]:
         yield tokens
         if done.all() or produced == settings.max_new_tokens:
             return
-        if sequences.turn != turn:
-            raise RuntimeError("another generation has begun on this model: finish or drop a stream before the next")
         scores, best = sequences.extend(tokens[:, None])
 
 
@@ -147,14 +146,14 @@ def _rows(outputs: Tensor, rows: int) -> np.ndarray:
 def _prefill(begun: Begun, copies: int) -> tuple[Sequences, tuple[Tensor, Tensor]]:
     """Run the prompts once, then give each `copies` sequences: these, and the scores and best token of each prompt."""
     engine, prompt, settings, audio = begun.engine, begun.prompt, begun.settings, begun.audio
-    width = prompt_bucket(int(prompt.lengths.max()))
-    room = width + settings.max_new_tokens
+    width = prompt_width(int(prompt.lengths.max()))
+    room = width + min(settings.max_new_tokens, _EXPECTED_TOKENS)
     input_ids, audio_index, start = left_align(prompt, width, settings.padding)
     sequences = engine.sequences(len(input_ids), room)
     sequences.start = Tensor(start)
     outputs = sequences.extend(input_ids, audio, None if audio is None else audio_index)
     if copies > 1:
-        copied = engine.sequences(len(input_ids) * copies, room, role="copies")
+        copied = engine.sequences(len(input_ids) * copies, sequences.room.cache.positions, COPIES)
         engine.copy(sequences, copied, np.repeat(np.arange(len(input_ids)), copies))
         sequences = copied
     return sequences, outputs
