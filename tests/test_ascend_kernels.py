@@ -19,6 +19,7 @@ LIBRARIES = (PLUGIN / "libmindspore_ops_ascend.so", PLUGIN / "ascend" / "libmind
 STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateState"}
 
 GENERATE = """
+from functools import partial
 import helpers_whisper_vq
 from families import GOLDENS
 from helpers import batch, clips, prompt, tiny_config
@@ -27,7 +28,9 @@ from helpers_voxtral import tiny_voxtral_config, voxtral_cases
 from mindone_audio import (
     AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration, WhisperVQ
 )
+from mindone_audio.generation import engine
 from mindone_audio.parity import read_recording
+engine.KVCache = partial(engine.KVCache, flat=True)  # as Ascend has it
 model = Qwen2AudioForConditionalGeneration(tiny_config())
 inputs = {**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}
 model.generate(**inputs, max_new_tokens=3, num_beams=2)
