@@ -18,8 +18,7 @@ from transformers.utils import is_torch_available
 
 FLOOR = -10.0  # of the logarithm, so of silence
 RANGE = 8.0  # powers of ten below the loudest value of a clip; what is quieter is raised to that
-BLOCK_FRAMES = 200  # computed at a time: with their spectra 1.3 MB, which a core's cache about holds
-BLOCKS_A_THREAD = 4  # at least, or about 1 ms of work: starting a thread takes a tenth of it
+FRAMES_A_THREAD = 800  # at least, or about 1 ms of work: starting a thread takes a tenth of it
 MOST_THREADS = 8  # more wait for Python's lock
 
 
@@ -54,7 +53,7 @@ def log_mels(clips: Sequence[np.ndarray], extractor: WhisperFeatureExtractor, nu
         for begin in range(0, len(framed), BLOCK_FRAMES):
             end = min(begin + BLOCK_FRAMES, len(framed))
             blocks.append(partial(_log10_mel, framed[begin:end], filters, out[:, begin:end]))
-    threads = max(1, min(_cores(), MOST_THREADS, len(blocks) // BLOCKS_A_THREAD))
+    threads = max(1, min(_cores(), MOST_THREADS, len(blocks), sum(out.shape[1] for out in heard) // FRAMES_A_THREAD))
     _run(blocks, threads)
     _run([partial(_normalise, *pair) for pair in zip(features, heard)], min(threads, len(clips)))
     return features
@@ -117,7 +116,9 @@ def _torch_spectra(frames: np.ndarray) -> np.ndarray:
     return torch.fft.rfft(torch.from_numpy(frames * torch.hann_window(frames.shape[1]).numpy())).numpy()
 
 
-_spectra = _torch_spectra if is_torch_available() else _scipy_spectra
+# How many frames at a time: 200 with their spectra are 1.3 MB, which a core's cache about holds; PyTorch has threads of
+# its own, which wait for each other at every call.
+_spectra, BLOCK_FRAMES = (_torch_spectra, 3000) if is_torch_available() else (_scipy_spectra, 200)
 
 
 def _normalise(features: np.ndarray, heard: np.ndarray) -> None:
