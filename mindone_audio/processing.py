@@ -9,6 +9,7 @@ from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from mindone_audio.audio import AudioError, load_clips
 from mindone_audio.chat import chat_clips, clean_messages
+from mindone_audio.features import log_mels
 
 PADDING_KEYWORDS = ("max_length", "pad_to_multiple_of", "padding", "padding_side")
 TOKENIZER_KEYWORDS = ("add_special_tokens", *PADDING_KEYWORDS)
@@ -217,22 +218,11 @@ class AudioTextProcessor:
         """Clips, each padded to the extractor's window -> `input_features` float32 `[windows, mels, frames]`, each
         normalised by itself, and, called `mask_name`, int32 `[windows, frames]`, 1 where a frame is audio."""
         extractor = self.feature_extractor
-        # What follows the longest clip is silence: its last frame stands for all of them, and they need no computing.
-        longest = max(map(len, windows), default=0) + 2 * extractor.n_fft
-        samples = min(extractor.n_samples, -(-longest // extractor.hop_length) * extractor.hop_length)
-        outputs = extractor(
-            windows,
-            sampling_rate=extractor.sampling_rate,
-            padding="max_length",
-            max_length=samples,
-            return_attention_mask=True,
-            return_tensors="np",
-        )
-        features, mask = np.asarray(outputs["input_features"], np.float32), np.asarray(outputs["attention_mask"])
-        more = extractor.nb_max_frames - features.shape[2]
+        frames = extractor.nb_max_frames
+        heard = np.array([-(-len(window) // extractor.hop_length) for window in windows], np.int64)
         return {
-            "input_features": np.concatenate([features, np.repeat(features[:, :, -1:], more, 2)], 2),
-            mask_name: np.pad(mask.astype(np.int32), ((0, 0), (0, more))),
+            "input_features": log_mels(windows, extractor, extractor.n_samples),
+            mask_name: (np.arange(frames) < heard[:, None]).astype(np.int32),
         }
 
     def _labels(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

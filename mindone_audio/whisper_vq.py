@@ -22,6 +22,7 @@ from mindone_audio.backbone import ops
 from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig
 from mindone_audio.backbone.layers import LayerNorm, Linear, parameter
 from mindone_audio.backbone.published_config import encoder_config
+from mindone_audio.features import log_mel
 
 MODEL_TYPE = "whisper_vq"
 CONVERT = "python scripts/convert_whisper_vq.py whisper-vq-stoks-v3-7lang-fixed.model --out whisper_vq"
@@ -119,16 +120,13 @@ class WhisperVQ:
                 f"give at least {FRAMES_PER_TOKEN * hop} ({self.sampling_rate} a second)"
             )
         fit_window(clip, self.window * hop / self.sampling_rate, self.sampling_rate, truncation=truncation, name=name)
-        log_mel = self.log_mel(clip)[:, : self.window]
-        frames = log_mel.shape[1]
-        padded = np.full((1, len(log_mel), self.window), SILENCE, np.float32)
-        padded[0, :, :frames] = log_mel
+        mel = self.log_mel(clip)[:, : self.window]
+        frames = mel.shape[1]
+        padded = np.full((1, len(mel), self.window), SILENCE, np.float32)
+        padded[0, :, :frames] = mel
         tokens = self._graph(Tensor(padded), Tensor([frames], ms.int32)).asnumpy()[0]
         return tokens[: frames // FRAMES_PER_TOKEN]
 
     def log_mel(self, clip: np.ndarray) -> np.ndarray:
         """Whisper's log-mel spectrogram of samples [samples], not padded: float32 [mel bins, samples // 160]."""
-        features = self.feature_extractor(
-            clip, sampling_rate=self.sampling_rate, padding=False, truncation=False, return_tensors="np"
-        )
-        return features["input_features"][0]
+        return log_mel(clip, self.feature_extractor)

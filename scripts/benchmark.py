@@ -30,6 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # also in the processes started below, which import this file
 
 from benchmark_batch import add_batch  # noqa: E402
+from benchmark_features import add_features  # noqa: E402
 from benchmark_finetune import add_finetune  # noqa: E402
 from benchmark_load import add_load  # noqa: E402
 
@@ -515,6 +516,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_generate(subparsers)
     add_load(subparsers)
     add_batch(subparsers)
+    add_features(subparsers)
     add_finetune(subparsers)
     options = parser.parse_args(arguments)
     try:

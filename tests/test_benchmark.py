@@ -64,6 +64,20 @@ def test_batch():
         )
 
 
+@pytest.mark.slow
+def test_features(tmp_path):
+    figures = tmp_path / "figures.json"
+    command = [sys.executable, str(SCRIPT), "features", "--seconds", "2", "--rounds", "2", "--json", str(figures)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(figures.read_text())
+    for size in ("1 clip", "8 clips"):
+        assert [len(rounds) for rounds in result["seconds"][size].values()] == [2] * 4
+        assert all(0 < ratio["min"] <= ratio["median"] <= ratio["max"] for ratio in result["ratios"][size].values())
+    assert result["largest_difference"]["ours"] < 1e-6 and result["largest_difference"]["ours, no torch"] < 5e-5
+    assert "ours, no torch / transformers, no torch" in done.stdout
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

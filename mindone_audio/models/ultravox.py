@@ -32,6 +32,7 @@ from mindone_audio.backbone.layers import Linear, RMSNorm
 from mindone_audio.backbone.prompt import place_windows
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.completion import complete_config, named
+from mindone_audio.features import log_mels
 from mindone_audio.generation import GenerationMixin
 from mindone_audio.processing import PADDING_KEYWORDS, AudioTextProcessor, StringContent, token_arrays
 
@@ -347,17 +348,9 @@ class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
     def _whole_mels(self, clips: list[np.ndarray]) -> tuple[np.ndarray, list[int]]:
         """Clips, padded to the longest -> float32 `[clips, mels, frames]`, and how many frames of each are audio."""
         hop = self.feature_extractor.hop_length
-        outputs = self.feature_extractor(
-            [np.pad(clip, (0, max(0, 2 * hop - len(clip)))) for clip in clips],  # it needs two hops
-            sampling_rate=self.feature_extractor.sampling_rate,
-            padding="longest",
-            pad_to_multiple_of=hop,
-            truncation=False,
-            return_attention_mask=True,
-            return_tensors="np",
-        )
-        frames = np.asarray(outputs["attention_mask"]).sum(-1).tolist()
-        return np.asarray(outputs["input_features"], np.float32), frames
+        clips = [np.pad(clip, (0, max(0, 2 * hop - len(clip)))) for clip in clips]  # at least two frames
+        frames = [-(-len(clip) // hop) for clip in clips]
+        return log_mels(clips, self.feature_extractor, max(frames) * hop), frames
 
     def _pad(self, rows: list[list[int]], padding: Any = True, **kwargs: Any) -> dict[str, np.ndarray]:
         """Token ids -> `input_ids` and `attention_mask`, int64 `[batch, length]`."""

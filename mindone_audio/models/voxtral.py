@@ -15,6 +15,7 @@ from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.chat import chat_clips
+from mindone_audio.features import log_mels
 from mindone_audio.generation import GenerationMixin
 from mindone_audio.processing import PADDING_KEYWORDS, AudioTextProcessor, as_list, as_sources, as_texts
 
@@ -226,16 +227,9 @@ class VoxtralProcessor(AudioTextProcessor, transformers.VoxtralProcessor):
     def _windows(self, clip: np.ndarray) -> np.ndarray:
         """A clip `[samples]` -> the log-mels of its windows, `[windows, mels, frames]`, from one mel of all of it."""
         extractor = self.feature_extractor
-        outputs = extractor(
-            clip,
-            sampling_rate=extractor.sampling_rate,
-            padding=True,
-            pad_to_multiple_of=extractor.n_samples,
-            truncation=False,
-            return_tensors="np",
-        )
-        mel = np.asarray(outputs["input_features"][0], np.float32)  # (mels, windows * frames)
-        return mel.reshape((len(mel), -1, extractor.nb_max_frames)).transpose(1, 0, 2)
+        windows = -(-len(clip) // extractor.n_samples)
+        mel = log_mels([clip], extractor, windows * extractor.n_samples)[0]  # (mels, windows * frames)
+        return mel.reshape((len(mel), windows, extractor.nb_max_frames)).transpose(1, 0, 2)
 
 
 MODEL, PROCESSOR = VoxtralForConditionalGeneration, VoxtralProcessor
