@@ -18,7 +18,8 @@ from mindone_audio.backbone.cache import CopySequences, KVCache
 from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
 
 PIECE = 128  # columns of a prompt that the prefill graph takes at a time
-_SMALLEST_CACHE = 512
+# Positions. One sequence reads little of a cache, so its own is seldom exchanged; a step of a batch reads mostly caches.
+_SMALLEST_CACHE, _SMALLEST_OF_BATCH = 512, 256
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
 _MOST_CLIPS = 8  # that are encoded at once: bounds the memory that ten minutes of windows need
 _CACHES_KEPT = 4  # beams need two at once; more only save compilations
@@ -34,9 +35,9 @@ def prompt_width(length: int) -> int:
     return -(-length // PIECE) * PIECE
 
 
-def cache_bucket(length: int) -> int:
-    """The next of 512, 1024, 2048, 3072, 4096, 6144, 8192, ..."""
-    bucket = _SMALLEST_CACHE
+def cache_bucket(length: int, batch: int) -> int:
+    """The next of 256 (but for one sequence), 512, 1024, 2048, 3072, 4096, 6144, 8192, ..."""
+    bucket = _SMALLEST_CACHE if batch == 1 else _SMALLEST_OF_BATCH
     while bucket < length:
         if bucket >= _EVEN_CACHE and bucket * 3 // 2 >= length:
             return bucket * 3 // 2
@@ -211,7 +212,7 @@ class Engine:
 
     def room(self, role: str, batch: int, positions: int) -> Room:
         """A cache of at least so many positions, which may have been used before and be twice as large as needed."""
-        bucket = cache_bucket(positions)
+        bucket = cache_bucket(positions, batch)
         made = [size for (*of, size) in self._rooms if of == [role, batch] and bucket <= size <= 2 * bucket]
         key = (role, batch, bucket if role == COPIES else min(made, default=bucket))
         if key not in self._rooms:
