@@ -4,6 +4,7 @@
     python scripts/benchmark.py generate --random small       # 12 + 12 layers of 512, random weights
     python scripts/benchmark.py generate --model DIR --audio clip.wav --prompt "What do you hear?" --json out.json
     python scripts/benchmark.py generate --random small --filled 512 1024 2048 4096 8192 --plot long.png
+    python scripts/benchmark.py start                         # first answer, imports, compilations
     python scripts/benchmark.py load --size 1.7b --mindone    # from the disk to parameters
     python scripts/benchmark.py batch --clips 64              # a batch job against one clip after the other
     python scripts/benchmark.py finetune --random small       # LoRA steps, and memory by the length of the prompts
@@ -25,13 +26,14 @@ from benchmark_common import BenchmarkError  # noqa: E402
 from benchmark_finetune import add_finetune  # noqa: E402
 from benchmark_generate import add_generate  # noqa: E402
 from benchmark_load import add_load  # noqa: E402
+from benchmark_start import add_start  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; returns its exit status, 2 for wrong use, which is told in one line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_generate, add_load, add_batch, add_finetune):
+    for add in (add_generate, add_start, add_load, add_batch, add_finetune):
         add(subparsers)
     options = parser.parse_args(arguments)
     try:
