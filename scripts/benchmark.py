@@ -8,6 +8,7 @@
     python scripts/benchmark.py load --size 1.7b --mindone    # from the disk to parameters
     python scripts/benchmark.py batch --clips 64              # a batch job against one clip after the other
     python scripts/benchmark.py finetune --random small       # LoRA steps, and memory by the length of the prompts
+    python scripts/benchmark.py readme                        # all that README's table shows, and the table
 
 Machines are shared and noisy, so an absolute time says little. Every contender lives in a process of its own, all of
 them take turns within a round, and what counts is the median over the rounds of the ratio within a round. Needs
@@ -26,14 +27,18 @@ from benchmark_common import BenchmarkError  # noqa: E402
 from benchmark_finetune import add_finetune  # noqa: E402
 from benchmark_generate import add_generate  # noqa: E402
 from benchmark_load import add_load  # noqa: E402
+from benchmark_readme import add_readme  # noqa: E402
 from benchmark_start import add_start  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; returns its exit status, 2 for wrong use, which is told in one line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--readme"]:
+        arguments = ["readme", *arguments[1:]]
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_generate, add_start, add_load, add_batch, add_finetune):
+    for add in (add_generate, add_start, add_load, add_batch, add_finetune, add_readme):
         add(subparsers)
     options = parser.parse_args(arguments)
     try:
