@@ -113,6 +113,8 @@ def run_readme(options: argparse.Namespace) -> None:
     rewrite(before, "")  # before hours of measuring
     folder = Path(options.json_folder or ROOT / "build" / ("benchmark_smoke" if options.smoke else "benchmark"))
     folder.mkdir(parents=True, exist_ok=True)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plots, because matplotlib is not installed (tests/requirements.txt)")
     for step in STEPS:
         run_step(step, folder, options.smoke)
     content = table(read_results(folder), options.smoke)
