@@ -4,20 +4,18 @@ Every contender is a process of its own, and all may use the same cores (`taskse
 round; what counts is the median over the rounds of the ratio within a round.
 """
 
-import json
 import multiprocessing
-import os
-import platform
 import statistics
 import sys
 import time
-from pathlib import Path
+
+from benchmark_common import Figure, add_common, check_common, columns, compare, cores, finish, machine, plot
 
 BATCH = 8  # clips
 SIZES = {"1 clip": 1, f"{BATCH} clips": BATCH}
 OURS, OURS_NUMPY, TORCH, NUMPY = "ours", "ours, no torch", "transformers", "transformers, no torch"
 CONTENDERS = (OURS, OURS_NUMPY, TORCH, NUMPY)
-COMPARED = ((OURS_NUMPY, TORCH), (OURS_NUMPY, NUMPY), (OURS, TORCH))
+RATIO_LIMIT, DIFFERENCE_LIMIT = 1.5, 1e-5
 REPEATS = 3  # calls in a turn, of which the fastest counts: other work on the machine only ever adds time
 
 
@@ -103,44 +101,43 @@ def measure_features(rounds: int, clip_seconds: float) -> tuple[dict, dict]:
     return seconds, {name: float(abs(mel - first[TORCH]).max()) for name, mel in first.items()}
 
 
-def compare(rounds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
-    """Of one size: the ratios of `COMPARED`, each with its median, least and most over the rounds."""
-    result = {}
-    for name, other in COMPARED:
-        ratios = [a / b for a, b in zip(rounds[name], rounds[other])]
-        result[f"{name} / {other}"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-    return result
+def make_figures(seconds: dict, off: dict[str, float]) -> list[Figure]:
+    """Rows of README's table."""
+    figures = [
+        compare(f"log-mel of {size} of 30 s, {name}, ms", rounds[name], rounds[TORCH], 1e3, RATIO_LIMIT)
+        for size, rounds in seconds.items()
+        for name in (OURS_NUMPY, OURS)
+    ]
+    both = f"log-mel, largest difference from transformers, {OURS}"
+    return [
+        *figures,
+        Figure(both, off[OURS], limit=DIFFERENCE_LIMIT),
+        Figure(f"the same, {OURS_NUMPY}", off[OURS_NUMPY]),
+    ]
 
 
 def run_features(options) -> None:
     """`features`: the same clips by each contender, in turn."""
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    check_common(options)
+    found = machine(cores())
     seconds, off = measure_features(options.rounds, options.seconds)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    ratios = {size: compare(rounds) for size, rounds in seconds.items()}
-    busy = "" if load is None else f", load {load:.1f} at the start"
-    print(
-        f"clips of {options.seconds:g} s, 128 mels, {options.rounds} rounds, {cores} cores ({platform.machine()}){busy}"
-    )
-    print(f"\n{'milliseconds, medians':<42}" + "".join(f"{size:>22}" for size in SIZES) + f"{'largest difference':>22}")
+    print(f"clips of {options.seconds:g} s, 128 mels, {options.rounds} rounds; load {found['load']:.1f} at the start\n")
+    rows = [["milliseconds, medians", *SIZES, "largest difference"]]
     for name in CONTENDERS:
-        medians = "".join(f"{statistics.median(seconds[size][name]) * 1e3:>22.2f}" for size in SIZES)
-        print(f"{name:<42}{medians}{off[name]:>22.1e}")
-    print(f"\n{'ratios of the times':<42}" + "".join(f"{size:>22}" for size in SIZES))
-    for pair in next(iter(ratios.values())):
-        found = [ratios[size][pair] for size in SIZES]
-        cells = [f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" for ratio in found]
-        print(f"{pair:<42}" + "".join(f"{cell:>22}" for cell in cells))
-    if options.json:
-        setting = {"clip_seconds": options.seconds, "rounds": options.rounds, "cores": cores, "load": load}
-        figures = {**setting, "seconds": seconds, "ratios": ratios, "largest_difference": off}
-        Path(options.json).write_text(json.dumps(figures, indent=2) + "\n")
+        medians = (f"{statistics.median(seconds[size][name]) * 1e3:.2f}" for size in SIZES)
+        rows.append([name, *medians, f"{off[name]:.1e}"])
+    print("\n".join(columns(rows)))
+    content = {"rounds": options.rounds, "machine": found, "seconds": seconds, "largest_difference": off}
+    finish(options, content, make_figures(seconds, off))
+    if options.plot:
+        shown = {
+            size: {name: statistics.median(values) * 1e3 for name, values in of.items()} for size, of in seconds.items()
+        }
+        plot(options.plot, "log-mels", "ms", shown)
 
 
 def add_features(subparsers) -> None:
     """The command line of `features`."""
     parser = subparsers.add_parser("features", help="log-mels, with PyTorch and without, against transformers")
     parser.add_argument("--seconds", type=float, default=30, help="of each clip (default: %(default)g)")
-    parser.add_argument("--rounds", type=int, default=9, help="of all contenders (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="also write all figures there")
-    parser.set_defaults(run=run_features)
+    add_common(parser, run_features, threads=False)

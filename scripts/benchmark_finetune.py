@@ -5,19 +5,33 @@ PEFT. Each contender lives in a process of its own, and all take turns within a 
 the rounds of the ratio within a round. Memory is the most that a process held, above what it held before a step.
 """
 
-import multiprocessing
-import os
-import resource
+import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from benchmark_checkpoint import RANDOM, write_random_checkpoint
+from benchmark_common import (
+    BenchmarkError,
+    Figure,
+    add_common,
+    at_least,
+    check_common,
+    compare,
+    finish,
+    machine,
+    paired,
+    plot,
+)
+from benchmark_processes import Team, forget_peak, in_a_process, peak_memory, resident, use_threads
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LEARNED = 16  # tokens of each answer
 RATE = 1e-4
+MODES = ("", ", recompute")
 
 
 def make_inputs(folder: str, rows: int, length: int, clip_seconds: float) -> dict[str, np.ndarray]:
@@ -107,97 +121,111 @@ CONTENDERS = {
 }
 
 
-def contend(connection, name: str, folder: str, inputs: dict, threads: int) -> None:
-    """In a process of its own: load, then take so many steps whenever asked; seconds, losses, bytes of memory."""
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+def contend(name: str, folder: str, inputs_file: str, threads: int) -> Callable:
+    """Load, then take so many steps whenever asked: seconds a step, losses, bytes of memory above what was held."""
+    use_threads(threads)
     make, recompute = CONTENDERS[name]
-    step = make(folder, inputs, threads, recompute)
-    before = _resident()
-    connection.send("ready")
-    while (count := connection.recv()) is not None:
+    step = make(folder, dict(np.load(inputs_file)), threads, recompute)
+    before = resident()
+    forget_peak()
+
+    def answer(steps: int) -> dict:
         begun = time.perf_counter()
-        losses = [step() for _ in range(count)]
-        connection.send((time.perf_counter() - begun, losses, max(0, _peak() - before)))
+        losses = [step() for _ in range(steps)]
+        seconds = (time.perf_counter() - begun) / steps
+        return {"seconds": seconds, "losses": losses, "memory": max(0, peak_memory() - before)}
+
+    return answer
 
 
-def _peak() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def prepare(folder: str, size: dict | None, shapes: dict[str, tuple], threads: int) -> Callable:
+    """A process that writes the checkpoint if it has a size, and inputs of `make_inputs`' shapes, by file."""
+    use_threads(threads)
+
+    def answer(request: str) -> None:
+        if size:
+            write_random_checkpoint(folder, **size)
+        for file, shape in shapes.items():
+            np.savez(file, **make_inputs(folder, *shape))
+
+    return answer
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def run_contenders(names, folder: str, inputs: dict, threads: int, rounds: int, steps: int) -> dict[str, dict]:
-    """Seconds a step of each round, the losses and the memory of each contender."""
-    context = multiprocessing.get_context("spawn")
-    team = {}
-    for name in names:
-        near, far = context.Pipe()
-        process = context.Process(target=contend, args=(far, name, folder, inputs, threads), daemon=True)
-        process.start()
-        far.close()
-        near.recv()
-        team[name] = near
-    found: dict[str, dict] = {name: {"seconds": [], "losses": []} for name in names}
-    for turn in range(-1, rounds):  # the first compiles
-        for name, connection in team.items():
-            connection.send(2 if turn < 0 else steps)
-            seconds, losses, memory = connection.recv()
-            found[name]["losses"] += losses
-            found[name]["memory"] = memory
-            if turn >= 0:
-                found[name]["seconds"].append(seconds / steps)
-    for connection in team.values():
-        connection.send(None)
+def measure_steps(options: argparse.Namespace, folder: str, inputs_file: str) -> dict[str, dict]:
+    """Seconds a step of each round, all losses, and the memory of each contender."""
+    with Team({name: (contend, name, folder, inputs_file, options.threads) for name in CONTENDERS}) as team:
+        first = team.take_turns([2], 1)  # compiles
+        rounds = team.take_turns([options.steps], options.rounds)
+    found = {}
+    for name in CONTENDERS:
+        losses = [loss for taken in first[name]["losses"] + rounds[name]["losses"] for loss in taken]
+        found[name] = {"seconds": rounds[name]["seconds"], "losses": losses, "memory": rounds[name]["memory"][-1]}
     return found
 
 
-def run_finetune(options) -> None:
+def measure_memory(options: argparse.Namespace, folder: str, files: dict[int, str]) -> dict[str, dict[int, int]]:
+    """Bytes that two steps take, of each contender by length; each in a process of its own, as a peak never falls."""
+    memory: dict[str, dict[int, int]] = {name: {} for name in CONTENDERS}
+    for length, file in files.items():
+        for name in CONTENDERS:
+            memory[name][length] = in_a_process(contend, name, folder, file, options.threads, request=2)["memory"]
+    return memory
+
+
+def make_figures(found: dict[str, dict], label: str) -> list[Figure]:
+    """Rows of README's table: the time of a step to PyTorch PEFT's, without and with recomputing."""
+    pairs = ((mode, found["ours" + mode]["seconds"], found["PyTorch PEFT" + mode]["seconds"]) for mode in MODES)
+    return [compare(f"LoRA step, {label}{mode}, ms", ours, theirs, 1e3) for mode, ours, theirs in pairs]
+
+
+def run_finetune(options: argparse.Namespace) -> None:
     """`finetune`: speed of all contenders, then memory by length."""
     from mindone_audio.checkpoints import demo_checkpoint
 
+    check_common(options)
+    if options.model and options.random:
+        raise BenchmarkError("--random and --model were both given: choose one checkpoint")
+    folder = options.model or str(demo_checkpoint())
+    if not (Path(folder) / "config.json").exists():
+        raise BenchmarkError(f"no checkpoint in {folder} (no config.json): give --model DIR or --random small")
+    machine_found = machine(options.threads)
     with tempfile.TemporaryDirectory(prefix="benchmark") as scratch:
-        folder = options.model or str(demo_checkpoint())
-        if options.random:
-            from benchmark import RANDOM, write_random_checkpoint
-
-            folder = scratch
-            write_random_checkpoint(folder, **RANDOM[options.random])
-        inputs = make_inputs(folder, options.rows, options.length, options.clip_seconds)
-        found = run_contenders(CONTENDERS, folder, inputs, options.threads, options.rounds, options.steps)
-        shape = " x ".join(map(str, inputs["input_ids"].shape))
-        print(f"{shape} tokens, {options.rounds} rounds of {options.steps} steps, {options.threads} threads\n")
-        print(f"{'':<26}{'steps/s':>9}{'memory, MiB':>13}{'first loss':>12}{'last loss':>12}")
-        for name, values in found.items():
-            speed = 1 / statistics.median(values["seconds"])
-            first, last = values["losses"][0], values["losses"][-1]
-            print(f"{name:<26}{speed:>9.2f}{values['memory'] / 2**20:>13.0f}{first:>12.5f}{last:>12.5f}")
-        for mode in ("", ", recompute"):
-            own, other = found["ours" + mode]["seconds"], found["PyTorch PEFT" + mode]["seconds"]
-            ratios = [a / b for a, b in zip(own, other)]
-            spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
-            print(f"ours / PyTorch PEFT{mode}: {statistics.median(ratios):.2f} of the time {spread}")
-        print(f"\nmemory of two steps by length, MiB\n{'tokens':<10}" + "".join(f"{name:>26}" for name in CONTENDERS))
-        for length in options.lengths:
-            inputs = make_inputs(folder, options.rows, length, options.clip_seconds)
-            row = ""
-            for name in CONTENDERS:  # a process for each, because the most is kept for ever
-                memory = run_contenders([name], folder, inputs, options.threads, 0, 1)[name]["memory"]
-                row += f"{memory / 2**20:>26.0f}"
-            print(f"{length:<10}{row}")
+        folder = scratch if options.random else folder
+        files = {length: str(Path(scratch) / f"{length}.npz") for length in (options.length, *options.lengths)}
+        shapes = {file: (options.rows, length, options.clip_seconds) for length, file in files.items()}
+        in_a_process(prepare, folder, RANDOM.get(options.random), shapes, options.threads, request="write")
+        found = measure_steps(options, folder, files[options.length])
+        memory = measure_memory(options, folder, {length: files[length] for length in options.lengths})
+    print(f"{options.rows} prompts of {options.length} tokens, {options.rounds} rounds of {options.steps} steps,")
+    print(f"{options.threads} threads\n\n{'':<26}{'steps/s':>9}{'memory, MiB':>13}{'first loss':>12}{'last loss':>12}")
+    for name, values in found.items():
+        speed = 1 / statistics.median(values["seconds"])
+        first, last = values["losses"][0], values["losses"][-1]
+        print(f"{name:<26}{speed:>9.2f}{values['memory'] / 2**20:>13.0f}{first:>12.5f}{last:>12.5f}")
+    for mode in MODES:
+        ratios = paired(found["ours" + mode]["seconds"], found["PyTorch PEFT" + mode]["seconds"])
+        spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
+        print(f"ours / PyTorch PEFT{mode}: {statistics.median(ratios):.2f} of the time {spread}")
+    print(f"\nmemory of two steps by length, MiB\n{'tokens':<10}" + "".join(f"{name:>26}" for name in CONTENDERS))
+    for length in options.lengths:
+        print(f"{length:<10}" + "".join(f"{memory[name][length] / 2**20:>26.0f}" for name in CONTENDERS))
+    label = options.random or Path(folder).name
+    setting = {name: getattr(options, name) for name in ("rows", "length", "clip_seconds", "rounds", "steps")}
+    content = {**setting, "model": label, "machine": machine_found, "contenders": found, "memory": memory}
+    finish(options, content, make_figures(found, f"{label}, {options.rows} x {options.length} tokens"))
+    if options.plot:
+        lines = {name: {n: size * 2**-20 for n, size in sizes.items()} for name, sizes in memory.items()}
+        plot(options.plot, "memory of two LoRA steps", "MiB", lines, along="tokens of a prompt")
 
 
 def add_finetune(subparsers) -> None:
     """The command line of `finetune`."""
     parser = subparsers.add_parser("finetune", help="LoRA steps a second, and memory by length, against PyTorch PEFT")
-    parser.add_argument("--model", help="checkpoint folder (default: the bundled demo checkpoint)")
-    parser.add_argument("--random", choices=("demo", "small", "1b"), help="random weights of these sizes instead")
-    parser.add_argument("--rows", type=int, default=4, help="prompts in a batch (default: %(default)s)")
-    parser.add_argument("--length", type=int, default=256, help="tokens of a prompt (default: %(default)s)")
+    parser.add_argument("--model", metavar="DIR", help="checkpoint folder (default: the bundled demo checkpoint)")
+    parser.add_argument("--random", choices=RANDOM, help="random weights of these sizes instead")
+    parser.add_argument("--rows", type=at_least(1), default=4, help="prompts in a batch (default: %(default)s)")
+    parser.add_argument("--length", type=at_least(1), default=256, help="tokens of a prompt (default: %(default)s)")
     parser.add_argument("--clip-seconds", type=float, default=3.0, help="of audio in it (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="of all contenders (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=5, help="in a round (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="of each contender (default: %(default)s)")
-    parser.add_argument("--lengths", type=int, nargs="*", default=[256, 512, 1024], help="for the table of memory")
-    parser.set_defaults(run=run_finetune)
+    parser.add_argument("--steps", type=at_least(1), default=5, help="in a round (default: %(default)s)")
+    parser.add_argument("--lengths", type=at_least(1), nargs="*", default=[256, 512, 1024], help="to measure memory at")
+    add_common(parser, run_finetune)

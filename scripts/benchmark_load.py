@@ -4,15 +4,28 @@ The checkpoint is made on the spot with random bfloat16 values and deleted after
 of its own after the files have been read once, so that all find them in the system's page cache.
 """
 
+import argparse
 import json
-import multiprocessing
-import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from benchmark_common import (
+    BenchmarkError,
+    Figure,
+    add_common,
+    at_least,
+    check_common,
+    cores,
+    finish,
+    machine,
+    paired,
+    plot,
+)
+from benchmark_processes import in_a_process, order, peak_memory, resident, show_progress
 
 BLOCK = 1 << 25  # random values that are repeated
 
@@ -148,79 +161,85 @@ def load_mindone(folder: Path):
 CONTENDERS = {"ours": load_ours, "plain read": load_plain, "mindone": load_mindone}
 
 
-def measure(connection, contender: str, folder: Path) -> None:
-    """In a process of its own: seconds of loading, and bytes resident before and at the peak."""
+def measure(contender: str, folder: Path) -> Callable:
+    """A process that answers with seconds of loading, and bytes resident before and at the peak."""
     steps = CONTENDERS[contender](folder)
     next(steps)
-    base = resident()
-    start = time.perf_counter()
-    next(steps)
-    seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    connection.send({"seconds": seconds, "base": base, "peak": peak})
+
+    def answer(request: str) -> dict[str, float]:
+        base = resident()
+        start = time.perf_counter()
+        next(steps)
+        return {"seconds": time.perf_counter() - start, "base": base, "peak": peak_memory()}
+
+    return answer
 
 
-def resident() -> int:
-    """Bytes of this process in memory now."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+def prepare(folder: Path, size: str, shards: int) -> Callable:
+    """A process that writes the checkpoint and answers with the number of its parameters."""
+    return lambda request: write_checkpoint(folder, size, shards)
 
 
-def in_a_process(target, *arguments):
-    """What `target` sends from a fresh interpreter."""
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=target, args=(theirs, *arguments))
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    except EOFError:
-        return None
-    finally:
-        process.join()
-
-
-def prepare(connection, folder: Path, size: str, shards: int) -> None:
-    """Write the checkpoint; answer with the number of its parameters."""
-    connection.send(write_checkpoint(folder, size, shards))
-
-
-def run_load(options) -> None:
-    """`load`: the same checkpoint by each contender, in turn."""
-    names = ["ours", "plain read"] + ["mindone"] * options.mindone
+def measure_load(options: argparse.Namespace, names: list[str]) -> tuple[int, dict[str, dict[str, list[float]]]]:
+    """The number of parameters; seconds, base and peak of each contender, a value for each round."""
     with tempfile.TemporaryDirectory(prefix="benchmark", dir=options.folder) as scratch:
         folder = Path(scratch)
-        parameters = in_a_process(prepare, folder, options.size, options.shards)
-        if parameters is None:
-            raise OSError(f"the checkpoint could not be written to {folder}: is there room for it?")
-        results: dict[str, list[dict]] = {name: [] for name in names}
-        for _ in range(options.rounds):
-            for name in names:
-                result = in_a_process(measure, name, folder)
-                if result is None:
-                    raise OSError(f"{name} ended without a result: perhaps too little memory")
-                results[name].append(result)
+        parameters = in_a_process(prepare, folder, options.size, options.shards, request="write")
+        results: dict[str, dict[str, list[float]]] = {name: {} for name in names}
+        for number in range(options.rounds):
+            show_progress(f"round {number + 1} of {options.rounds}")
+            for name in order(names, number):
+                for figure, value in in_a_process(measure, name, folder, request="load").items():
+                    results[name].setdefault(figure, []).append(value)
+    show_progress("")
+    return parameters, results
+
+
+def make_figures(results: dict[str, dict], size: int, label: str) -> list[Figure]:
+    """Rows of README's table: seconds to those of a plain read, and memory to that of the parameters (bytes)."""
+    ours, plain = results["ours"], results["plain read"]
+    seconds = [statistics.median(found["seconds"]) for found in (ours, plain)]
+    ratio = statistics.median(paired(ours["seconds"], plain["seconds"]))
+    grown = max(peak - base for peak, base in zip(ours["peak"], ours["base"]))
+    return [
+        Figure(f"loading, {label}, s; ratio: to a plain read in {seconds[1]:.3g} s", seconds[0], None, ratio),
+        Figure(f"loading, {label}, peak memory, MiB; ratio: to parameters", grown * 2**-20, None, grown / size),
+    ]
+
+
+def run_load(options: argparse.Namespace) -> None:
+    """`load`: the same checkpoint by each contender, in turn."""
+    check_common(options)
+    if options.folder and not Path(options.folder).is_dir():
+        raise BenchmarkError(f"--folder {options.folder} is no folder")
+    names = ["ours", "plain read"] + ["mindone"] * options.mindone
+    found = machine(cores())
+    parameters, results = measure_load(options, names)
     size = 2 * parameters
     print(f"{parameters / 1e9:.2f} B parameters in bfloat16, {size / 1e9:.1f} GB in {options.shards} files,")
     print("read before, so in the page cache; seconds are medians, memory the most of all rounds\n")
     print(f"{'':<12}{'seconds':>9}{'GB/s':>7}{'peak, GB':>10}{'before, GB':>12}{'(peak - before) / parameters':>31}")
-    medians = {name: statistics.median(entry["seconds"] for entry in rounds) for name, rounds in results.items()}
-    for name, rounds in results.items():
-        peak, base = max(entry["peak"] for entry in rounds), max(entry["base"] for entry in rounds)
-        line = (
-            f"{name:<12}{medians[name]:>9.2f}{size / medians[name] / 1e9:>7.2f}{peak / 1e9:>10.2f}{base / 1e9:>12.2f}"
-        )
+    for name, result in results.items():
+        seconds, peak, base = statistics.median(result["seconds"]), max(result["peak"]), max(result["base"])
+        line = f"{name:<12}{seconds:>9.2f}{size / seconds / 1e9:>7.2f}{peak / 1e9:>10.2f}{base / 1e9:>12.2f}"
         print(line + f"{(peak - base) / size:>31.2f}")
     for name in names[1:]:
-        print(f"ours / {name}: {medians['ours'] / medians[name]:.3f} of the time")
+        ratio = statistics.median(paired(results["ours"]["seconds"], results[name]["seconds"]))
+        print(f"ours / {name}: {ratio:.3f} of the time")
+    label = f"{parameters / 1e9:.2g} B parameters"
+    setting = {name: getattr(options, name) for name in ("size", "shards", "rounds")}
+    content = {**setting, "machine": found, "parameters": parameters, "contenders": results}
+    finish(options, content, make_figures(results, size, label))
+    if options.plot:
+        seconds = {name: {label: statistics.median(result["seconds"])} for name, result in results.items()}
+        plot(options.plot, "from the disk to parameters", "s", seconds)
 
 
 def add_load(subparsers) -> None:
     """The command line of `load`."""
     parser = subparsers.add_parser("load", help="a checkpoint from the disk to parameters, against a plain read")
     parser.add_argument("--size", choices=SIZES, default="1.7b", help="of the checkpoint made (default: %(default)s)")
-    parser.add_argument("--shards", type=int, default=2, help="files (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of all contenders (default: %(default)s)")
+    parser.add_argument("--shards", type=at_least(1), default=2, help="files (default: %(default)s)")
     parser.add_argument("--folder", help="where to make the checkpoint (default: the system's temporary folder)")
     parser.add_argument("--mindone", action="store_true", help="also MindONE's own loader")
-    parser.set_defaults(run=run_load)
+    add_common(parser, run_load, threads=False)

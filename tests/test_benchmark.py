@@ -1,5 +1,6 @@
 """`scripts/benchmark.py` runs and reports complete figures; how fast anything is, no test says."""
 
+import dataclasses
 import json
 import math
 import re
@@ -7,7 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import benchmark
+import benchmark_batch
+import benchmark_checkpoint
+import benchmark_common
+import benchmark_finetune
+import benchmark_generate
+import benchmark_load
+import benchmark_long
+import benchmark_phases
+import benchmark_readme
+import benchmark_start
+import numpy as np
 import pytest
+from benchmark_common import BenchmarkError, Figure
 from helpers import tiny_config, torch_model
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
@@ -42,26 +56,85 @@ def test_generate(tmp_path):
         assert text in done.stdout
 
 
-@pytest.mark.slow
-def test_load():
-    command = [sys.executable, str(SCRIPT), "load", "--size", "tiny", "--rounds", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^ours +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+ +-?[0-9.]+$", done.stdout, re.MULTILINE)
-    assert "ours / plain read" in done.stdout
-
-
-@pytest.mark.slow
-def test_batch():
-    command = [sys.executable, str(SCRIPT), "batch", "--clips", "4", "--batch-size", "2", "--rounds", "1"]
+def run_command(*arguments) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    for name in ("one by one", "batches", "2 processes"):
+    return done
+
+
+def figures_of(file: Path) -> dict[str, Figure]:
+    content = json.loads(file.read_text())
+    assert content["machine"]["cpus"] >= 1
+    return {fields["name"]: Figure(**fields) for fields in content["figures"]}
+
+
+@pytest.mark.slow
+def test_generate_in_batches(tmp_path):
+    file = tmp_path / "figures.json"
+    options = ("--random", "demo", "--batch", 3, "--new-tokens", 3, "--rounds", 1, "--bandwidth", "--json", file)
+    done = run_command("generate", *options)
+    assert done.stdout.count("the same as ours") == 2  # padded on the left, by position
+    result = json.loads(file.read_text())
+    assert np.shape(result["contenders"]["ours"]["tokens"]) == (3, 3)
+    figures = figures_of(file)
+    step, read = figures["decode, 3 x 256, batch 3, bare step, ms/token"], 4 * sum(demo_step_weights())
+    assert step.ours == pytest.approx(1e3 * result["contenders"]["ours"]["step"][0])
+    shared = figures["bandwidth of decode's weights, 3 x 256, batch 3, GB/s; PyTorch: plain copy"]
+    assert shared.ours == pytest.approx(read / step.ours * 1e3 / 1e9)
+    assert shared.ratio == pytest.approx(result["contenders"]["plain copy"]["step"][0] / step.ours * 1e3)
+    (memory,) = [figure for name, figure in figures.items() if name.startswith("peak memory")]
+    assert memory.torch is None and 1 < memory.ratio < math.inf
+
+
+@pytest.mark.slow
+def test_long_contexts(tmp_path):
+    file, drawing = tmp_path / "figures.json", tmp_path / "long.png"
+    pytest.importorskip("matplotlib")
+    options = ("--random", "demo", "--filled", 40, 20, "--new-tokens", 2, "--rounds", 1)
+    run_command("generate", *options, "--json", file, "--plot", drawing)
+    steps = json.loads(file.read_text())["filled"]
+    figures = figures_of(file)
+    assert figures["a step at 40 tokens, 3 x 256, ms"].ours == pytest.approx(1e3 * steps["ours"]["40"][0])
+    grown = figures["a step's time at 40 tokens / at 20, 3 x 256"]
+    assert grown.ours == pytest.approx(steps["ours"]["40"][0] / steps["ours"]["20"][0])
+    assert drawing.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_start(tmp_path):
+    done = run_command("start", "--rounds", 1, "--json", tmp_path / "figures.json")
+    result = json.loads((tmp_path / "figures.json").read_text())
+    for stages in result["answers"].values():
+        assert sum(stages[stage][0] for stage in benchmark_start.STAGES) == pytest.approx(stages["all"][0])
+    assert result["imports"]["ours"]["mindspore"] > 0 and "torch" not in result["imports"]["ours"]
+    assert result["imports"]["PyTorch"]["torch"] > 0 and "mindspore" not in result["imports"]["PyTorch"]
+    graphs, prompts = result["compilation"]["graphs"][0], result["compilation"]["prompts"]
+    assert len(graphs) >= 2 and len(prompts["calls"]) == 20 and len(prompts["graphs"]) >= 2
+    assert result["compilation"]["extra"][0] > sum(graphs) / 2
+    assert "graphs compiled for 20 prompts of 5 to 400 tokens" in done.stdout
+
+
+@pytest.mark.slow
+def test_load(tmp_path):
+    done = run_command("load", "--size", "tiny", "--rounds", 1, "--json", tmp_path / "figures.json")
+    assert re.search(r"^ours +[0-9.]+ +[0-9.]+ +[0-9.]+ +[0-9.]+ +-?[0-9.]+$", done.stdout, re.MULTILINE)
+    assert "ours / plain read" in done.stdout
+    time, memory = figures_of(tmp_path / "figures.json").values()
+    assert time.ratio > 0 and memory.torch is None
+
+
+@pytest.mark.slow
+def test_batch(tmp_path):
+    options = ("--clips", 4, "--batch-size", 2, "--rounds", 1, "--json", tmp_path / "figures.json")
+    done = run_command("batch", *options)
+    for name in ("one by one", "batches", "2 processes", "PyTorch"):
         assert re.search(rf"^{name} +[0-9.]+ +[0-9.]+$", done.stdout, re.MULTILINE)
-    for name in ("batches / one by one", "2 processes / batches"):
+    for name in ("batches / one by one", "2 processes / batches", "batches / PyTorch"):
         assert re.search(
             rf"^{name}: [0-9.]+ times the clips a second \([0-9.]+ to [0-9.]+\)$", done.stdout, re.MULTILINE
         )
+    assert len(figures_of(tmp_path / "figures.json")) == 4
 
 
 @pytest.mark.slow
@@ -73,9 +146,9 @@ def test_features(tmp_path):
     result = json.loads(figures.read_text())
     for size in ("1 clip", "8 clips"):
         assert [len(rounds) for rounds in result["seconds"][size].values()] == [2] * 4
-        assert all(0 < ratio["min"] <= ratio["median"] <= ratio["max"] for ratio in result["ratios"][size].values())
+    assert all(figure["ratio"] > 0 for figure in result["figures"] if figure["name"].endswith("ms"))
     assert result["largest_difference"]["ours"] < 1e-6 and result["largest_difference"]["ours, no torch"] < 5e-5
-    assert "ours, no torch / transformers, no torch" in done.stdout
+    assert "transformers, no torch" in done.stdout and "at most 1.5" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -87,6 +160,10 @@ def test_features(tmp_path):
         (("--random", "demo", "--model", "nowhere"), "choose one checkpoint"),
         (("--random", "demo", "--threads", "9999"), "--threads 9999 is not between 1 and"),
         (("--new-tokens", "1"), "'1' is not a whole number of at least 2"),
+        (("--bandwidth",), "--bandwidth needs a model of known sizes"),
+        (("--random", "demo", "--filled", "9", "--batch", "2"), "--filled measures compiled steps of batch 1"),
+        (("--batch", "2", "--audio", __file__), "--audio cannot be used"),
+        (("--json", "nowhere/figures.json"), "there is no folder nowhere"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):
@@ -95,12 +172,236 @@ def test_bad_input_is_one_line(arguments, message):
     assert message in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("batch", "--model", "nowhere"), "no checkpoint in nowhere"),
+        (("batch", "--clips", "0"), "'0' is not a whole number of at least 1"),
+        (("finetune", "--model", "nowhere"), "no checkpoint in nowhere"),
+        (("finetune", "--random", "demo", "--model", "nowhere"), "choose one checkpoint"),
+        (("load", "--folder", "nowhere"), "--folder nowhere is no folder"),
+        (("start", "--threads", "9999"), "--threads 9999 is not between 1 and"),
+        (("--readme", "--file", __file__.replace(".py", ".txt")), "No such file"),
+    ],
+)
+def test_bad_input_of_the_others_is_one_line(capsys, arguments, message):
+    try:
+        status = benchmark.main(list(arguments))
+    except SystemExit as error:  # argparse's
+        status = error.code
+    said = capsys.readouterr()
+    assert status == 2 and not said.out and message in said.err.splitlines()[-1]
+
+
+def test_a_plot_without_matplotlib_is_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_common.importlib.util, "find_spec", lambda name: None)
+    assert benchmark.main(["generate", "--plot", "drawing.png"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "benchmark: --plot needs matplotlib: pip install -r tests/requirements.txt"
+
+
 @pytest.mark.slow
-def test_finetune():
-    command = [sys.executable, str(SCRIPT), "finetune", "--rows", "1", "--length", "64", "--clip-seconds", "1"]
-    command += ["--rounds", "1", "--steps", "1", "--lengths", "64"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
+def test_finetune(tmp_path):
+    options = ("--rows", 1, "--length", 64, "--clip-seconds", 1, "--rounds", 1, "--steps", 1, "--lengths", 64)
+    done = run_command("finetune", *options, "--json", tmp_path / "figures.json")
     rows = re.findall(r"^(ours|PyTorch PEFT)(, recompute)? +[0-9.]+ +[0-9.]+ +([0-9.]+) +[0-9.]+$", done.stdout, re.M)
     assert len(rows) == 4 and len({float(first) for _, _, first in rows}) <= 2  # the same loss, up to the last digit
     assert "ours / PyTorch PEFT, recompute:" in done.stdout and re.search(r"^64( +[0-9]+){4}$", done.stdout, re.M)
+    assert len(figures_of(tmp_path / "figures.json")) == 2
+
+
+def test_a_ratio_is_that_within_a_round():
+    busy = benchmark_common.compare("x", [1, 10, 3], [2, 20, 4], 1e3, limit=0.5)  # the machine was busy in one round
+    assert (busy.ours, busy.torch, busy.ratio, busy.missed) == (3000, 4000, 0.5, False)
+    eager, sdpa = ([{"step": [value]} for value in values] for values in ((3, 1), (2, 4)))
+    for one, other, least in zip(eager, sdpa, (2, 1)):
+        assert benchmark_common.better(one["step"], other["step"]) == [least]
+    assert benchmark_common.paired([1, 2], [0, 4]) == [0.5]
+    assert benchmark_common.spread([3, 1, 2]) == {"median": 2, "min": 1, "max": 3}
+
+
+@pytest.mark.parametrize(
+    "figure, missed",
+    [
+        (Figure("a", 9, 10, 0.9, 0.9), False),
+        (Figure("a", 9, 10, 0.9, 0.89), True),
+        (Figure("a", 9, 10, 0.9, 0.9, at_least=True), False),
+        (Figure("a", 9, 10, 0.7, 0.8, at_least=True), True),
+        (Figure("a", 9, None, None, 8), True),
+        (Figure("a", 9, None, None, 10), False),
+        (Figure("a", 9, 10, math.nan, 1), True),
+        (Figure("a", 9, 10, 99), False),
+    ],
+)
+def test_missed_limits(figure, missed):
+    assert figure.missed == missed and ("missed" in benchmark_common.cells(figure)[-1]) == missed
+    content = benchmark_readme.table([{"figures": [dataclasses.asdict(figure)], "machine": MACHINE}])
+    assert ("**missed**" in content) == missed
+
+
+MACHINE = {"cpus": 2, "cpu": "Some CPU", "threads": 2, "versions": {"mindspore": "2.10.0"}, "load": 0.1}
+
+
+def demo_step_weights() -> list[int]:
+    size = benchmark_checkpoint.RANDOM["demo"]
+    return benchmark_checkpoint.step_weights(size["decoder"], size["kv"], size["vocab"])
+
+
+def test_weights_that_a_step_reads():
+    torch = torch_model(tiny_config())
+    sizes = (3, 48, 6, 72)
+    matrices = [
+        parameter.numel()
+        for name, parameter in torch.language_model.named_parameters()
+        if parameter.dim() == 2 and "embed_tokens" not in name
+    ]
+    assert benchmark_checkpoint.step_weights(sizes, 2, 97) == matrices
+
+
+def test_bandwidths():
+    results = {"ours": {"step": [0.5, 1.0]}, "plain copy": {"step": [0.25, 0.8]}}
+    assert benchmark_phases.bandwidths(results, 4) == ([8, 4], [16, 5])
+
+
+def test_the_encoder_is_cut_only_where_memory_is_too_little():
+    size = benchmark_checkpoint.RANDOM["whisper-1b"]
+    assert 1.4e9 < benchmark_checkpoint.parameters(**size) < 1.6e9
+    assert [benchmark_checkpoint.fitting_layers(size, 3, gib << 30) for gib in (64, 14, 1)] == [32, 16, 1]
+
+
+def test_figures_of_generate():
+    times = {"prefill": [0.3, 0.3], "token": [0.1, 0.2], "step": [0.1, 0.2], "compile": 1.0, "memory": 5 << 20}
+    memory = {"grown": 5 << 20, "needed": 4 << 20}
+    slower = {name: [2 * x for x in value] if isinstance(value, list) else value for name, value in times.items()}
+    results = {"ours": {**times, **memory}, "torch eager": {**times, "step": [1, 0.1]}, "torch sdpa": slower}
+    limits = {"step": 0.7, "memory": 1.2}
+    step, held = benchmark_phases.make_figures(results, limits, "12 x 512, batch 8", "12 x 512, batch 8", 0)
+    assert step.name == "decode, 12 x 512, batch 8, bare step, ms/token"
+    assert step.ratio == (0.1 / 0.2 + 0.2 / 0.1) / 2 and step.missed  # of the better one in each round
+    assert held.ratio == 1.25 and held.missed and held.torch is None
+
+
+def test_growth_with_the_length():
+    results = {
+        "ours": {"512": [2, 4], "8192": [4, 4]},
+        "torch eager": {"512": [1, 5], "8192": [9, 9]},
+        "torch sdpa": {"512": [3, 1], "8192": [6, 5]},
+    }
+    grown = benchmark_long.growths(results, 512, 8192)
+    assert grown["ours"] == [2, 1] and grown["torch eager"] == [9, 9 / 5] and grown["torch"] == [6, 5]
+
+
+def test_figures_of_batch_jobs():
+    seconds = {"one by one": [8, 8], "batches": [2, 4], "2 processes": [1, 2], "PyTorch": [16, 8]}
+    figures = benchmark_batch.make_figures(seconds, 64, 16)
+    assert [figure.ratio for figure in figures] == [3, 1.5, 5, 10] and not any(figure.missed for figure in figures)
+    assert figures[0].limit == 2 and benchmark_batch.make_figures(seconds, 8, 2)[0].limit is None
+
+
+def test_imports_are_named():
+    report = (
+        "import time: self [us] | cumulative | imported package\n"
+        "import time:       200 |        200 |     numpy.core\n"
+        "import time:       300 |        500 |   numpy\n"
+        "import time:      1000 |       1500 | mindspore.ops\n"
+        "a warning\n"
+    )
+    assert benchmark_start.import_seconds(report) == {"mindspore": 1e-3, "numpy": 5e-4}
+
+
+def test_lengths_are_spread():
+    lengths = benchmark_checkpoint.different_lengths(20, 5, 400)
+    assert len(set(lengths)) == 20 and (lengths[0], lengths[-1]) == (5, 400)
+    assert benchmark_checkpoint.different_lengths(1, 5, 400) == [400]
+
+
+def test_compilations_are_counted():
+    import mindspore as ms
+
+    def double(x):
+        return x + x
+
+    graph = ms.jit(double)
+    with benchmark_start.Compilations() as compiled:
+        for size in (2, 3, 2, 3, 3):
+            graph(ms.Tensor(np.ones(size, np.float32)))
+    assert len(compiled.seconds) == 2 and all(seconds > 0 for seconds in compiled.seconds)
+    graph(ms.Tensor(np.ones(4, np.float32)))
+    assert len(compiled.seconds) == 2
+
+
+@pytest.fixture
+def measured(tmp_path) -> Path:
+    """A folder in which every step has left its figures, and so has a step of another script."""
+    folder = tmp_path / "figures"
+    folder.mkdir()
+    names = [step.name for step in benchmark_readme.STEPS]
+    for number, name in enumerate(["another", *reversed(names)]):
+        figure = dataclasses.asdict(Figure(f"figure of {name}", number, 2.0, 0.5, 1.0))
+        (folder / f"{name}.json").write_text(json.dumps({"figures": [figure], "machine": MACHINE, "note": "cut"}))
+    (folder / "other.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize("newline", [b"\n", b"\r\n"])
+def test_readme_keeps_the_rest(tmp_path, measured, newline, capsys):
+    head, tail = "# Größe  \n\n<!-- benchmark -->\n", b"<!-- /benchmark -->\n \nlast, without a newline"
+    before = (head.encode() + b"old\n" + tail).replace(b"\n", newline)
+    file = tmp_path / "README.md"
+    file.write_bytes(before)
+    assert benchmark.main(["--readme", "--json-folder", str(measured), "--file", str(file)]) == 0
+    after = file.read_bytes()
+    head, tail = head.encode().replace(b"\n", newline), tail.replace(b"\n", newline)
+    assert after.startswith(head) and after.endswith(newline + tail)
+    content = after[len(head) : -len(tail)].decode().replace("\r\n", "\n")
+    rows = re.findall(r"^\| figure of (\w+) \|", content, re.MULTILINE)
+    assert rows == [*(step.name for step in benchmark_readme.STEPS), "another"]
+    assert content.count("2 cores (Some CPU), threads of each: 2; mindspore 2.10.0.") == 1
+    assert benchmark.main(["readme", "--json-folder", str(measured), "--file", str(file)]) == 0
+    assert file.read_bytes() == after
+    capsys.readouterr()
+
+
+def test_readme_goes_on_with_what_is_missing(tmp_path, measured, monkeypatch, capsys):
+    file = tmp_path / "README.md"
+    file.write_text("<!-- benchmark -->\n<!-- /benchmark -->\n")
+    (measured / "load.json").unlink()
+    commands = []
+
+    def fail(command):
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(benchmark_readme.subprocess, "run", fail)
+    assert benchmark.main(["readme", "--json-folder", str(measured), "--file", str(file)]) == 2
+    (command,) = commands
+    assert command[2:5] == ["load", "--json", str(measured / "load.json")]
+    assert "step load ended with status 1" in capsys.readouterr().err
+    assert file.read_text() == "<!-- benchmark -->\n<!-- /benchmark -->\n"
+
+
+@pytest.mark.parametrize("text", ["", "<!-- benchmark -->", "<!-- /benchmark --> <!-- benchmark -->"])
+def test_readme_without_a_place(text):
+    with pytest.raises(BenchmarkError, match="not marked"):
+        benchmark_readme.rewrite(text, "table")
+
+
+def test_readme_has_the_place():
+    text = (SCRIPT.parent.parent / "README.md").read_text(encoding="utf-8")
+    assert "| figure | ours | PyTorch | ratio | limit |" in text.partition(benchmark_readme.BEGIN)[2]
+    assert benchmark_readme.rewrite(text, "x") != text
+
+
+def test_every_step_can_be_parsed(monkeypatch):
+    seen = []
+    for module, name in (
+        (benchmark_generate, "run_generate"),
+        (benchmark_start, "run_start"),
+        (benchmark_batch, "run_batches"),
+        (benchmark_load, "run_load"),
+        (benchmark_finetune, "run_finetune"),
+    ):
+        monkeypatch.setattr(module, name, lambda options: seen.append(options.rounds))
+    for step in benchmark_readme.STEPS:
+        assert benchmark.main(step.arguments.split()) == 0 and seen[-1] >= 5  # rounds that a figure needs
+        assert benchmark.main(step.smoke.split()) == 0 and seen[-1] == 1

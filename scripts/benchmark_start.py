@@ -1,0 +1,283 @@
+"""`benchmark.py start`: how long a first answer takes from nothing, what it waits for, and what is compiled.
+
+Every figure is that of fresh processes. The program of the first answer is what a user writes; where the imports spend
+their time is found by a second run with `python -X importtime`, which is slower and not counted.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+from benchmark_checkpoint import RANDOM, different_lengths, text_tokens, write_random_checkpoint
+from benchmark_common import ROOT, BenchmarkError, Figure, add_common, check_common, columns, finish, machine, plot
+from benchmark_processes import in_a_process, show_progress, use_threads
+
+CLIP, QUESTION = ROOT / "examples" / "audio" / "siren.ogg", "What's that sound?"
+ANSWER_LIMIT, IMPORT_LIMIT, COMPILE_LIMIT = 8, 0.3, 5  # seconds
+PROMPTS, SHORTEST, LONGEST, NEW_TOKENS = 20, 5, 400, 8  # tokens of the prompts for which compilations are counted
+COMPILATIONS_LIMIT = 2
+SHOWN = 6  # packages whose import takes most
+
+OURS = """
+import sys, time
+stamps = {"python": time.monotonic()}
+from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, to_mindspore
+from mindone_audio.checkpoints import demo_checkpoint
+stamps["import"] = time.monotonic()
+model = AutoModelForAudioTextToText.from_pretrained(demo_checkpoint())
+processor = AutoProcessor.from_pretrained(demo_checkpoint())
+stamps["load"] = time.monotonic()
+content = [{"type": "audio", "audio": sys.argv[1]}, {"type": "text", "text": sys.argv[2]}]
+inputs = to_mindspore(processor.apply_chat_template(
+    [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=True, return_dict=True
+))
+stamps["inputs"] = time.monotonic()
+"""
+TORCH = """
+import sys, time
+stamps = {"python": time.monotonic()}
+import torch
+from transformers import Qwen2AudioForConditionalGeneration, Qwen2AudioProcessor
+from mindone_audio import load_audio
+from mindone_audio.checkpoints import demo_checkpoint
+stamps["import"] = time.monotonic()
+torch.set_grad_enabled(False)
+model = Qwen2AudioForConditionalGeneration.from_pretrained(demo_checkpoint(), dtype=torch.float32)
+processor = Qwen2AudioProcessor.from_pretrained(demo_checkpoint())
+stamps["load"] = time.monotonic()
+content = [{"type": "audio", "audio_url": sys.argv[1]}, {"type": "text", "text": sys.argv[2]}]
+prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+inputs = processor(text=prompt, audio=[load_audio(sys.argv[1])], sampling_rate=16000, return_tensors="pt")
+stamps["inputs"] = time.monotonic()
+"""
+FIRST_TOKEN = """
+import json
+class Stop(Exception): pass
+class First:
+    puts = 0
+    def put(self, tokens):
+        self.puts += 1
+        if self.puts == 2:  # the prompt comes first
+            stamps["token"] = time.monotonic()
+            raise Stop
+try:
+    model.generate(**inputs, streamer=First())
+except Stop:
+    pass
+stamps["packages"] = sorted({name.partition(".")[0] for name in sys.modules} & {"torch", "mindspore", "mindone"})
+print("\\n" + json.dumps(stamps))
+"""
+# As the package is installed, requirements.txt alone, PyTorch is not there; transformers imports it where it is.
+WITHOUT_TORCH = """
+import importlib.util, sys
+class Blocker:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker)
+find_spec = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name.partition(".")[0] == "torch" else find_spec(name, *rest)
+"""
+PROGRAMS = {
+    "ours": WITHOUT_TORCH + OURS + FIRST_TOKEN,
+    "ours, with PyTorch installed": OURS + FIRST_TOKEN,
+    "PyTorch": TORCH + FIRST_TOKEN,
+}
+STAGES = ("python", "import", "load", "inputs", "token")
+
+
+def run_python(arguments: list[str], threads: int) -> tuple[float, subprocess.CompletedProcess]:
+    """The moment (`time.monotonic`) at which Python was started with these arguments, and how it ended."""
+    count = str(threads)
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[-1:]
+        raise BenchmarkError(f"a measured program ended with status {done.returncode}: {' '.join(last)}")
+    return started, done
+
+
+def first_answer(program: str, threads: int) -> dict[str, float]:
+    """Seconds of each stage until the first token, and of all together."""
+    started, done = run_python(["-c", program, str(CLIP), QUESTION], threads)
+    stamps = json.loads(done.stdout.strip().splitlines()[-1])
+    moments = [started, *(stamps[stage] for stage in STAGES)]
+    return {**{s: b - a for s, a, b in zip(STAGES, moments, moments[1:])}, "all": stamps["token"] - started}
+
+
+def whole_run(arguments: list[str], threads: int) -> float:
+    """Seconds that a process takes from its start to its end."""
+    started, _ = run_python(arguments, threads)
+    return time.monotonic() - started
+
+
+def import_seconds(report: str) -> dict[str, float]:
+    """What `-X importtime` reports, by top-level package, most first: each module's own time, none counted twice."""
+    seconds: dict[str, float] = {}
+    for line in report.splitlines():
+        fields = line.removeprefix("import time:").split("|")
+        if line.startswith("import time:") and len(fields) == 3 and fields[0].strip().isdigit():
+            package = fields[2].strip().partition(".")[0]
+            seconds[package] = seconds.get(package, 0) + int(fields[0]) / 1e6
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+
+class Compilations:
+    """Counts what MindSpore's compiler compiles while it is entered, and the seconds of each graph.
+
+    Both of MindSpore's executors are watched where they call the compiler, which is after they have looked whether
+    they have such a graph.
+    """
+
+    def __enter__(self) -> "Compilations":
+        from mindspore import _c_expression
+
+        self.seconds, self._before = [], {}
+        for name in ("JitExecutor_", "GraphExecutor_"):
+            executor = getattr(_c_expression, name, None)
+            if executor is not None:
+                self._before[executor] = executor.compile
+                executor.compile = self._watched(executor.compile)
+        return self
+
+    def _watched(self, compile: Callable) -> Callable:
+        def watched(*arguments, **keywords):
+            start = time.perf_counter()
+            try:
+                return compile(*arguments, **keywords)
+            finally:
+                self.seconds.append(time.perf_counter() - start)
+
+        return watched
+
+    def __exit__(self, *_) -> None:
+        for executor, compile in self._before.items():
+            executor.compile = compile
+
+
+def compilations(folder: str, threads: int) -> Callable:
+    """A process that answers a list of prompt lengths with seconds of each `generate` and of each graph compiled."""
+    use_threads(threads)
+    import mindspore as ms
+    import numpy as np
+
+    from mindone_audio import AutoModelForAudioTextToText
+
+    model = AutoModelForAudioTextToText.from_pretrained(folder, mindspore_dtype=ms.float32)
+
+    def answer(lengths: list[int]) -> dict[str, list[float]]:
+        calls = []
+        with Compilations() as compiled:
+            for seed, length in enumerate(lengths):
+                tokens = np.array([text_tokens(model.config, length, seed)])
+                start = time.perf_counter()
+                model.generate(tokens, generation_config={"max_new_tokens": NEW_TOKENS})  # without an end token
+                calls.append(time.perf_counter() - start)
+        return {"calls": calls, "graphs": compiled.seconds}
+
+    return answer
+
+
+def prepare(folder: str, threads: int) -> Callable:
+    """A process that writes the checkpoint of 32 narrow layers."""
+    use_threads(threads)
+    return lambda request: write_random_checkpoint(folder, **RANDOM["deep"])
+
+
+def measure_compilation(options: argparse.Namespace) -> dict:
+    """Seconds that 32 layers take more at the first call than at the second, a value for each round; and the graphs
+    that prompts of different lengths compile with the bundled checkpoint."""
+    from mindone_audio.checkpoints import demo_checkpoint
+
+    found: dict = {"extra": [], "graphs": []}
+    with tempfile.TemporaryDirectory(prefix="benchmark") as scratch:
+        in_a_process(prepare, scratch, options.threads, request="write")
+        for number in range(options.rounds):
+            show_progress(f"compilation, round {number + 1} of {options.rounds}")
+            taken = in_a_process(compilations, scratch, options.threads, request=[100, 100])
+            found["extra"].append(taken["calls"][0] - taken["calls"][1])
+            found["graphs"].append(taken["graphs"])
+    lengths = different_lengths(PROMPTS, SHORTEST, LONGEST)
+    found["prompts"] = in_a_process(compilations, str(demo_checkpoint()), options.threads, request=lengths)
+    show_progress("")
+    return found
+
+
+def measure_start(options: argparse.Namespace) -> dict:
+    """Of each program and stage, and of the two short commands, seconds in each round; imports by package."""
+    answers: dict[str, dict[str, list[float]]] = {name: {} for name in PROGRAMS}
+    short: dict[str, list[float]] = {"import mindone_audio": [], "mindone_audio --help": []}
+    commands = (["-c", "import mindone_audio"], ["-m", "mindone_audio", "--help"])
+    for number in range(-1, options.rounds):  # the first reads all files
+        show_progress(f"first answer, round {number + 1} of {options.rounds}")
+        for name, program in PROGRAMS.items():
+            for stage, seconds in first_answer(program, options.threads).items():
+                answers[name].setdefault(stage, []).append(seconds)
+        for name, command in zip(short, commands):
+            short[name].append(whole_run(command, options.threads))
+    show_progress("")
+    imports = {}
+    for name, program in PROGRAMS.items():
+        _, done = run_python(["-X", "importtime", "-c", program, str(CLIP), QUESTION], options.threads)
+        imports[name] = import_seconds(done.stderr)
+    answers = {name: {stage: values[1:] for stage, values in stages.items()} for name, stages in answers.items()}
+    return {"answers": answers, "short": {name: values[1:] for name, values in short.items()}, "imports": imports}
+
+
+def make_figures(started: dict, compiled: dict) -> list[Figure]:
+    """Rows of README's table."""
+    answers, short = started["answers"], started["short"]
+    figures = []
+    for name, where in (("ours", ""), ("ours, with PyTorch installed", ", PyTorch installed too")):
+        label = f"first answer from the start of Python{where}, s"
+        medians = [statistics.median(answers[side]["all"]) for side in (name, "PyTorch")]
+        figures.append(Figure(label, *medians, None, ANSWER_LIMIT))  # the limit is of seconds, not of a ratio
+    figures += [Figure(f"{name}, s", statistics.median(values), limit=IMPORT_LIMIT) for name, values in short.items()]
+    extra = statistics.median(compiled["extra"])
+    figures.append(Figure("compiling prefill and step, 32 layers, s", extra, limit=COMPILE_LIMIT))
+    graphs = len(compiled["prompts"]["graphs"])
+    label = f"graphs compiled for {PROMPTS} prompts of {SHORTEST} to {LONGEST} tokens"
+    return [*figures, Figure(label, graphs, limit=COMPILATIONS_LIMIT)]
+
+
+def run_start(options: argparse.Namespace) -> None:
+    """`start`: from nothing to a first answer."""
+    check_common(options)
+    if importlib.util.find_spec("torch") is None:
+        raise BenchmarkError("PyTorch is not installed: the comparison needs pip install -r tests/requirements.txt")
+    found = machine(options.threads)
+    started, compiled = measure_start(options), measure_compilation(options)
+    medians = {
+        name: {stage: statistics.median(values) for stage, values in stages.items()}
+        for name, stages in started["answers"].items()
+    }
+    print(f"First answer of the bundled checkpoint, medians of {options.rounds} rounds, s")
+    rows = [[name, *(f"{stages[stage]:.2f}" for stage in (*STAGES, "all"))] for name, stages in medians.items()]
+    print("\n".join(columns([["", *STAGES, "all"], *rows])))
+    print("\nImports: own seconds of each package's modules under -X importtime")
+    for name, packages in started["imports"].items():
+        most = ", ".join(f"{package} {seconds:.2f}" for package, seconds in list(packages.items())[:SHOWN])
+        print(f"{name}: {sum(packages.values()):.2f}, of these {most}")
+    graphs = ", ".join(f"{statistics.median(values):.2f}" for values in zip(*compiled["graphs"]))
+    print(f"\n32 layers of 256: graphs compiled in {graphs} s")
+    content = {"rounds": options.rounds, "machine": found, **started, "compilation": compiled}
+    finish(options, content, make_figures(started, compiled))
+    if options.plot:
+        stages = {name: {stage: values[stage] for stage in STAGES} for name, values in medians.items()}
+        plot(options.plot, "first answer", "s", stages)
+
+
+def add_start(subparsers) -> None:
+    """The command line of `start`."""
+    parser = subparsers.add_parser("start", help="the first answer from nothing, imports, and compilations")
+    add_common(parser, run_start)
