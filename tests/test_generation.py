@@ -172,7 +172,7 @@ def test_text_streamer_of_transformers(model, capsys):
 def test_buckets_hold_what_they_are_asked_for():
     for length in range(1, 3000, 7):
         assert length <= prompt_width(length) < length + PIECE
-        assert length <= cache_bucket(length, 1) <= max(512, 2 * length)
+        assert length <= cache_bucket(length, 1) <= max(640, 2 * length)
         assert length <= cache_bucket(length, 2) <= max(256, 2 * length)
         assert length <= clips_bucket(length) < 2 * length
     assert [cache_bucket(length, 3) for length in (2049, 3073, 4097, 8193)] == [3072, 4096, 6144, 12288]
