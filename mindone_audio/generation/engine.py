@@ -18,9 +18,8 @@ from mindone_audio.backbone.cache import CopySequences, KVCache
 from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
 
 PIECE = 128  # columns of a prompt that the prefill graph takes at a time
-# Positions. A sequence alone has room for four pieces of prompt and one of answer, so that few are exchanged; what a
-# step of a batch reads is mostly its cache.
-_SMALLEST_CACHE, _SMALLEST_OF_BATCH = 5 * PIECE, 2 * PIECE
+_CACHES = (2 * PIECE, 4 * PIECE, 5 * PIECE)  # positions; what a step of a batch reads is mostly its cache
+_LEAST_ALONE = 5 * PIECE  # of one sequence: four pieces of prompt and one of answer, so that few caches are exchanged
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
 _MOST_CLIPS = 8  # that are encoded at once: bounds the memory that ten minutes of windows need
 _CACHES_KEPT = 4  # beams need two at once; more only save compilations
@@ -37,10 +36,12 @@ def prompt_width(length: int) -> int:
 
 
 def cache_bucket(length: int, batch: int) -> int:
-    """The next of 640 for one sequence, 256 and 512 for a batch, then 1024, 2048, 3072, 4096, 6144, 8192, ..."""
-    if batch == 1 and length <= _SMALLEST_CACHE:
-        return _SMALLEST_CACHE
-    bucket = _SMALLEST_OF_BATCH
+    """The next of 256 and 512 (for several sequences), 640, 1024, 2048, 3072, 4096, 6144, 8192, ..."""
+    length = max(length, _LEAST_ALONE) if batch == 1 else length
+    small = [bucket for bucket in _CACHES if bucket >= length]
+    if small:
+        return small[0]
+    bucket = 8 * PIECE
     while bucket < length:
         if bucket >= _EVEN_CACHE and bucket * 3 // 2 >= length:
             return bucket * 3 // 2
