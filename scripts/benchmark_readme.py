@@ -44,12 +44,6 @@ STEPS = (
     Step("start", "start", "start --rounds 1"),
     Step("features", "features --rounds 9", "features --seconds 2 --rounds 1"),
     Step("batch", "batch", "batch --clips 4 --batch-size 2 --rounds 1"),
-    Step("load", "load", "load --size tiny --rounds 1"),
-    Step(
-        "finetune",
-        "finetune --random small",
-        "finetune --rows 1 --length 64 --clip-seconds 1 --rounds 1 --steps 1 --lengths 64",
-    ),
 )
 
 
@@ -84,11 +78,13 @@ def read_results(folder: Path) -> list[dict]:
 
 
 def table(results: Sequence[dict], smoke: bool = False) -> str:
-    """README's table: a row for each figure, under it the machine and what the runs have to say."""
+    """README's table: a row for each figure that has a limit, under it the machine and what the runs have to say."""
     rows = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for result in results:
-        for fields in result["figures"]:
-            row = cells(Figure(**fields))
+        for figure in (Figure(**fields) for fields in result["figures"]):
+            if figure.limit is None:
+                continue
+            row = cells(figure)
             row[-1] = row[-1].replace("missed", "**missed**")
             rows.append("| " + " | ".join(row) + " |")
     machines = [machine_line(result["machine"]) for result in results]

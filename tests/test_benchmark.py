@@ -12,9 +12,8 @@ import benchmark
 import benchmark_batch
 import benchmark_checkpoint
 import benchmark_common
-import benchmark_finetune
+import benchmark_features
 import benchmark_generate
-import benchmark_load
 import benchmark_long
 import benchmark_phases
 import benchmark_readme
@@ -338,7 +337,8 @@ def measured(tmp_path) -> Path:
     names = [step.name for step in benchmark_readme.STEPS]
     for number, name in enumerate(["another", *reversed(names)]):
         figure = dataclasses.asdict(Figure(f"figure of {name}", number, 2.0, 0.5, 1.0))
-        (folder / f"{name}.json").write_text(json.dumps({"figures": [figure], "machine": MACHINE, "note": "cut"}))
+        free = dataclasses.asdict(Figure(f"figure of {name} without a limit", number))
+        (folder / f"{name}.json").write_text(json.dumps({"figures": [figure, free], "machine": MACHINE, "note": "cut"}))
     (folder / "other.json").write_text("{}")
     return folder
 
@@ -354,7 +354,7 @@ def test_readme_keeps_the_rest(tmp_path, measured, newline, capsys):
     head, tail = head.encode().replace(b"\n", newline), tail.replace(b"\n", newline)
     assert after.startswith(head) and after.endswith(newline + tail)
     content = after[len(head) : -len(tail)].decode().replace("\r\n", "\n")
-    rows = re.findall(r"^\| figure of (\w+) \|", content, re.MULTILINE)
+    rows = re.findall(r"^\| figure of (.+?) \|", content, re.MULTILINE)
     assert rows == [*(step.name for step in benchmark_readme.STEPS), "another"]
     assert content.count("2 cores (Some CPU), threads of each: 2; mindspore 2.10.0.") == 1
     assert benchmark.main(["readme", "--json-folder", str(measured), "--file", str(file)]) == 0
@@ -365,7 +365,7 @@ def test_readme_keeps_the_rest(tmp_path, measured, newline, capsys):
 def test_readme_goes_on_with_what_is_missing(tmp_path, measured, monkeypatch, capsys):
     file = tmp_path / "README.md"
     file.write_text("<!-- benchmark -->\n<!-- /benchmark -->\n")
-    (measured / "load.json").unlink()
+    (measured / "start.json").unlink()
     commands = []
 
     def fail(command):
@@ -375,8 +375,8 @@ def test_readme_goes_on_with_what_is_missing(tmp_path, measured, monkeypatch, ca
     monkeypatch.setattr(benchmark_readme.subprocess, "run", fail)
     assert benchmark.main(["readme", "--json-folder", str(measured), "--file", str(file)]) == 2
     (command,) = commands
-    assert command[2:5] == ["load", "--json", str(measured / "load.json")]
-    assert "step load ended with status 1" in capsys.readouterr().err
+    assert command[2:5] == ["start", "--json", str(measured / "start.json")]
+    assert "step start ended with status 1" in capsys.readouterr().err
     assert file.read_text() == "<!-- benchmark -->\n<!-- /benchmark -->\n"
 
 
@@ -398,8 +398,7 @@ def test_every_step_can_be_parsed(monkeypatch):
         (benchmark_generate, "run_generate"),
         (benchmark_start, "run_start"),
         (benchmark_batch, "run_batches"),
-        (benchmark_load, "run_load"),
-        (benchmark_finetune, "run_finetune"),
+        (benchmark_features, "run_features"),
     ):
         monkeypatch.setattr(module, name, lambda options: seen.append(options.rounds))
     for step in benchmark_readme.STEPS:
