@@ -56,6 +56,11 @@ def is_ascend() -> bool:
     return ms.get_context("device_target") == "Ascend"
 
 
+def scatters_rows() -> bool:
+    """Whether a tensor's rows are what is written in place here, as on Ascend; a CPU adds along any axis."""
+    return is_ascend()
+
+
 @cache
 def prepare() -> None:
     """Settings without which the CPU back end is many times slower; called once, before the first model is built.

@@ -68,7 +68,7 @@ DECODER = {"exclude_modules": r".*audio_tower.*"}
 @pytest.mark.parametrize(
     ("family", "lora"),
     [
-        pytest.param("qwen2_audio", {}, id="qwen2_audio with its encoder"),
+        pytest.param("qwen2_audio", {}, id="qwen2_audio with its encoder", marks=SLOW),
         pytest.param("qwen2_audio", DECODER, id="qwen2_audio", marks=SLOW),
         pytest.param("voxtral", {}, id="voxtral with its encoder", marks=SLOW),
         pytest.param("voxtral", DECODER, id="voxtral", marks=SLOW),
@@ -85,6 +85,7 @@ def test_steps_equal_pytorchs(family, lora, tmp_path):
     compare(result, ours, losses, adapter)
 
 
+@SLOW
 def test_steps_of_audio_flamingo_3_equal_the_recorded_ones(tmp_path):
     golden = GOLDENS / "audioflamingo3_lora"
     recorded = load_file(golden / "steps.safetensors")
@@ -144,6 +145,7 @@ def test_how_a_batch_is_divided_does_not_matter(tiny, tmp_path):
     assert whole.losses[0] > whole.losses[-1] and interpreted.losses[0] == pytest.approx(whole.losses[0], rel=1e-5)
 
 
+@SLOW
 def test_a_run_that_goes_on_takes_the_steps_of_one_that_was_never_interrupted(tiny, tmp_path):
     settings = {"dropout": 0.3, "save_steps": 2, "save_total_limit": 2}
     one = trainer(tiny, tmp_path / "one", **settings).train()

@@ -33,7 +33,7 @@ class KVCache(nn.Cell):
         flat: bool | None = None,
     ):
         super().__init__()
-        self.flat = device.is_ascend() if flat is None else flat
+        self.flat = device.scatters_rows() if flat is None else flat
         self.batch, self.key_value_heads = batch, key_value_heads
         self.positions, self.head_dim = positions, head_dim
         name = f"kv_cache_{next(_names)}"  # a graph refuses two parameters of one name

@@ -140,7 +140,9 @@ class Sequences:
             piece = np.ascontiguousarray(input_ids[:, first : first + PIECE])
             index = np.full(piece.shape, -1, np.int32) if audio is None else audio_index[:, first : first + PIECE]
             index = Tensor(np.ascontiguousarray(index))
-            rows = self.room.silence if audio is None else audio_rows(audio, index)
+            rows = self.room.silence
+            if audio is not None:  # of that dtype, which the graph was compiled for
+                rows = audio_rows(audio, index).astype(rows.dtype)
             last = self.room.prefill(*self._tokens(piece), rows, index)
         return score(self.engine.model.language_model, last)
 
