@@ -117,7 +117,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
     tables = np.concatenate([cos, cos], 1)[None, None], np.concatenate([-sin, sin], 1)[None, None]
     rows, table = np.array([3, 0, 5], np.int32), normal(7, 16)
     columns, places = np.arange(3, 6, dtype=np.int32), np.arange(8, dtype=np.int32)
-    audio_rows = np.array([[-1, 3, 4, -1]] * 2, np.int32)
+    audio_index = np.array([[-1, 3, 4, -1]] * 2, np.int32)
     row, row_weight = normal(1, 1, 256), normal(128, 256)
     convolution = normal(2, 7, 3), normal(4, 3, 3), normal(4)
     codes = rng.integers(0, 256, 96).astype(np.int32)
@@ -152,7 +152,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("padding_mask", _run_padding, _padding, (normal(2, 3, 6, 6),), (np.array([11, 4], np.int32),)),
         Case("padding_mask, blocks", _run_blocks, _blocks, (normal(2, 3, 6, 6),), (np.array([11, 4], np.int32),)),
         Case("first_frames", first_frames, _first_frames, (normal(2, 5, 4),), (np.array([5, 2], np.int32),)),
-        Case("merge_audio", _run_merge, _merge, (normal(2, 4, 3), normal(5, 3)), (audio_rows,)),
+        Case("merge_audio", _run_merge, _merge, (normal(2, 4, 3), normal(5, 3)), (audio_index,)),
         Case("argmax", _run_argmax, lambda x: x.argmax(-1), (normal(3, 40),)),
     ]
 

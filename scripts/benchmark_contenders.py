@@ -31,21 +31,14 @@ class Clock:
 
 
 class Contender:
-    """What both sides answer. `held`: bytes resident once all is imported; `needed`: of parameters and cache."""
+    """What both sides answer. `held`: bytes resident once all is imported; `needed`: of parameters and cache.
+
+    Each side has `generate(clock)`, for each new token its id, or those of all rows of a batch; `step()`, seconds of a
+    bare decode step: token in, best token out, on the host; and `filled_step(filled)`, seconds of such a step with so
+    many tokens in the cache, batch 1: what they are does not matter for time.
+    """
 
     held = needed = 0
-
-    def generate(self, clock: Clock) -> list:
-        """Generate; returns for each new token its id, or those of all rows of a batch."""
-        raise NotImplementedError
-
-    def step(self) -> float:
-        """Seconds of a bare decode step: token in, best token out, on the host."""
-        raise NotImplementedError
-
-    def filled_step(self, filled: int) -> float:
-        """Seconds of such a step with `filled` tokens in the cache, batch 1. What they are does not matter for time."""
-        raise NotImplementedError
 
     def first(self) -> dict:
         """Generate for the first time: seconds, tokens, and bytes: the most of the process, and what memory grew by."""

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 
 from mindone_audio import AutoModelForAudioTextToText
 from mindone_audio.finetune import FinetuneError, FinetuneSettings, LoraSettings, Trainer, add_lora, load_adapter
+from mindone_audio.finetune.graphs import prompt_bucket
 
 GOLDENS = Path(__file__).parent / "goldens"
 TOLERANCE = 1e-3  # the contract, of losses and of the adapter
@@ -59,6 +60,12 @@ def compare(result, ours: dict, losses: list[float], adapter: dict) -> None:
     assert np.abs(np.array(result.losses) - losses).max() < TOLERANCE
     assert set(ours) == set(adapter)
     assert max(np.abs(ours[name] - adapter[name]).max() / np.abs(adapter[name]).max() for name in ours) < TOLERANCE
+
+
+def test_prompts_are_padded_to_few_lengths():
+    for length in range(1, 3000, 7):
+        assert length <= prompt_bucket(length) <= max(64, 1.5 * length)
+    assert len({prompt_bucket(length) for length in range(1, 1025)}) == 9
 
 
 SLOW = pytest.mark.slow

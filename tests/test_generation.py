@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from benchmark_start import Compilations
 from helpers import VOCAB, batch, clips, prompt, tiny_config, torch_model
 from mindspore import Tensor
 from transformers import GenerationConfig, TextStreamer
@@ -176,6 +177,15 @@ def test_buckets_hold_what_they_are_asked_for():
         assert length <= cache_bucket(length, 2) <= max(256, 2 * length)
         assert length <= clips_bucket(length) < 2 * length
     assert [cache_bucket(length, 3) for length in (2049, 3073, 4097, 8193)] == [3072, 4096, 6144, 12288]
+
+
+def test_twenty_prompts_of_different_lengths_compile_two_graphs(model):
+    """One for prefill and one for the step, whatever the prompts' lengths, counted where MindSpore compiles."""
+    model.__dict__.pop("_engines", None)
+    with Compilations() as compiled:
+        for length in range(5, 405, 20):
+            assert new_tokens(model, batch([prompt([length], length)]), max_new_tokens=8).shape == (1, 8)
+    assert len(compiled.seconds) == 2
 
 
 def test_a_new_prompt_of_the_same_bucket_compiles_nothing(model, monkeypatch):

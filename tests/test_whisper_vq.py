@@ -105,7 +105,7 @@ sys.path[:0] = {[str(ROOT), str(ROOT / "tests")]!r}
 import numpy as np
 import helpers_whisper_vq
 from safetensors.numpy import load_file
-from mindone_audio import WhisperVQ, features
+from mindone_audio import WhisperVQ
 expected = load_file(helpers_whisper_vq.GOLDEN / "clips.safetensors")
 whisper_vq = WhisperVQ.from_pretrained(helpers_whisper_vq.CONVERTED)
 for name, clip in helpers_whisper_vq.clips().items():

@@ -107,6 +107,7 @@ class Room:
         self.owner: Sequences | None = None
 
     def given_to(self, owner: "Sequences") -> "Room":
+        """Empty it for a batch that begins."""
         if self.owner is not None:
             self.cache.clear()
         self.owner = owner
@@ -136,10 +137,11 @@ class Sequences:
             self._move(self.length + input_ids.shape[1])
         if input_ids.shape[1] == 1:
             return self.room.step(*self._tokens(input_ids))
+        if audio is None:
+            audio_index = np.full(input_ids.shape, -1, np.int32)
         for first in range(0, input_ids.shape[1], PIECE):
             piece = np.ascontiguousarray(input_ids[:, first : first + PIECE])
-            index = np.full(piece.shape, -1, np.int32) if audio is None else audio_index[:, first : first + PIECE]
-            index = Tensor(np.ascontiguousarray(index))
+            index = Tensor(np.ascontiguousarray(audio_index[:, first : first + PIECE]))
             rows = self.room.silence
             if audio is not None:  # of that dtype, which the graph was compiled for
                 rows = audio_rows(audio, index).astype(rows.dtype)
@@ -212,9 +214,15 @@ class Engine:
             lengths = np.concatenate([lengths, np.ones((spare, *lengths.shape[1:]), np.int32)])
         return self._encode(input_features, Tensor(lengths))
 
-    def sequences(self, batch: int, positions: int, role: str = PROMPTS) -> Sequences:
+    def sequences(self, batch: int, positions: int) -> Sequences:
         """A batch of empty sequences, at first with room for `positions` tokens."""
-        return Sequences(self, role, batch, positions)
+        return Sequences(self, PROMPTS, batch, positions)
+
+    def repeated(self, source: Sequences, copies: int) -> Sequences:
+        """A batch with so many copies of each sequence, next to each other, in a cache as large."""
+        target = Sequences(self, COPIES, source.batch * copies, source.room.cache.positions)
+        self.copy(source, target, np.repeat(np.arange(source.batch), copies))
+        return target
 
     def room(self, role: str, batch: int, positions: int) -> Room:
         """A cache of at least so many positions, which may have been used before and be twice as large as needed."""

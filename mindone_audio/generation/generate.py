@@ -11,7 +11,7 @@ from mindone_audio.backbone.layers import name_parameters
 from mindone_audio.backbone.prompt import Prompt, left_align
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
-from mindone_audio.generation.engine import COPIES, Engine, Sequences, Structure, prompt_width
+from mindone_audio.generation.engine import Engine, Sequences, Structure, prompt_width
 from mindone_audio.generation.settings import GenerationSettings, settle
 
 _EXPECTED_TOKENS = 128  # that a cache has room for at first; few answers are longer, whatever max_new_tokens allows
@@ -153,9 +153,7 @@ def _prefill(begun: Begun, copies: int) -> tuple[Sequences, tuple[Tensor, Tensor
     sequences.start = Tensor(start)
     outputs = sequences.extend(input_ids, audio, None if audio is None else audio_index)
     if copies > 1:
-        copied = engine.sequences(len(input_ids) * copies, sequences.room.cache.positions, COPIES)
-        engine.copy(sequences, copied, np.repeat(np.arange(len(input_ids)), copies))
-        sequences = copied
+        sequences = engine.repeated(sequences, copies)
     return sequences, outputs
 
 
