@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the test suite in an environment of its own, which has PyTorch to compare with. `--mindspore VERSION` as the first
-# arguments runs it with that version, in another environment. The other arguments go to pytest: -m "slow or not slow"
-# runs the slow tests too, which start many processes.
+# arguments runs it with that version, in another environment. The other arguments go to pytest. Two processes share
+# the files of tests; -n 0 runs them in one. `-m slow -n 0` runs the slow tests, which start many processes of their own.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -13,4 +13,4 @@ if [ "${1:-}" = --mindspore ]; then
     shift 2
 fi
 make_environment "$environment" requirements.txt tests/requirements.txt ${pins[@]+"${pins[@]}"}
-"$environment/bin/python" -m pytest "$@"
+"$environment/bin/python" -m pytest -n 2 --dist loadfile "$@"
