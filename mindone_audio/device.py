@@ -61,6 +61,12 @@ def scatters_rows() -> bool:
     return is_ascend()
 
 
+def shares_memory() -> bool:
+    """Whether parameters are in the host's memory, where one can be a part of another, and where their addresses tell
+    whether they are still what a graph was compiled with."""
+    return not is_ascend()
+
+
 @cache
 def prepare() -> None:
     """Settings without which the CPU back end is many times slower; called once, before the first model is built.

@@ -137,6 +137,10 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("not_before", ops.not_before, lambda x, value: value, (normal(3), normal(2, 5))),
         Case("split_heads", _run_split_heads, lambda x: x.reshape(2, 5, 4, 4).swapaxes(1, 2), (normal(2, 5, 16),)),
         Case("merge_heads", ops.merge_heads, lambda x: x.swapaxes(1, 2).reshape(2, 5, 12), (normal(2, 3, 5, 4),)),
+        Case("split, concat", _run_split, lambda x: np.roll(x, -4, 1), (normal(2, 6, 3, 4),)),
+        Case(
+            "choose_heads", ops.choose_heads, _choose_heads, (normal(2, 5, 3, 4),), (np.array([0, 2, 1, 1], np.int32),)
+        ),
         Case("for_heads", _run_for_heads, lambda x: np.tile(x, (1, 3, 1, 1)), (normal(2, 1, 5, 4),)),
         Case("rotate", ops.rotate, _rotate, (normal(2, 3, 9, 8), *tables)),
         Case("attention", _run_attention, _attention, (many, keys, values), (hidden,)),
@@ -167,6 +171,11 @@ def _run_dequantize(levels, scales, codes):
 
 def _run_split_heads(x):
     return ops.split_heads(x, 4)
+
+
+def _run_split(x):
+    first, second = msops.split(x, [4, 2], 1)
+    return msops.concat((second, first), 1)
 
 
 def _run_for_heads(x):
@@ -240,6 +249,10 @@ def _rms_norm(x, weight):
 
 def _dequantize(levels, scales, codes):
     return (levels[codes].reshape(len(scales), -1) * scales[:, None]).reshape(-1)[:187]
+
+
+def _choose_heads(x, kinds):
+    return x[:, :, kinds].swapaxes(1, 2)
 
 
 def _rotate(x, cos, sin):

@@ -5,8 +5,8 @@ import pytest
 import torch
 import transformers
 from benchmark_start import Compilations
-from helpers import VOCAB, batch, clips, prompt, tiny_config, torch_model
-from mindspore import Tensor
+from helpers import VOCAB, batch, clips, prompt, relative_error, tiny_config, torch_model
+from mindspore import Tensor, ops
 from transformers import GenerationConfig, TextStreamer
 
 from mindone_audio import AutoModelForAudioTextToText
@@ -194,6 +194,50 @@ def test_a_new_prompt_of_the_same_bucket_compiles_nothing(model, monkeypatch):
     monkeypatch.setattr(engine, "_graph", lambda cell: pytest.fail("compiled again"))
     other = {**batch([prompt([9, "a33", 7], 4)]), **clips([33], 5)}
     assert new_tokens(model, other, max_new_tokens=20).shape == (1, 20)
+
+
+@pytest.mark.parametrize("change", ["new memory", "in place"])
+def test_weights_that_change_between_two_calls(tmp_path, change):
+    """A compiled graph reads a parameter where it was, and packed weights are read elsewhere."""
+    torch_model(tiny_config()).save_pretrained(tmp_path)
+    model = AutoModelForAudioTextToText.from_pretrained(tmp_path)
+    ids = np.array([prompt([PIECE])], np.int32)
+
+    def next_scores() -> np.ndarray:
+        return model._engine(True).sequences(1, PIECE).extend(ids)[0].asnumpy()[0]
+
+    for part in ("self_attn.v_proj.weight", "self_attn.k_proj.bias", "mlp.up_proj.weight", "self_attn.o_proj.weight"):
+        before = next_scores()
+        parameter = dict(model.parameters_and_names())[f"language_model.model.layers.1.{part}"]
+        value = Tensor(np.random.default_rng(0).normal(size=parameter.shape).astype(np.float32))
+        ops.assign(parameter, value) if change == "in place" else parameter.set_data(value)
+        expected = model(input_ids=ids, attention_mask=np.ones_like(ids)).logits.asnumpy()[0, -1]
+        assert relative_error(next_scores(), expected) < 1e-5, part
+        assert relative_error(before, expected) > 1e-3, part
+
+
+def test_weights_are_packed_once_and_stay_the_models_own(model, tmp_path):
+    new_tokens(model, max_new_tokens=1)
+    packed = model.__dict__["_packed"]
+    for layer, heads, biases, both in zip(
+        model.language_model.model.layers, packed.heads, packed.biases, packed.feed_forward
+    ):
+        attention, mlp = layer.self_attn, layer.mlp
+        projections = (attention.q_proj, attention.k_proj, attention.v_proj)
+        for whole, parts in (
+            (heads, [p.weight for p in projections]),
+            (biases, [p.bias for p in projections]),
+            (both, [mlp.gate_proj.weight, mlp.up_proj.weight]),
+        ):
+            ends = np.cumsum([part.nbytes for part in parts])
+            assert [part.data_ptr() for part in parts] == [whole.data_ptr() + end for end in (0, *ends[:-1])]
+            assert whole.nbytes == ends[-1]
+    new_tokens(model, max_new_tokens=1, compile=False)
+    assert model.__dict__["_packed"] is packed
+    model.save_pretrained(tmp_path)
+    again = AutoModelForAudioTextToText.from_pretrained(tmp_path)
+    for (name, saved), (_, own) in zip(again.parameters_and_names(), model.parameters_and_names()):
+        np.testing.assert_array_equal(saved.asnumpy(), own.asnumpy(), name)
 
 
 def test_many_shapes_keep_few_caches_and_stay_right(model):

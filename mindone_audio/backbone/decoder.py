@@ -1,16 +1,20 @@
 """The decoder-only language model of all families: Llama's block, with what Qwen2 or Mistral change as fields."""
 
+import itertools
 from dataclasses import dataclass
 
 import mindspore as ms
-from mindspore import Tensor, nn
+from mindspore import ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
+from mindone_audio import device
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import KVCache
-from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm
+from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm, share_rows
 from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables
 from mindone_audio.conversion import to_mindspore
+
+_names = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class DecoderAttention(nn.Cell):
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         self.layer = layer  # a graph reads plain attributes, not a dataclass's
-        self.num_heads, self.num_key_value_heads = config.num_heads, config.num_key_value_heads
+        self.heads = (config.num_heads, config.num_key_value_heads, config.num_key_value_heads)
         queries, keys = config.num_heads * config.head_dim, config.num_key_value_heads * config.head_dim
         self.q_proj = Linear(config.hidden_size, queries, config.qkv_bias)
         self.k_proj = Linear(config.hidden_size, keys, config.qkv_bias)
@@ -56,14 +60,16 @@ class DecoderAttention(nn.Cell):
         self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
 
-    def construct(self, x: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, places) -> Tensor:
-        query_cos, query_sin, key_cos, key_sin = rotation
-        query = ops.split_heads(self.q_proj(x), self.num_heads)
-        key = ops.split_heads(self.k_proj(x), self.num_key_value_heads)
+    def construct(self, x, rotation, mask, cache: KVCache | None, places, packed: "PackedWeights | None") -> Tensor:
+        if packed is None:
+            projected = msops.concat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), -1)
+        else:
+            projected = packed.query_key_value(self.layer, x)
+        heads = ops.split_heads(projected, self.heads[0] + self.heads[1] + self.heads[2])
         if self.q_norm is not None:
-            query, key = self.q_norm(query), self.k_norm(key)
-        query, key = ops.rotate(query, query_cos, query_sin), ops.rotate(key, key_cos, key_sin)
-        value = ops.split_heads(self.v_proj(x), self.num_key_value_heads)
+            query, key, value = msops.split(heads, self.heads, 1)
+            heads = msops.concat((self.q_norm(query), self.k_norm(key), value), 1)
+        query, key, value = msops.split(ops.rotate(heads, *rotation), self.heads, 1)
         if cache is not None:
             key, value = cache.update(self.layer, places, key, value)
         return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask)))
@@ -72,14 +78,19 @@ class DecoderAttention(nn.Cell):
 class GatedMLP(nn.Cell):
     """SwiGLU feed-forward (arXiv 2002.05202)."""
 
-    def __init__(self, config: DecoderConfig):
+    def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
+        self.layer, self.width = layer, config.intermediate_size
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def construct(self, x: Tensor) -> Tensor:
-        return self.down_proj(ops.silu(self.gate_proj(x)) * self.up_proj(x))
+    def construct(self, x: Tensor, packed: "PackedWeights | None") -> Tensor:
+        if packed is None:
+            gate, up = self.gate_proj(x), self.up_proj(x)
+        else:
+            gate, up = msops.split(packed.gate_up(self.layer, x), self.width, -1)
+        return self.down_proj(ops.silu(gate) * up)
 
 
 class DecoderLayer(nn.Cell):
@@ -88,13 +99,13 @@ class DecoderLayer(nn.Cell):
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         self.self_attn = DecoderAttention(config, layer)
-        self.mlp = GatedMLP(config)
+        self.mlp = GatedMLP(config, layer)
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
 
-    def construct(self, x: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, places) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache, places)
-        return x + self.mlp(self.post_attention_layernorm(x))
+    def construct(self, x, rotation: tuple, mask, cache: KVCache | None = None, places=None, packed=None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache, places, packed)
+        return x + self.mlp(self.post_attention_layernorm(x), packed)
 
 
 class DecoderStack(nn.Cell):
@@ -107,11 +118,11 @@ class DecoderStack(nn.Cell):
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.num_heads, self.num_key_value_heads = config.num_heads, config.num_key_value_heads
 
-    def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None, places) -> Tensor:
+    def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache, places, packed) -> Tensor:
         x = embeddings
         rotation, mask = for_all_heads(rotation, mask, self.num_heads, self.num_key_value_heads)
         for layer in self.layers:
-            x = layer(x, rotation, mask, cache, places)
+            x = layer(x, rotation, mask, cache, places, packed)
         return self.norm(x)
 
 
@@ -131,15 +142,21 @@ class Decoder(nn.Cell):
         return self.model.embed_tokens(input_ids)
 
     def construct(
-        self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache: KVCache | None = None, places=None
+        self,
+        embeddings: Tensor,
+        rotation: tuple,
+        mask: Tensor,
+        cache: KVCache | None = None,
+        places=None,
+        packed: "PackedWeights | None" = None,
     ) -> Tensor:
         """Hidden states after the final norm, (batch, length, hidden_size).
 
         embeddings (batch, length, hidden_size); rotation: `look_up` of the positions; mask fp32 (batch, 1, length,
         keys), added to the scores. With a cache, new keys and values are written at its `places` and the keys are all
-        of the cache's; without one they are this call's.
+        of the cache's; without one they are this call's. packed: the same weights in fewer matrices.
         """
-        return self.model(embeddings, rotation, mask, cache, places)
+        return self.model(embeddings, rotation, mask, cache, places, packed)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 scores (..., vocab_size) of hidden states (..., hidden_size)."""
@@ -151,22 +168,71 @@ class Decoder(nn.Cell):
         return [to_mindspore(table, dtype) for table in rotation_tables(positions, self.frequencies)]
 
 
-def for_all_heads(rotation: tuple, mask: Tensor, heads: int, key_value_heads: int) -> tuple[tuple, Tensor]:
-    """What `look_up` and `causal_mask` give, repeated for each head: what a layer takes, and once for all layers."""
-    query_cos, query_sin, key_cos, key_sin = rotation
-    rotation = (
-        ops.for_heads(query_cos, heads),
-        ops.for_heads(query_sin, heads),
-        ops.for_heads(key_cos, key_value_heads),
-        ops.for_heads(key_sin, key_value_heads),
+class PackedWeights(nn.Cell):
+    """A decoder's q_proj, k_proj and v_proj as one matrix a layer, and gate_proj and up_proj: fewer, larger products.
+
+    The layers' own weights become views of these matrices, so that nothing is in memory twice and what changes a weight
+    in place changes it here too. That nobody gives a layer other memory is for the owner of this to see. Only for a
+    decoder of which `can_be_packed` is true.
+    """
+
+    def __init__(self, decoder: Decoder):
+        super().__init__(auto_prefix=False)
+        layers, name = decoder.model.layers, f"packed_{next(_names)}"  # a graph refuses two parameters of one name
+        heads = [heads_linears(layer) for layer in layers]
+        self.heads = _share(heads, "weight", f"{name}.heads.weight")
+        self.biases = _share(heads, "bias", f"{name}.heads.bias") if decoder.config.qkv_bias else None
+        self.feed_forward = _share([feed_forward_linears(layer) for layer in layers], "weight", f"{name}.feed_forward")
+
+    def query_key_value(self, layer: int, x: Tensor) -> Tensor:
+        """What q_proj, k_proj and v_proj of a layer make of x, one after the other."""
+        return ops.linear(x, self.heads[layer], None if self.biases is None else self.biases[layer])
+
+    def gate_up(self, layer: int, x: Tensor) -> Tensor:
+        """What gate_proj and up_proj of a layer make of x, one after the other."""
+        return ops.linear(x, self.feed_forward[layer])
+
+
+def heads_linears(layer: DecoderLayer) -> list[nn.Cell]:
+    """What makes a layer's queries, keys and values."""
+    return [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
+
+
+def feed_forward_linears(layer: DecoderLayer) -> list[nn.Cell]:
+    """The two halves of a layer's feed-forward."""
+    return [layer.mlp.gate_proj, layer.mlp.up_proj]
+
+
+def can_be_packed(decoder: Decoder) -> bool:
+    """Whether the products of a layer are plain ones, without adapters and in one dtype, and parameters are in memory
+    that they can share: a CPU's."""
+    linears = [
+        linear for layer in decoder.model.layers for linear in heads_linears(layer) + feed_forward_linears(layer)
+    ]
+    return (
+        device.shares_memory()
+        and all(type(linear) is Linear for linear in linears)
+        and len({linear.weight.dtype for linear in linears}) == 1
     )
+
+
+def _share(groups: list[list[nn.Cell]], attribute: str, name: str) -> ParameterTuple:
+    """`layers.share_rows` of one parameter of all the cells of each group."""
+    return ParameterTuple(
+        [share_rows([getattr(cell, attribute) for cell in group], f"{name}.{i}") for i, group in enumerate(groups)]
+    )
+
+
+def for_all_heads(rotation: tuple, mask: Tensor, heads: int, key_value_heads: int) -> tuple[tuple, Tensor]:
+    """What `look_up` and `causal_mask` give, for each head of queries, keys and values: once for all layers."""
+    kinds = Tensor([0] * heads + [1] * key_value_heads + [2] * key_value_heads, ms.int32)
+    rotation = tuple([ops.choose_heads(table, kinds) for table in rotation])
     return rotation, ops.for_heads(mask, heads)
 
 
 def look_up(tables: list[Tensor], positions: Tensor) -> tuple:
-    """Rows of rotation tables for int32 positions (batch, length): each (batch, 1, length, head_dim)."""
-    batch, length = positions.shape
-    return tuple([ops.embed(table, positions).reshape((batch, 1, length, table.shape[1])) for table in tables])
+    """Rows of rotation tables for int32 positions (batch, length): each (batch, length, 3, head_dim)."""
+    return tuple([ops.embed(table, positions) for table in tables])
 
 
 def causal_mask(queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ translation in both directions. `Linear` is an `nn.Dense` so that adapters (`min
 `QuantizedLinear` is none, so that they say that they cannot adapt it.
 """
 
+from collections.abc import Sequence
 from functools import reduce
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, initializer
+from mindspore.nn.utils import no_init_parameters
 
 from mindone_audio.backbone import ops
 from mindone_audio.quantization import QuantizedWeight
@@ -22,6 +24,20 @@ def parameter(shape: tuple[int, ...], init="normal", trainable: bool = True) -> 
     """A named-by-its-cell fp32 parameter; nothing is allocated inside `mindspore.nn.utils.no_init_parameters()`."""
     init = Normal(_INIT_STD) if init == "normal" else init
     return Parameter(initializer(init, shape, ms.float32), requires_grad=trainable)
+
+
+def share_rows(parameters: Sequence[Parameter], name: str) -> Parameter:
+    """A parameter with the rows of all of these, one after the other; they become views of it. On a CPU."""
+    rows = np.concatenate([parameter.asnumpy() for parameter in parameters])
+    with no_init_parameters():  # `Parameter` would copy
+        whole = Parameter(initializer("zeros", rows.shape, parameters[0].dtype), name=name, requires_grad=False)
+    whole.set_data(Tensor.from_numpy(rows))
+    start = 0
+    for parameter in parameters:
+        end = start + len(parameter)
+        parameter.set_data(Tensor.from_numpy(rows[start:end]))
+        start = end
+    return whole
 
 
 def name_parameters(model: nn.Cell) -> None:

@@ -101,6 +101,13 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.reshape((batch, length, heads * head_dim))
 
 
+def choose_heads(x: Tensor, kinds: Tensor) -> Tensor:
+    """(batch, length, kinds of head, n) to (batch, heads, length, n), where int32 kinds (heads) says which is which."""
+    batch, length, _, width = x.shape
+    x = ops.gather(x, kinds, 2)
+    return x.reshape((batch, -1, 1, width)) if length == 1 else x.transpose(0, 2, 1, 3)
+
+
 def for_heads(x: Tensor, heads: int) -> Tensor:
     """(batch, 1, length, n) repeated for each head, once for all layers; a single row is cheaper left to broadcast."""
     return x if x.shape[2] == 1 else ops.tile(x, (1, heads, 1, 1))
@@ -109,7 +116,7 @@ def for_heads(x: Tensor, heads: int) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`x * cos + swapped * sin` for x (batch, heads, length, head_dim); `swapped` is x's second half, then its first.
 
-    cos and sin are rows of `rotary.rotation_tables`. A gather of two rows is the cheapest kernel that swaps.
+    cos and sin are of x's shape, from `rotary.rotation_tables`. A gather of two rows is the cheapest kernel that swaps.
     """
     swapped = ops.gather(x.reshape((-1, 2, x.shape[-1] // 2)), _OTHER_HALF, 1).reshape(x.shape)
     return x * cos + swapped * sin
@@ -159,7 +166,8 @@ def gelu(x: Tensor) -> Tensor:
     """x * Phi(x), Phi the normal distribution: the exact GELU (arXiv 1606.08415).
 
     In fp32 as x * sigmoid(x * p(x^2)), where p is a minimax fit of logit(Phi(x)) / x: it is off by 6e-7 of the larger
-    of 1 and |x| (PyTorch by 1e-6), and takes half to three quarters of the time of `erf`.
+    of 1 and |x| (PyTorch by 2.6e-7 or 1e-6, depending on the processor), and takes half to three quarters of `erf`'s
+    time.
     """
     if x.dtype != ms.float32:  # whose powers of x would overflow
         return x * (ops.erf(x * 0.5**0.5) * 0.5 + 0.5)

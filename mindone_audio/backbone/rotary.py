@@ -28,13 +28,14 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: dict | None = None
 
 
 def rotation_tables(positions: int, frequencies: np.ndarray) -> list[np.ndarray]:
-    """cos and sin for queries, then for keys, by position: four fp32 arrays (positions, head_dim), for `ops.rotate`.
+    """cos and sin by position, each fp32 (positions, 3, head_dim): for queries, keys and values, for `ops.rotate`.
 
     The first half of each sin is negative, because the rotation of (a, b) is (a cos - b sin, b cos + a sin). The
-    queries' also divide by sqrt(head_dim), which attention asks for and would be one more kernel in every layer.
+    queries' also divide by sqrt(head_dim), which attention asks for. Values stay as they are. All this is so that one
+    rotation of all heads is enough, since every kernel more is one in every layer.
     """
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
     cos, sin = np.cos(angles), np.sin(angles)
     cos, sin = np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)
     scale = np.float32(cos.shape[-1] ** -0.5)
-    return [cos * scale, sin * scale, cos, sin]
+    return [np.stack(table, 1) for table in ((cos * scale, cos, np.ones_like(cos)), (sin * scale, sin, 0 * sin))]

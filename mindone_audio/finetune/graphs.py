@@ -83,8 +83,8 @@ class SummedLoss(nn.Cell):
     def construct(
         self, input_ids, positions, visible, audio_index, where, targets, tables, audio=None, lengths=None
     ) -> Tensor:
-        """tables (4, length, head_dim): those of `Decoder.rotation_tables`."""
-        tables = [tables[0], tables[1], tables[2], tables[3]]
+        """tables (2, length, 3, head_dim): those of `Decoder.rotation_tables`."""
+        tables = [tables[0], tables[1]]
         audio = audio_embeddings(self.model, self.encodes, audio, lengths)
         hidden = self.model.hidden_states(input_ids, positions, visible, tables, audio, audio_index)
         return cross_entropy_sum(self.model.language_model, hidden, where, targets)

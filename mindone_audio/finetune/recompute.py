@@ -50,9 +50,9 @@ class Layer(nn.Cell):
 
     def construct(self, x, positions, visible, tables) -> Tensor:
         columns = msops.arange(x.shape[1], dtype=positions.dtype)
-        rotation = look_up([tables[0], tables[1], tables[2], tables[3]], positions)
+        rotation = look_up([tables[0], tables[1]], positions)
         rotation, mask = for_all_heads(rotation, causal_mask(columns, columns, visible), *self.heads)
-        return self.layer(x, rotation, mask, None, None)
+        return self.layer(x, rotation, mask)
 
 
 class End(nn.Cell):

@@ -13,9 +13,10 @@ import numpy as np
 from mindspore import Tensor, nn
 from mindspore import ops as msops
 
+from mindone_audio import device
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audio_rows, merge_audio
 from mindone_audio.backbone.cache import CopySequences, KVCache
-from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
+from mindone_audio.backbone.decoder import Decoder, PackedWeights, causal_mask, look_up
 
 PIECE = 128  # columns of a prompt that the prefill graph takes at a time
 _CACHES = (2 * PIECE, 4 * PIECE, 5 * PIECE)  # positions; what a step of a batch reads is mostly its cache
@@ -69,9 +70,10 @@ class EncodeAudio(nn.Cell):
 class Forward(nn.Cell):
     """Prefill and decode step: tokens in at `offset`, the cache written, and what the last of them leads to out."""
 
-    def __init__(self, language_model: Decoder, cache: KVCache, tables: list[Tensor], scores: bool):
+    def __init__(self, language_model: Decoder, cache: KVCache, tables: list[Tensor], packed, scores: bool):
         super().__init__(auto_prefix=False)
-        self.language_model, self.cache, self.tables, self.scores = language_model, cache, tables, scores
+        self.language_model, self.cache, self.tables, self.packed = language_model, cache, tables, packed
+        self.scores = scores
 
     def construct(self, input_ids: Tensor, offset: Tensor, start: Tensor, audio=None, audio_index=None):
         """input_ids int32 (batch, length); offset int32: column of the first token; start int32 (batch): first column
@@ -88,7 +90,8 @@ class Forward(nn.Cell):
         embeddings = self.language_model.embed(input_ids)
         if audio is not None:
             embeddings = merge_audio(embeddings, audio, audio_index)
-        hidden = self.language_model(embeddings, rotation, mask, self.cache, self.cache.places(columns))
+        places = self.cache.places(columns)
+        hidden = self.language_model(embeddings, rotation, mask, self.cache, places, self.packed)
         last = hidden[:, -1] if input_ids.shape[1] > 1 else hidden.reshape((hidden.shape[0], hidden.shape[2]))
         return score(self.language_model, last) if self.scores else last
 
@@ -163,21 +166,25 @@ class Sequences:
 
 
 class Structure:
-    """What a compiled graph has taken from a model for good: its cells, and which adapters they use and how.
+    """What a compiled graph has taken from a model for good: its cells, which adapters they use and how, its memory.
 
-    A graph reads the parameters each time it runs, but not whether a `mindone.peft` layer stands in a cell's place, is
-    disabled or merged, which adapters are active, how they are scaled, and whether the cell is being trained.
+    A graph reads the parameters each time it runs, but always where they were, and not where `set_data` has put them
+    since. Nor does it see whether a `mindone.peft` layer stands in a cell's place, is disabled or merged, which
+    adapters are active, how they are scaled, and whether the cell is being trained.
     """
 
     def __init__(self, model: nn.Cell):
         # The cells themselves are kept, since the id of one that is gone may be another's.
         self.cells = [cell for _, cell in model.cells_and_names()]
         self.states = [_state(cell) for cell in self.cells]
+        parameters = [p for cell in self.cells for p in cell._params.values() if p is not None]
+        self.places = [parameter.data_ptr() for parameter in parameters] if device.shares_memory() else []
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Structure) or len(self.cells) != len(other.cells):
             return False
-        return all(a is b for a, b in zip(self.cells, other.cells)) and self.states == other.states
+        same = all(a is b for a, b in zip(self.cells, other.cells))
+        return same and self.states == other.states and self.places == other.places
 
 
 def _state(cell: nn.Cell) -> tuple:
@@ -192,8 +199,8 @@ def _state(cell: nn.Cell) -> tuple:
 class Engine:
     """Owns the caches and graphs of one model; `compiled=False` runs the same cells interpreted."""
 
-    def __init__(self, model: AudioLanguageModel, compiled: bool):
-        self.model, self.compiled = model, compiled
+    def __init__(self, model: AudioLanguageModel, compiled: bool, packed: PackedWeights | None):
+        self.model, self.compiled, self.packed = model, compiled, packed
         self._encode = self._graph(EncodeAudio(model))
         self._rooms: OrderedDict[tuple, Room] = OrderedDict()
         self._copies: dict[tuple[int, int], Callable] = {}
@@ -237,7 +244,7 @@ class Engine:
             sizes, dtype = decoder.config, self.model.dtype
             cache = KVCache(sizes.num_layers, batch, sizes.num_key_value_heads, key[2], sizes.head_dim, dtype)
             tables = decoder.rotation_tables(cache.positions, dtype)
-            prefill, step = (Forward(decoder, cache, tables, scores) for scores in (False, True))
+            prefill, step = (Forward(decoder, cache, tables, self.packed, scores) for scores in (False, True))
             # In this phase MindSpore runs the cell's only graph, without looking each time for one that fits.
             prefill.phase = step.phase = "increment"
             silence = msops.zeros((batch, PIECE, sizes.hidden_size), dtype)
