@@ -121,8 +121,9 @@ def load_parameters(
             quantized = isinstance(tensor, QuantizedWeight)
             if not (quantized and keep and name not in copies and keep(tensor)):
                 dtype = target(tensor)
-                array = tensor.dequantized(_numpy_dtype(dtype)) if quantized else read_tensor(tensor, dtype)
-                _set(parameters[name], array)
+                place = _memory(parameters[name], dtype)
+                array = tensor.dequantized(_numpy_dtype(dtype)) if quantized else read_tensor(tensor, dtype, place)
+                _set(parameters[name], array, place)
                 if name in copies:
                     _set(parameters[copies[name]], array.copy())
             bar.update(tensor.size)
@@ -175,16 +176,17 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     return list(tensors.values())
 
 
-def read_tensor(tensor: StoredTensor, dtype: ms.Type | None = None) -> np.ndarray:
-    """The array of a stored tensor in its own memory; floats as `dtype`, None for the stored one.
+def read_tensor(tensor: StoredTensor, dtype: ms.Type | None = None, place: np.ndarray | None = None) -> np.ndarray:
+    """The array of a stored tensor in its own memory, or in `place`; floats as `dtype`, None for the stored one.
 
-    bfloat16 is MindSpore's NumPy extension type. Raises `CheckpointError` where the disk does not give the bytes.
+    place: an array of that dtype and of the tensor's shape. bfloat16 is MindSpore's NumPy extension type. Raises
+    `CheckpointError` where the disk does not give the bytes.
     """
     source = np.dtype(_NUMPY_DTYPES[tensor.dtype])
     target = source
     if dtype is not None and tensor.dtype in _FLOATS:
         target = _numpy_dtype(dtype)
-    array = np.empty(tensor.shape, target)
+    array = np.empty(tensor.shape, target) if place is None else place
     flat = array.reshape(-1)
     try:
         with open(tensor.file, "rb", buffering=0) as stream:
@@ -249,8 +251,17 @@ def _convert(source: np.ndarray, target: np.ndarray) -> None:
         target[:] = source.astype(target.dtype)
 
 
-def _set(parameter: Parameter, array: np.ndarray) -> None:
-    """Make `array` the memory of a parameter that has none yet."""
+def _memory(parameter: Parameter, dtype: ms.Type) -> np.ndarray | None:
+    """The memory that a parameter has got already, if it is for values of this dtype."""
+    return None if parameter.has_init or parameter.dtype != dtype else parameter.asnumpy()
+
+
+def _set(parameter: Parameter, array: np.ndarray, place: np.ndarray | None = None) -> None:
+    """Make `array` the values of a parameter: in its `place`, or else the array becomes its memory."""
+    if place is not None:
+        if array is not place:
+            place[:] = array
+        return
     tensor = Tensor.from_numpy(array)
     parameter.set_dtype(tensor.dtype)
     parameter.set_data(tensor)

@@ -216,12 +216,14 @@ def test_weights_that_change_between_two_calls(tmp_path, change):
         assert relative_error(before, expected) > 1e-3, part
 
 
-def test_weights_are_packed_once_and_stay_the_models_own(model, tmp_path):
+def test_packed_weights_stay_the_models_own(tmp_path):
+    torch_model(tiny_config()).save_pretrained(tmp_path / "first")
+    model = AutoModelForAudioTextToText.from_pretrained(tmp_path / "first")
     new_tokens(model, max_new_tokens=1)
-    packed = model.__dict__["_packed"]
-    for layer, heads, biases, both in zip(
-        model.language_model.model.layers, packed.heads, packed.biases, packed.feed_forward
-    ):
+    packed = model.packed_weights
+    assert model._engine(True).packed is packed
+    layers = model.language_model.model.layers
+    for layer, heads, biases, both in zip(layers, packed.heads, packed.biases, packed.feed_forward):
         attention, mlp = layer.self_attn, layer.mlp
         projections = (attention.q_proj, attention.k_proj, attention.v_proj)
         for whole, parts in (
@@ -233,9 +235,8 @@ def test_weights_are_packed_once_and_stay_the_models_own(model, tmp_path):
             assert [part.data_ptr() for part in parts] == [whole.data_ptr() + end for end in (0, *ends[:-1])]
             assert whole.nbytes == ends[-1]
     new_tokens(model, max_new_tokens=1, compile=False)
-    assert model.__dict__["_packed"] is packed
-    model.save_pretrained(tmp_path)
-    again = AutoModelForAudioTextToText.from_pretrained(tmp_path)
+    model.save_pretrained(tmp_path / "second")
+    again = AutoModelForAudioTextToText.from_pretrained(tmp_path / "second")
     for (name, saved), (_, own) in zip(again.parameters_and_names(), model.parameters_and_names()):
         np.testing.assert_array_equal(saved.asnumpy(), own.asnumpy(), name)
 

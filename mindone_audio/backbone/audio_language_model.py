@@ -13,7 +13,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from mindone_audio import device, hub, quantization, weights
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.decoder import Decoder, DecoderConfig, causal_mask, look_up
+from mindone_audio.backbone.decoder import Decoder, DecoderConfig, PackedWeights, causal_mask, look_up
 from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig
 from mindone_audio.backbone.layers import QuantizedLinear, keep_in_4_bits
 from mindone_audio.backbone.mindone import CausalLMOutput, GenerationConfig, PreTrainedModel
@@ -66,6 +66,9 @@ class AudioLanguageModel(PreTrainedModel):
     # How the modules of transformers' class are called, after which adapters are named, where that differs from names
     # on disk: (there, here).
     adapter_prefixes: weights.Prefixes = ()
+
+    # The decoder's weights in fewer matrices, for `generate`; where they are not packed, None.
+    packed_weights: PackedWeights | None = None
 
     def __init__(
         self,
@@ -135,6 +138,8 @@ class AudioLanguageModel(PreTrainedModel):
         config.__dict__.pop("quantization_config", None)  # what is saved is not quantised any more
         with no_init_parameters():
             model = cls(config)
+            if device.shares_memory():  # now, since what is compiled later must find every weight where it stays
+                model.__dict__["packed_weights"] = PackedWeights(model.language_model)  # not parameters of its own
         sources = model.weight_sources(folder, **elsewhere)
 
         def choose_dtype(stored: ms.Type) -> ms.Type:
@@ -153,6 +158,8 @@ class AudioLanguageModel(PreTrainedModel):
             if (place / "generation_config.json").exists():
                 model.generation_config = GenerationConfig.from_pretrained(place)
                 break
+        if model.packed_weights is not None and not model.packed_weights.serve(model.language_model):
+            model.__dict__["packed_weights"] = None  # of another dtype, or in 4 bits
         model.name_or_path = str(pretrained_model_name_or_path)
         return model.set_train(False)
 

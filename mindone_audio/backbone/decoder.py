@@ -7,10 +7,9 @@ import mindspore as ms
 from mindspore import ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
-from mindone_audio import device
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import KVCache
-from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm, share_rows
+from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm, has_rows, share_rows
 from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables
 from mindone_audio.conversion import to_mindspore
 
@@ -169,20 +168,23 @@ class Decoder(nn.Cell):
 
 
 class PackedWeights(nn.Cell):
-    """A decoder's q_proj, k_proj and v_proj as one matrix a layer, and gate_proj and up_proj: fewer, larger products.
+    """A decoder's q_proj, k_proj and v_proj as one fp32 matrix a layer, and gate_proj and up_proj as another.
 
-    The layers' own weights become views of these matrices, so that nothing is in memory twice and what changes a weight
-    in place changes it here too. That nobody gives a layer other memory is for the owner of this to see. Only for a
-    decoder of which `can_be_packed` is true.
+    Two large products take less time than five. It gives the layers' own parameters, which have no memory yet, their
+    places in these matrices: so nothing is in memory twice, and what writes a weight in place writes it here too. On a
+    CPU.
     """
 
     def __init__(self, decoder: Decoder):
         super().__init__(auto_prefix=False)
-        layers, name = decoder.model.layers, f"packed_{next(_names)}"  # a graph refuses two parameters of one name
-        heads = [heads_linears(layer) for layer in layers]
-        self.heads = _share(heads, "weight", f"{name}.heads.weight")
-        self.biases = _share(heads, "bias", f"{name}.heads.bias") if decoder.config.qkv_bias else None
-        self.feed_forward = _share([feed_forward_linears(layer) for layer in layers], "weight", f"{name}.feed_forward")
+        name = f"packed_{next(_names)}"  # a graph refuses two parameters of one name
+        groups = [_packed_together(layer) for layer in decoder.model.layers]
+        heads, biases, feed_forward = (
+            [share_rows(group, f"{name}.{kind}.{i}") for i, group in enumerate(kinds) if group[0] is not None]
+            for kind, kinds in enumerate(zip(*groups))
+        )
+        self.heads, self.feed_forward = ParameterTuple(heads), ParameterTuple(feed_forward)
+        self.biases = ParameterTuple(biases) if biases else None
 
     def query_key_value(self, layer: int, x: Tensor) -> Tensor:
         """What q_proj, k_proj and v_proj of a layer make of x, one after the other."""
@@ -192,35 +194,31 @@ class PackedWeights(nn.Cell):
         """What gate_proj and up_proj of a layer make of x, one after the other."""
         return ops.linear(x, self.feed_forward[layer])
 
+    def serve(self, decoder: Decoder) -> bool:
+        """Whether these are still the decoder's weights: no adapters, nothing in 4 bits, nothing moved elsewhere."""
+        for i, layer in enumerate(decoder.model.layers):
+            if any(type(linear) is not Linear for linear in _heads_linears(layer) + _feed_forward_linears(layer)):
+                return False
+            wholes = self.heads[i], None if self.biases is None else self.biases[i], self.feed_forward[i]
+            for whole, parts in zip(wholes, _packed_together(layer)):
+                if whole is not None and not has_rows(whole, parts):
+                    return False
+        return True
 
-def heads_linears(layer: DecoderLayer) -> list[nn.Cell]:
-    """What makes a layer's queries, keys and values."""
+
+def _heads_linears(layer: DecoderLayer) -> list[nn.Cell]:
     return [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
 
 
-def feed_forward_linears(layer: DecoderLayer) -> list[nn.Cell]:
-    """The two halves of a layer's feed-forward."""
+def _feed_forward_linears(layer: DecoderLayer) -> list[nn.Cell]:
     return [layer.mlp.gate_proj, layer.mlp.up_proj]
 
 
-def can_be_packed(decoder: Decoder) -> bool:
-    """Whether the products of a layer are plain ones, without adapters and in one dtype, and parameters are in memory
-    that they can share: a CPU's."""
-    linears = [
-        linear for layer in decoder.model.layers for linear in heads_linears(layer) + feed_forward_linears(layer)
-    ]
-    return (
-        device.shares_memory()
-        and all(type(linear) is Linear for linear in linears)
-        and len({linear.weight.dtype for linear in linears}) == 1
-    )
-
-
-def _share(groups: list[list[nn.Cell]], attribute: str, name: str) -> ParameterTuple:
-    """`layers.share_rows` of one parameter of all the cells of each group."""
-    return ParameterTuple(
-        [share_rows([getattr(cell, attribute) for cell in group], f"{name}.{i}") for i, group in enumerate(groups)]
-    )
+def _packed_together(layer: DecoderLayer) -> tuple[list, list, list]:
+    """Weights and biases (or None) of a layer's heads, and weights of its feed-forward."""
+    heads = _heads_linears(layer)
+    weights = [linear.weight for linear in heads]
+    return weights, [linear.bias for linear in heads], [linear.weight for linear in _feed_forward_linears(layer)]
 
 
 def for_all_heads(rotation: tuple, mask: Tensor, heads: int, key_value_heads: int) -> tuple[tuple, Tensor]:

@@ -7,12 +7,12 @@ translation in both directions. `Linear` is an `nn.Dense` so that adapters (`min
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import accumulate
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, initializer
-from mindspore.nn.utils import no_init_parameters
 
 from mindone_audio.backbone import ops
 from mindone_audio.quantization import QuantizedWeight
@@ -27,17 +27,27 @@ def parameter(shape: tuple[int, ...], init="normal", trainable: bool = True) -> 
 
 
 def share_rows(parameters: Sequence[Parameter], name: str) -> Parameter:
-    """A parameter with the rows of all of these, one after the other; they become views of it. On a CPU."""
-    rows = np.concatenate([parameter.asnumpy() for parameter in parameters])
-    with no_init_parameters():  # `Parameter` would copy
-        whole = Parameter(initializer("zeros", rows.shape, parameters[0].dtype), name=name, requires_grad=False)
+    """An fp32 parameter whose rows are those of all of these, which get their places in its memory; to be filled.
+
+    Only inside `mindspore.nn.utils.no_init_parameters()`, and on a CPU.
+    """
+    rows = np.empty((sum(map(len, parameters)), *parameters[0].shape[1:]), np.float32)
+    whole = Parameter(initializer("zeros", rows.shape, ms.float32), name=name, requires_grad=False)
     whole.set_data(Tensor.from_numpy(rows))
-    start = 0
-    for parameter in parameters:
-        end = start + len(parameter)
-        parameter.set_data(Tensor.from_numpy(rows[start:end]))
-        start = end
+    for parameter, start in zip(parameters, _starts(parameters)):
+        parameter.set_data(Tensor.from_numpy(rows[start : start + len(parameter)]))
     return whole
+
+
+def has_rows(whole: Parameter, parameters: Sequence[Parameter]) -> bool:
+    """Whether these still are where `share_rows` put them."""
+    row = whole.nbytes // len(whole)
+    places = [whole.data_ptr() + start * row for start in _starts(parameters)]
+    return [parameter.data_ptr() for parameter in parameters] == places
+
+
+def _starts(parameters: Sequence[Parameter]) -> list[int]:
+    return [0, *accumulate(map(len, parameters))][:-1]
 
 
 def name_parameters(model: nn.Cell) -> None:

@@ -16,7 +16,7 @@ from mindspore import ops as msops
 from mindone_audio import device
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audio_rows, merge_audio
 from mindone_audio.backbone.cache import CopySequences, KVCache
-from mindone_audio.backbone.decoder import Decoder, PackedWeights, causal_mask, look_up
+from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
 
 PIECE = 128  # columns of a prompt that the prefill graph takes at a time
 _CACHES = (2 * PIECE, 4 * PIECE, 5 * PIECE)  # positions; what a step of a batch reads is mostly its cache
@@ -199,8 +199,10 @@ def _state(cell: nn.Cell) -> tuple:
 class Engine:
     """Owns the caches and graphs of one model; `compiled=False` runs the same cells interpreted."""
 
-    def __init__(self, model: AudioLanguageModel, compiled: bool, packed: PackedWeights | None):
-        self.model, self.compiled, self.packed = model, compiled, packed
+    def __init__(self, model: AudioLanguageModel, compiled: bool):
+        self.model, self.compiled = model, compiled
+        packed = model.packed_weights
+        self.packed = packed if packed is not None and packed.serve(model.language_model) else None
         self._encode = self._graph(EncodeAudio(model))
         self._rooms: OrderedDict[tuple, Room] = OrderedDict()
         self._copies: dict[tuple[int, int], Callable] = {}

@@ -7,7 +7,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindone_audio.backbone.decoder import PackedWeights, can_be_packed
 from mindone_audio.backbone.layers import name_parameters
 from mindone_audio.backbone.prompt import Prompt, left_align
 from mindone_audio.generation import sampling
@@ -102,15 +101,13 @@ class GenerationMixin:
         return Begun(engine, prompt, encoded, chosen, ended, given)
 
     def _engine(self, compiled: bool) -> Engine:
-        engines = self.__dict__.setdefault("_engines", {})
-        if Structure(self) != self.__dict__.get("_structure"):  # adapters or weights were added, merged or replaced
+        engines, structure = self.__dict__.setdefault("_engines", {}), Structure(self)
+        if structure != self.__dict__.get("_structure"):  # adapters or weights were added, merged or replaced
             engines.clear()
             name_parameters(self)
-            decoder = self.language_model
-            self.__dict__["_packed"] = PackedWeights(decoder) if can_be_packed(decoder) else None
-            self.__dict__["_structure"] = Structure(self)
+            self.__dict__["_structure"] = structure
         if compiled not in engines:
-            engines[compiled] = Engine(self, compiled, self.__dict__["_packed"])
+            engines[compiled] = Engine(self, compiled)
         return engines[compiled]
 
 
