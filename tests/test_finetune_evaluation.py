@@ -16,6 +16,7 @@ AUDIO = Path(__file__).parent.parent / "examples" / "audio"
 QUESTION = "What does the person say?"
 
 
+@pytest.mark.slow
 def test_answers_are_generated_and_scored(tmp_path):
     """The bundled checkpoint answers two of four rightly; a clip that cannot be read counts as answered wrongly."""
     (tmp_path / "broken.wav").write_bytes(b"RIFF")

@@ -206,7 +206,7 @@ def test_weights_that_change_between_two_calls(tmp_path, change):
     def next_scores() -> np.ndarray:
         return model._engine(True).sequences(1, PIECE).extend(ids)[0].asnumpy()[0]
 
-    for part in ("self_attn.v_proj.weight", "self_attn.k_proj.bias", "mlp.up_proj.weight", "self_attn.o_proj.weight"):
+    for part in ("self_attn.k_proj.bias", "mlp.up_proj.weight"):
         before = next_scores()
         parameter = dict(model.parameters_and_names())[f"language_model.model.layers.1.{part}"]
         value = Tensor(np.random.default_rng(0).normal(size=parameter.shape).astype(np.float32))

@@ -179,7 +179,14 @@ def long_pair(tmp_path_factory):
     return reference, folder
 
 
-@pytest.mark.parametrize(("settings", "flat"), [({}, False), ({}, True), ({"num_beams": 2}, False)])
+@pytest.mark.parametrize(
+    ("settings", "flat"),
+    [
+        ({}, False),
+        pytest.param({}, True, marks=pytest.mark.slow),
+        pytest.param({"num_beams": 2}, False, marks=pytest.mark.slow),
+    ],
+)
 def test_a_prompt_of_several_pieces_and_an_answer_that_outgrows_its_cache(long_pair, flat, settings, monkeypatch):
     """Both layouts of the cache: a CPU's and, `flat`, that of an NPU."""
     monkeypatch.setattr(engine, "KVCache", partial(KVCache, flat=flat))
