@@ -79,7 +79,7 @@ class GatedMLP(nn.Cell):
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
-        self.layer, self.width = layer, config.intermediate_size
+        self.layer, self.halves = layer, (config.intermediate_size, config.intermediate_size)
         self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
@@ -88,7 +88,7 @@ class GatedMLP(nn.Cell):
         if packed is None:
             gate, up = self.gate_proj(x), self.up_proj(x)
         else:
-            gate, up = msops.split(packed.gate_up(self.layer, x), self.width, -1)
+            gate, up = msops.split(packed.gate_up(self.layer, x), self.halves, -1)
         return self.down_proj(ops.silu(gate) * up)
 
 

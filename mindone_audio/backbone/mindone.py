@@ -1,7 +1,8 @@
-"""What is used of MindONE, without running the `__init__` of its `transformers`, which imports all its models.
+"""What is used of MindONE, without all its models, which would be most of the time until a first answer.
 
-Those are 900 modules, and three quarters of the time until a first answer. A later `import mindone.transformers` runs
-it, with the modules that are there already. Importing also prints notices about models that are not used here.
+`mindone.transformers` imports 900 modules, and its `generation` scikit-learn. Here both are made packages that run
+their `__init__` once something is asked of them that only that provides: so they are whole for whoever imports them
+besides. Importing them also prints notices about models that are not used here.
 """
 
 import contextlib
@@ -9,32 +10,34 @@ import importlib.metadata
 import importlib.util
 import io
 import sys
-import types
 import warnings
-from collections.abc import Iterator
-
-_PACKAGE = "mindone.transformers"
+from typing import Any
 
 
-@contextlib.contextmanager
-def _without_its_models() -> Iterator[None]:
-    """While modules of the package are imported, a package of its name and place that has nothing else in it."""
-    if _PACKAGE in sys.modules:
-        yield
+def _put_off(name: str, **known: Any) -> None:
+    """Let a package run its `__init__` when something is asked of it that is neither a submodule nor `known`."""
+    if name in sys.modules:
         return
-    spec = importlib.util.find_spec(_PACKAGE)
-    package = types.ModuleType(_PACKAGE)
-    package.__path__, package.__spec__ = list(spec.submodule_search_locations), spec
-    package.__version__ = importlib.metadata.version("transformers")  # which its generation configs note
-    sys.modules[_PACKAGE] = package
-    try:
-        yield
-    finally:
-        del sys.modules[_PACKAGE]
+    spec = importlib.util.find_spec(name)
+    package = importlib.util.module_from_spec(spec)
+
+    def run(attribute: str) -> Any:
+        if attribute.startswith("__") and attribute != "__all__":
+            raise AttributeError(attribute)  # what is asked of every module, such as by `inspect`
+        vars(package).pop("__getattr__", None)
+        spec.loader.exec_module(package)
+        return getattr(package, attribute)
+
+    vars(package).update(known, __getattr__=run)
+    sys.modules[name] = package
+    parent, _, child = name.rpartition(".")
+    setattr(sys.modules[parent], child, package)
 
 
-with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings(), _without_its_models():
+with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
     warnings.simplefilter("ignore")
+    _put_off("mindone.transformers", __version__=importlib.metadata.version("transformers"))
+    _put_off("mindone.transformers.generation")
     from mindone.transformers.generation.configuration_utils import GenerationConfig
     from mindone.transformers.modeling_outputs import CausalLMOutput
     from mindone.transformers.modeling_utils import PreTrainedModel

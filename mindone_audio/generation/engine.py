@@ -246,7 +246,8 @@ class Engine:
             sizes, dtype = decoder.config, self.model.dtype
             cache = KVCache(sizes.num_layers, batch, sizes.num_key_value_heads, key[2], sizes.head_dim, dtype)
             tables = decoder.rotation_tables(cache.positions, dtype)
-            prefill, step = (Forward(decoder, cache, tables, self.packed, scores) for scores in (False, True))
+            prefill = Forward(decoder, cache, tables, None, scores=False)  # many rows gain nothing from packed weights
+            step = Forward(decoder, cache, tables, self.packed, scores=True)
             # In this phase MindSpore runs the cell's only graph, without looking each time for one that fits.
             prefill.phase = step.phase = "increment"
             silence = msops.zeros((batch, PIECE, sizes.hidden_size), dtype)
