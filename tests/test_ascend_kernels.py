@@ -76,7 +76,7 @@ def compiled_primitives(script: str, folder: Path, least_graphs: int) -> set[str
     paths = [str(here / folder) for folder in (".", "..", "../scripts")]
     script = f"import sys; sys.path[:0] = {paths!r}\n{script}"
     environment = os.environ | {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(folder)}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=900)
     graphs = list(folder.rglob("*validate*.ir"))
     assert len(graphs) >= least_graphs
     text = "".join(graph.read_text(errors="replace") for graph in graphs)
