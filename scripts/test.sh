@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Run the test suite in an environment of its own, which has PyTorch to compare with. `--mindspore VERSION` as the first
-# arguments runs it with that version, in another environment. The other arguments go to pytest: -m "slow or not slow"
-# runs the slow tests too, which start many processes. Two processes share the files of tests; -n 0 runs all in one.
+# arguments runs it with that version, in another environment. The other arguments go to pytest: `-m slow` runs
+# the slow tests, which start many processes. Two processes share the files of tests; -n 0 runs all in one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
