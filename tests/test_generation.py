@@ -198,22 +198,25 @@ def test_a_new_prompt_of_the_same_bucket_compiles_nothing(model, monkeypatch):
 
 @pytest.mark.parametrize("change", ["new memory", "in place"])
 def test_weights_that_change_between_two_calls(tmp_path, change):
-    """A compiled graph reads a parameter where it was, and packed weights are read elsewhere."""
+    """A compiled graph reads a parameter where it was; a prefill the layers' own weights, a step the packed ones."""
     torch_model(tiny_config()).save_pretrained(tmp_path)
     model = AutoModelForAudioTextToText.from_pretrained(tmp_path)
-    ids = np.array([prompt([PIECE])], np.int32)
+    ids = np.array([prompt([PIECE + 1])], np.int32)
 
-    def next_scores() -> np.ndarray:
-        return model._engine(True).sequences(1, PIECE).extend(ids)[0].asnumpy()[0]
+    def scores() -> np.ndarray:
+        sequences = model._engine(True).sequences(1, PIECE + 1)
+        return np.concatenate([sequences.extend(part)[0].asnumpy() for part in (ids[:, :PIECE], ids[:, PIECE:])])
 
     for part in ("self_attn.k_proj.bias", "mlp.up_proj.weight"):
-        before = next_scores()
+        before = scores()
         parameter = dict(model.parameters_and_names())[f"language_model.model.layers.1.{part}"]
         value = Tensor(np.random.default_rng(0).normal(size=parameter.shape).astype(np.float32))
         ops.assign(parameter, value) if change == "in place" else parameter.set_data(value)
-        expected = model(input_ids=ids, attention_mask=np.ones_like(ids)).logits.asnumpy()[0, -1]
-        assert relative_error(next_scores(), expected) < 1e-5, part
-        assert relative_error(before, expected) > 1e-3, part
+        assert (model._engine(True).packed is None) == (change == "new memory")
+        expected = model(input_ids=ids, attention_mask=np.ones_like(ids)).logits.asnumpy()[0, -2:]
+        for old, new, right in zip(before, scores(), expected):
+            assert relative_error(new, right) < 1e-5, part
+            assert relative_error(old, right) > 1e-3, part
 
 
 def test_packed_weights_stay_the_models_own(tmp_path):

@@ -1,15 +1,12 @@
 """The static key-value cache: it only writes at positions, and copies rows between caches."""
 
-import itertools
-
 import mindspore as ms
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio import device
 from mindone_audio.backbone import ops
-
-_names = itertools.count()
+from mindone_audio.backbone.layers import new_name
 
 
 class KVCache(nn.Cell):
@@ -36,7 +33,7 @@ class KVCache(nn.Cell):
         self.flat = device.scatters_rows() if flat is None else flat
         self.batch, self.key_value_heads = batch, key_value_heads
         self.positions, self.head_dim = positions, head_dim
-        name = f"kv_cache_{next(_names)}"  # a graph refuses two parameters of one name
+        name = new_name("kv_cache")
         self.shape = (batch, key_value_heads, positions, head_dim)
         stored = (batch * key_value_heads * positions, head_dim) if self.flat else self.shape
         self.keys = ParameterTuple([self._table(stored, dtype, f"{name}.keys.{i}") for i in range(layers)])

@@ -1,6 +1,5 @@
 """The decoder-only language model of all families: Llama's block, with what Qwen2 or Mistral change as fields."""
 
-import itertools
 from dataclasses import dataclass
 
 import mindspore as ms
@@ -9,11 +8,9 @@ from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import KVCache
-from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm, has_rows, share_rows
+from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm, has_rows, new_name, share_rows
 from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables
 from mindone_audio.conversion import to_mindspore
-
-_names = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -177,7 +174,7 @@ class PackedWeights(nn.Cell):
 
     def __init__(self, decoder: Decoder):
         super().__init__(auto_prefix=False)
-        name = f"packed_{next(_names)}"  # a graph refuses two parameters of one name
+        name = new_name("packed")
         groups = [_packed_together(layer) for layer in decoder.model.layers]
         heads, biases, feed_forward = (
             [share_rows(group, f"{name}.{kind}.{i}") for i, group in enumerate(kinds) if group[0] is not None]

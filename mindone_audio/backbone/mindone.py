@@ -1,4 +1,4 @@
-"""What is used of MindONE, without all its models, which would be most of the time until a first answer.
+"""What is used of MindONE, without all its models, which take seconds to import.
 
 `mindone.transformers` imports 900 modules, and its `generation` scikit-learn. Here both are made packages that run
 their `__init__` once something is asked of them that only that provides: so they are whole for whoever imports them

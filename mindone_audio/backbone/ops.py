@@ -166,8 +166,7 @@ def gelu(x: Tensor) -> Tensor:
     """x * Phi(x), Phi the normal distribution: the exact GELU (arXiv 1606.08415).
 
     In fp32 as x * sigmoid(x * p(x^2)), where p is a minimax fit of logit(Phi(x)) / x: it is off by 6e-7 of the larger
-    of 1 and |x| (PyTorch by 2.6e-7 or 1e-6, depending on the processor), and takes half to three quarters of `erf`'s
-    time.
+    of 1 and |x| (PyTorch by 2.6e-7 on one machine, 1e-6 on another), and takes half to three quarters of `erf`'s time.
     """
     if x.dtype != ms.float32:  # whose powers of x would overflow
         return x * (ops.erf(x * 0.5**0.5) * 0.5 + 0.5)
