@@ -1,6 +1,7 @@
 """Evaluation by generated answers, and where figures are written."""
 
 import csv
+import errno
 import sys
 import types
 from pathlib import Path
@@ -42,6 +43,20 @@ def test_answers_are_generated_and_scored(tmp_path):
         sums, tokens = sums + float(model(**batch).loss.asnumpy()) * count, tokens + count
     assert found["eval_loss"] == pytest.approx(sums / tokens, rel=1e-4)
     assert [name for name, _ in collator.skipped] == ["an example"]
+
+
+def test_a_full_disk_leaves_the_lines_of_earlier_steps(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with Log(tmp_path, ("csv",), 0, True) as log:
+        log.write({"step": 1, "loss": 2.5})
+        before = (tmp_path / "log.csv").read_text()
+        monkeypatch.setattr(csv.DictWriter, "writerows", full)
+        with pytest.raises(OSError, match="No space"):
+            log.write({"step": 2, "loss": 2.0})
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+    assert (tmp_path / "log.csv").read_text() == before
 
 
 def test_tensorboard_gets_what_the_csv_gets(tmp_path, monkeypatch, caplog):

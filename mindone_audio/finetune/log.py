@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,16 @@ class Log:
             self._lines.append(line)
             self._path.parent.mkdir(parents=True, exist_ok=True)
             names = list(dict.fromkeys(name for known in self._lines for name in known))
-            with open(self._path, "w", newline="", encoding="utf-8") as file:
-                writer = csv.DictWriter(file, names)
-                writer.writeheader()
-                writer.writerows(self._lines)
+            # Replaced whole: a run that is killed here, or a full disk, leaves the lines of earlier steps.
+            temporary = self._path.with_name(f".{NAME}.{os.getpid()}")
+            try:
+                with open(temporary, "w", newline="", encoding="utf-8") as file:
+                    writer = csv.DictWriter(file, names)
+                    writer.writeheader()
+                    writer.writerows(self._lines)
+                os.replace(temporary, self._path)
+            finally:
+                temporary.unlink(missing_ok=True)
         if self._events is not None:
             for name, value in line.items():
                 if name != "step":
