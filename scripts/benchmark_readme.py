@@ -39,7 +39,7 @@ STEPS = (
     Step("decode_8", "generate --random small --batch 8", f"{_TINY} --batch 8"),
     Step("decode_16", "generate --random small --batch 16", f"{_TINY} --batch 16"),
     Step("decode_1b", "generate --random 1b --bandwidth", f"{_TINY} --bandwidth"),
-    Step("prefill", "generate --random whisper-1b --clip-seconds 30", f"{_TINY} --clip-seconds 10"),
+    Step("prefill", "generate --random whisper-1b --clip-seconds 30 --new-tokens 8", f"{_TINY} --clip-seconds 10"),
     Step("long", "generate --random small --filled 512 1024 2048 4096 8192", f"{_TINY} --filled 32 64"),
     Step("start", "start", "start --rounds 1"),
     Step("features", "features --rounds 9", "features --seconds 2 --rounds 1"),

@@ -223,6 +223,7 @@ def taught(tmp_path_factory):
     return folder, lines
 
 
+@pytest.mark.slow
 def test_an_adapter_is_trained_told_of_and_used(taught, capsys):
     folder, lines = taught
     adapter, merged = folder / "adapter", folder / "merged"
@@ -255,6 +256,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path, capsys):
     assert "adapter_config.json" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_batch_job_knows_its_adapter(taught, tmp_path):
     from mindone_audio.batch import BatchJob
 

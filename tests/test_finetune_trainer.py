@@ -174,12 +174,13 @@ def test_a_run_that_goes_on_takes_the_steps_of_one_that_was_never_interrupted(ti
 
 @pytest.mark.slow
 def test_another_run_does_not_mix_with_checkpoints_that_are_there(tiny, tmp_path, caplog):
-    trainer(tiny, tmp_path, max_steps=1).train()
+    trainer(tiny, tmp_path, max_steps=1, compile=False).train()
     with pytest.raises(ValueError, match="has checkpoints of an earlier run, the last checkpoint-1"):
         trainer(tiny, tmp_path, max_steps=2).train()
     with pytest.raises(FileNotFoundError, match="is no checkpoint of a training"):
         trainer(tiny, tmp_path, max_steps=2).train(resume_from_checkpoint=str(tmp_path / "nothing"))
-    result = trainer(tiny, tmp_path, max_steps=2, learning_rate=1e-3).train(resume_from_checkpoint=True)
+    again = trainer(tiny, tmp_path, max_steps=2, learning_rate=1e-3, compile=False)
+    result = again.train(resume_from_checkpoint=True)
     assert result.steps == 2 and "learning_rate 0.005 -> 0.001" in caplog.text
 
 
@@ -187,11 +188,12 @@ def test_another_run_does_not_mix_with_checkpoints_that_are_there(tiny, tmp_path
 def test_a_loss_that_is_no_number_stops_and_keeps_what_was_before(tiny, tmp_path):
     examples = [dict(example) for example in tiny[1]]
     examples[5] = {**examples[5], "input_features": np.full_like(examples[5]["input_features"], np.nan)}
-    broken = trainer(tiny, tmp_path, examples, per_device_train_batch_size=1, shuffle=False, max_steps=8)
+    known = {"per_device_train_batch_size": 1, "shuffle": False, "max_steps": 8, "compile": False}
+    broken = trainer(tiny, tmp_path, examples, **known)
     with pytest.raises(FinetuneError, match=r"the loss of step 6 is nan.* checkpoint-5 holds what was before it"):
         broken.train()
     assert all(np.isfinite(array).all() for array in adapter_of(tmp_path / "checkpoint-5").values())
-    good = trainer(tiny, tmp_path / "good", per_device_train_batch_size=1, shuffle=False, max_steps=8)
+    good = trainer(tiny, tmp_path / "good", **known)
     good.train(should_stop=lambda: good.step == 5)
     ours, theirs = adapter_of(tmp_path / "checkpoint-5"), adapter_of(tmp_path / "good" / "checkpoint-5")
     assert all((ours[name] == theirs[name]).all() for name in theirs)
@@ -232,10 +234,10 @@ def test_an_interruption_saves_a_checkpoint(tiny, tmp_path):
             return super().__call__(examples)
 
     with pytest.raises(KeyboardInterrupt):
-        trainer(tiny, tmp_path, collator=Interrupts()).train()
+        trainer(tiny, tmp_path, collator=Interrupts(), compile=False).train()
     state = json.loads((tmp_path / "checkpoint-3" / "trainer_state.json").read_text())
     assert state["step"] == 3
-    assert trainer(tiny, tmp_path).train(resume_from_checkpoint=True).steps == 6
+    assert trainer(tiny, tmp_path, compile=False).train(resume_from_checkpoint=True).steps == 6
 
 
 @pytest.mark.slow
@@ -244,8 +246,9 @@ def test_streams_of_examples(tiny, tmp_path):
         def __iter__(self):
             return iter(tiny[1][:6])
 
-    streamed = trainer(tiny, tmp_path / "stream", Stream(), max_steps=5).train()
-    listed = trainer(tiny, tmp_path / "list", tiny[1][:6], shuffle=False, max_steps=5).train()
+    known = {"max_steps": 5, "compile": False}
+    streamed = trainer(tiny, tmp_path / "stream", Stream(), **known).train()
+    listed = trainer(tiny, tmp_path / "list", tiny[1][:6], shuffle=False, **known).train()
     assert streamed.losses == listed.losses  # whose second batch has two rows
     with pytest.raises(ValueError, match="give max_steps"):
         trainer(tiny, tmp_path / "endless", Stream(), max_steps=0)
