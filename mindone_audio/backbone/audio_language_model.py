@@ -298,7 +298,7 @@ class AudioLanguageModel(PreTrainedModel):
         input_ids, positions and audio_index int32, visible bool, (batch, length): those of a `Prompt`; tables:
         `Decoder.rotation_tables` of at least that length; audio (clips, tokens, hidden) or None: see `encode_audio`.
         """
-        columns = msops.arange(input_ids.shape[1], dtype=ms.int32)
+        columns = ops.counting(input_ids.shape[1])
         mask = causal_mask(columns, columns, visible)
         embeddings = self.embeddings(input_ids, audio, audio_index)
         return self.language_model(embeddings, look_up(tables, positions), mask)

@@ -47,7 +47,7 @@ class KVCache(nn.Cell):
         """What `update` takes to write at positions int32 (length): those, or their rows in flat tables."""
         if not self.flat:
             return columns
-        heads = msops.arange(self.batch * self.key_value_heads, dtype=ms.int32) * self.positions
+        heads = ops.counting(self.batch * self.key_value_heads) * self.positions
         return (heads.reshape((-1, 1)) + columns).reshape((-1,))
 
     def update(self, layer: int, places: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

@@ -63,9 +63,9 @@ class DecoderAttention(nn.Cell):
             projected = packed.query_key_value(self.layer, x)
         heads = ops.split_heads(projected, self.heads[0] + self.heads[1] + self.heads[2])
         if self.q_norm is not None:
-            query, key, value = msops.split(heads, self.heads, 1)
+            query, key, value = ops.split(heads, self.heads, 1)
             heads = msops.concat((self.q_norm(query), self.k_norm(key), value), 1)
-        query, key, value = msops.split(ops.rotate(heads, *rotation), self.heads, 1)
+        query, key, value = ops.split(ops.rotate(heads, *rotation), self.heads, 1)
         if cache is not None:
             key, value = cache.update(self.layer, places, key, value)
         return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask)))
@@ -85,7 +85,7 @@ class GatedMLP(nn.Cell):
         if packed is None:
             gate, up = self.gate_proj(x), self.up_proj(x)
         else:
-            gate, up = msops.split(packed.gate_up(self.layer, x), self.halves, -1)
+            gate, up = ops.split(packed.gate_up(self.layer, x), self.halves, -1)
         return self.down_proj(ops.silu(gate) * up)
 
 
@@ -220,14 +220,15 @@ def _packed_together(layer: DecoderLayer) -> tuple[list, list, list]:
 
 def for_all_heads(rotation: tuple, mask: Tensor, heads: int, key_value_heads: int) -> tuple[tuple, Tensor]:
     """What `look_up` and `causal_mask` give, for each head of queries, keys and values: once for all layers."""
-    kinds = Tensor([0] * heads + [1] * key_value_heads + [2] * key_value_heads, ms.int32)
-    rotation = tuple([ops.choose_heads(table, kinds) for table in rotation])
-    return rotation, ops.for_heads(mask, heads)
+    kinds = ops.repeated((0, 1, 2), (heads, key_value_heads, key_value_heads))
+    cos, sin = rotation
+    return (ops.choose_heads(cos, kinds), ops.choose_heads(sin, kinds)), ops.for_heads(mask, heads)
 
 
 def look_up(tables: list[Tensor], positions: Tensor) -> tuple:
     """Rows of rotation tables for int32 positions (batch, length): each (batch, length, 3, head_dim)."""
-    return tuple([ops.embed(table, positions) for table in tables])
+    cos, sin = tables
+    return ops.embed(cos, positions), ops.embed(sin, positions)
 
 
 def causal_mask(queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:

@@ -134,12 +134,12 @@ class AudioEncoder(nn.Cell):
         given = None
         if self.partial_windows:
             lengths, given = lengths[:, 0], lengths[:, 1]
-        x = input_features.astype(self.conv1.weight.dtype).transpose(0, 2, 1)
+        x = ops.transpose(input_features.astype(self.conv1.weight.dtype), (0, 2, 1))
         x = ops.gelu(self.conv1(x))
         if given is not None:
             x = first_frames(x, given)  # conv2 pads with zeros where the frames end, not with what conv1 makes of zeros
         x = ops.gelu(self.conv2(x))
-        x = x + self.embed_positions.weight[: x.shape[1]]
+        x = x + self.embed_positions(ops.counting(x.shape[1]))
         mask = self._mask(lengths, x.shape[1])
         for layer in self.layers:
             x = layer(x, mask)
@@ -166,11 +166,11 @@ def padding_mask(lengths: Tensor, positions: int, heads: int, latency_block: int
     With latency_block also for those in a later block of so many positions than the one that attends.
     """
     valid = (lengths - 1) // 2 + 1  # what conv2 leaves of each length
-    hidden = msops.arange(positions, dtype=ms.int32).expand_dims(0) >= valid.expand_dims(1)
+    hidden = ops.counting(positions).expand_dims(0) >= valid.expand_dims(1)
     row = (hidden.astype(ms.float32) * ops.MASKED).reshape((-1, 1, 1, positions))
     if latency_block is None:
         return msops.tile(row, (1, heads, positions, 1))
-    block = msops.arange(positions, dtype=ms.int32) // latency_block
+    block = ops.counting(positions) // latency_block
     later = (block.expand_dims(0) > block.expand_dims(1)).astype(ms.float32) * ops.MASKED  # (queries, keys)
     return msops.tile(row + later, (1, heads, 1, 1))
 
@@ -178,5 +178,5 @@ def padding_mask(lengths: Tensor, positions: int, heads: int, latency_block: int
 def first_frames(x: Tensor, counts: Tensor) -> Tensor:
     """x (clips, time, width) with zeros from the time `counts`, int32 (clips), on."""
     clips, time, width = x.shape
-    kept = msops.arange(time, dtype=ms.int32).expand_dims(0) < counts.expand_dims(1)
+    kept = ops.counting(time).expand_dims(0) < counts.expand_dims(1)
     return x * msops.tile(kept.astype(x.dtype).reshape((clips, time, 1)), (1, 1, width))

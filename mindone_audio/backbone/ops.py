@@ -4,12 +4,19 @@ How they are written is settled by MindSpore's CPU back end. A kernel costs 6 mi
 size (a MatMul 15), so a decode step wants few. An element-wise kernel with an operand that it must broadcast keeps four
 times its output for as long as the graph lives (a vector added to a matrix too, and exact `ops.gelu`), so where tensors
 are large their operands are given one shape first.
+
+They are also written for MindSpore's compiler, which spends most of its time on what `mindspore.ops` writes in Python:
+`ops.arange` takes it 0.6 seconds, `ops.split` 0.3 and 0.04 more each time, where an operator itself takes milliseconds.
+So there are operators here, and what depends on shapes alone is computed by NumPy while a graph is compiled.
 """
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, ops
 
 from mindone_audio import device
+
+transpose = ops.Transpose()  # (x, axes)
 
 # Added to the score of a key that must not be seen. Finite, so that a row with nothing to see stays finite.
 MASKED = -1.0e9
@@ -19,15 +26,21 @@ _matmul_transposed = ops.MatMul(transpose_b=True)
 _scores = ops.BatchMatMul(transpose_b=True)
 _weighted_sum = ops.BatchMatMul()
 _add_bias = ops.BiasAdd()
+_softmax = ops.Softmax(-1)
+_strided_slice = ops.StridedSlice()
+_mean = ops.ReduceMean(keep_dims=True)
+_split = ops.auto_generate.SplitWithSize()
 _layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
 _write = ops.ScatterUpdate()
 _add_at = ops.IndexAdd(axis=2)
 # From how many rows on, and up to how many, a CPU multiplies faster with the weight as the first operand: with 16 rows
 # 4 times at width 2048, twice at 512.
 _FEW_ROWS = (8, 64)
-# Factors of x^0, x^2, … in p of `gelu`, and the square from which on Phi(x) is 1 to fp32.
-_GELU = (1.59576843, 0.0726685669, -6.6259912e-05, -0.00011048034, 7.93822204e-06, -2.66893011e-07, 3.6112371e-09)
+# Factors of x^12, x^10, ... x^0 in p of `gelu`, and the square from which on Phi(x) is 1 to fp32.
+_GELU = (3.6112371e-09, -2.66893011e-07)
+_GELU_REST = (7.93822204e-06, -0.00011048034, -6.6259912e-05, 0.0726685669, 1.59576843)
 _GELU_LIMIT = 5.5**2
+_HEADS_FIRST = (0, 2, 1, 3)  # of (batch, length, heads, n), and back
 _OTHER_HALF = Tensor([1, 0], ms.int32)
 
 
@@ -37,16 +50,49 @@ def _turned(rows: int) -> bool:
     return not device.is_ascend() and _FEW_ROWS[0] <= rows <= _FEW_ROWS[1]
 
 
+@ops.constexpr
+def counting(count: int) -> Tensor:
+    """int32 (count): 0, 1, 2, ..."""
+    return Tensor(np.arange(count, dtype=np.int32))
+
+
+@ops.constexpr
+def _averaging(width: int) -> Tensor:
+    """fp32 (width, 1): what a row is multiplied with for its mean."""
+    return Tensor(np.full((width, 1), 1 / width, np.float32))
+
+
+@ops.constexpr
+def repeated(values: tuple[int, ...], counts: tuple[int, ...]) -> Tensor:
+    """int32: each of the values so many times."""
+    return Tensor(np.repeat(np.array(values, np.int32), counts))
+
+
+@ops.constexpr
+def _zeros(shape: tuple[int, ...], dtype: ms.Type) -> Tensor:
+    return Tensor(np.zeros(shape), dtype)
+
+
+@ops.constexpr
+def _with_width(shape: tuple[int, ...], width: int) -> tuple[int, ...]:
+    return (*shape[:-1], width)
+
+
+def split(x: Tensor, sizes: tuple[int, ...], axis: int) -> tuple[Tensor, ...]:
+    """x in parts of these sizes along an axis."""
+    return _split(x, sizes, axis)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` for x (..., in) and weight (out, in)."""
     flat = x.reshape((-1, x.shape[-1]))
     if _turned(flat.shape[0]):
-        y = _matmul_transposed(weight, flat).transpose(1, 0)
+        y = transpose(_matmul_transposed(weight, flat), (1, 0))
     else:
         y = _matmul_transposed(flat, weight)
     if bias is not None:
         y = _add_bias(y, bias)
-    return y.reshape(x.shape[:-1] + (weight.shape[0],))
+    return y.reshape(_with_width(x.shape, weight.shape[0]))
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -59,9 +105,9 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     wide = x.astype(ms.float32)
     if x.dtype == ms.float32 and x.shape[-2] > 1:  # products with a column and a row do what broadcasting would
         flat = wide.reshape((-1, x.shape[-1]))
-        mean = _matmul(flat * flat, ops.full((x.shape[-1], 1), 1 / x.shape[-1], dtype=ms.float32))
+        mean = _matmul(flat * flat, _averaging(x.shape[-1]))
         return (flat * _matmul(ops.rsqrt(mean + epsilon), weight.expand_dims(0))).reshape(x.shape)
-    wide = wide * ops.rsqrt(ops.mean(wide * wide, -1, True) + epsilon)
+    wide = wide * ops.rsqrt(_mean(wide * wide, -1) + epsilon)
     return weight * wide.astype(x.dtype)
 
 
@@ -90,14 +136,14 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
     batch, length, width = x.shape
     if length == 1:  # the same memory: a decode step needs no copy
         return x.reshape((batch, heads, 1, width // heads))
-    return x.reshape((batch, length, heads, width // heads)).transpose(0, 2, 1, 3)
+    return transpose(x.reshape((batch, length, heads, width // heads)), _HEADS_FIRST)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """(batch, heads, length, head_dim) to (batch, length, heads * head_dim)."""
     batch, heads, length, head_dim = x.shape
     if length > 1:
-        x = x.transpose(0, 2, 1, 3)
+        x = transpose(x, _HEADS_FIRST)
     return x.reshape((batch, length, heads * head_dim))
 
 
@@ -105,12 +151,20 @@ def choose_heads(x: Tensor, kinds: Tensor) -> Tensor:
     """(batch, length, kinds of head, n) to (batch, heads, length, n), where int32 kinds (heads) says which is which."""
     batch, length, _, width = x.shape
     x = ops.gather(x, kinds, 2)
-    return x.reshape((batch, -1, 1, width)) if length == 1 else x.transpose(0, 2, 1, 3)
+    return x.reshape((batch, -1, 1, width)) if length == 1 else transpose(x, _HEADS_FIRST)
 
 
 def for_heads(x: Tensor, heads: int) -> Tensor:
     """(batch, 1, length, n) repeated for each head, once for all layers; a single row is cheaper left to broadcast."""
     return x if x.shape[2] == 1 else ops.tile(x, (1, heads, 1, 1))
+
+
+def last(x: Tensor) -> Tensor:
+    """(batch, length, n) to (batch, n): what belongs to the last of each."""
+    batch, length, width = x.shape
+    if length > 1:
+        x = _split(x, (length - 1, 1), 1)[1]
+    return x.reshape((batch, width))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -139,7 +193,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) ->
         scores = scores.reshape((batch, heads, queries, keys))
     if mask is not None:
         scores = scores + mask
-    weights = ops.softmax(scores, -1).astype(value.dtype)
+    weights = _softmax(scores).astype(value.dtype)
     mixed = _weighted_sum(weights.reshape((batch, key_value_heads, groups * queries, keys)), value)
     return mixed.reshape((batch, heads, queries, head_dim))
 
@@ -150,16 +204,22 @@ def conv1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
     weight (out, in, 3) as PyTorch stores it. time' = (time - 1) // stride + 1.
     """
     batch, time, channels = x.shape
-    edge = ops.zeros((batch, 1, channels), x.dtype)
+    edge = _zeros((batch, 1, channels), x.dtype)
     padded = ops.concat((edge, x, edge), 1)
-    taps = ops.concat([padded[:, k : k + time : stride] for k in range(3)], -1)  # (batch, time', 3 * in)
-    return linear(taps, weight.transpose(0, 2, 1).reshape((weight.shape[0], -1)), bias)
+    taps = ()
+    for k in range(3):
+        taps += (_strided_slice(padded, (0, k, 0), (batch, k + time, channels), (1, stride, 1)),)
+    taps = ops.concat(taps, -1)  # (batch, time', 3 * in)
+    return linear(taps, transpose(weight, (0, 2, 1)).reshape((weight.shape[0], -1)), bias)
 
 
 def average_pairs(x: Tensor) -> Tensor:
     """The mean of each two neighbours in time, an odd last one dropped: (batch, time, n) to (batch, time // 2, n)."""
     batch, time, channels = x.shape
-    return x[:, : time // 2 * 2].reshape((batch, time // 2, 2, channels)).mean(2)
+    if time % 2:
+        x = _split(x, (time - 1, 1), 1)[0]
+    first, second = _split(x.reshape((batch, time // 2, 2 * channels)), (channels, channels), 2)
+    return (first + second) * 0.5
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -171,8 +231,8 @@ def gelu(x: Tensor) -> Tensor:
     if x.dtype != ms.float32:  # whose powers of x would overflow
         return x * (ops.erf(x * 0.5**0.5) * 0.5 + 0.5)
     square = ops.minimum(x * x, Tensor(_GELU_LIMIT, ms.float32))
-    slope = square * _GELU[-1] + _GELU[-2]
-    for factor in _GELU[-3::-1]:
+    slope = square * _GELU[0] + _GELU[1]
+    for factor in _GELU_REST:
         slope = slope * square + factor
     return x * ops.sigmoid(x * slope)
 

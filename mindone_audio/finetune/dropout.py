@@ -8,6 +8,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
+from mindone_audio.backbone.ops import counting
+
 _FACTORS = 16  # of the product that spreads a few random numbers over a whole mask
 _LARGEST = 31  # of its whole numbers: sums stay below 512, whose fractions fp32 knows to 2^-15
 _LOW_BITS = (1 << 23) - 1
@@ -45,7 +47,7 @@ class Dropout(nn.Cell):
 
     def _uniform(self, rows: int) -> Tensor:
         """fp32 (rows, 16) on [0, 1): rounds of multiply and xor-shift of int32, which wraps around."""
-        x = ops.arange(rows * _FACTORS, dtype=ms.int32) + self.stream
+        x = counting(rows * _FACTORS) + self.stream
         x = _mixed(x) + _mixed(self.seed)
         x = ops.bitwise_and(_mixed(x), Tensor([_LOW_BITS], ms.int32))
         return (x.astype(ms.float32) / (_LOW_BITS + 1)).reshape((rows, _FACTORS))

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
+from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.backbone.decoder import causal_mask, for_all_heads, look_up
 from mindone_audio.finetune.dropout import Dropout
@@ -49,7 +50,7 @@ class Layer(nn.Cell):
             msops.assign(parameter, Tensor([(seed + number * _LAYER_STRIDE) % (1 << 31)], parameter.dtype))
 
     def construct(self, x, positions, visible, tables) -> Tensor:
-        columns = msops.arange(x.shape[1], dtype=positions.dtype)
+        columns = ops.counting(x.shape[1])
         rotation = look_up([tables[0], tables[1]], positions)
         rotation, mask = for_all_heads(rotation, causal_mask(columns, columns, visible), *self.heads)
         return self.layer(x, rotation, mask)

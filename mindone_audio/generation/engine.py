@@ -14,6 +14,7 @@ from mindspore import Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio import device
+from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audio_rows, merge_audio
 from mindone_audio.backbone.cache import CopySequences, KVCache
 from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
@@ -82,8 +83,8 @@ class Forward(nn.Cell):
 
         Returns hidden states (batch, hidden) of the last token, or with `scores` those of the next token and the best.
         """
-        columns = offset + msops.arange(input_ids.shape[1], dtype=ms.int32)
-        keys = msops.arange(self.cache.positions, dtype=ms.int32)
+        columns = offset + ops.counting(input_ids.shape[1])
+        keys = ops.counting(self.cache.positions)
         start = start.reshape((-1, 1))
         rotation = look_up(self.tables, msops.maximum(columns - start, 0))
         mask = causal_mask(columns, keys, keys >= start)
@@ -92,7 +93,7 @@ class Forward(nn.Cell):
             embeddings = merge_audio(embeddings, audio, audio_index)
         places = self.cache.places(columns)
         hidden = self.language_model(embeddings, rotation, mask, self.cache, places, self.packed)
-        last = hidden[:, -1] if input_ids.shape[1] > 1 else hidden.reshape((hidden.shape[0], hidden.shape[2]))
+        last = ops.last(hidden)
         return score(self.language_model, last) if self.scores else last
 
 
