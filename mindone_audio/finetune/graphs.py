@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
+from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.generation.engine import clips_bucket
 
@@ -124,22 +125,25 @@ class Reduce(nn.Cell):
     def __init__(self, sums: Sequence[Parameter], ranks: int):
         super().__init__(auto_prefix=False)
         self.sums = ParameterTuple(sums)
+        self.sizes = tuple(total.size for total in sums)
         self.all_reduce = msops.AllReduce() if ranks > 1 else None
 
     def construct(self, loss: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """loss and count fp32 (1): what the micro-batches of this rank sum up to."""
-        parts = [total.reshape((-1,)) for total in self.sums]
-        flat = msops.concat([loss, count, *parts])
+        parts = (loss, count)
+        for total in self.sums:
+            parts += (total.reshape((-1,)),)
+        flat = msops.concat(parts)
         if self.all_reduce is not None:
             flat = self.all_reduce(flat)
-        flat = flat / msops.maximum(flat[1], Tensor(1.0, ms.float32))
-        norm = msops.sqrt(msops.ReduceSum()(msops.square(flat[2:])))
-        start = 2
-        for total in self.sums:
-            end = start + total.size
-            norm = msops.depend(norm, msops.assign(total, flat[start:end].reshape(total.shape)))
-            start = end
-        return flat[0], norm
+        loss, count, gradient = ops.split(flat, (1, 1, sum(self.sizes)), 0)
+        count = msops.maximum(count, Tensor(1.0, ms.float32))
+        gradient = gradient / count
+        norm = msops.sqrt(msops.ReduceSum()(msops.square(gradient)))
+        parts = ops.split(gradient, self.sizes, 0)
+        for total, part in zip(self.sums, parts):
+            norm = msops.depend(norm, msops.assign(total, part.reshape(total.shape)))
+        return (loss / count).reshape(()), norm
 
 
 class AdamW(nn.Cell):

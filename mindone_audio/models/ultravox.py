@@ -123,7 +123,8 @@ class Projector(nn.Cell):
             audio = msops.concat((audio, msops.zeros((clips, rest, width), audio.dtype)), 1)
         x = self.linear_1(self.ln_pre(audio.reshape((clips, -1, self.stack * width))))
         if self.gated:
-            x = self.activation(x[..., self.middle :]) * x[..., : self.middle]
+            x, gate = ops.split(x, (self.middle, self.middle), 2)
+            x = self.activation(gate) * x
         else:
             x = self.activation(x)
         x = self.linear_2(x if self.ln_mid is None else self.ln_mid(x))
