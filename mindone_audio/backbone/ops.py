@@ -219,7 +219,7 @@ def average_pairs(x: Tensor) -> Tensor:
     if time % 2:
         x = _split(x, (time - 1, 1), 1)[0]
     first, second = _split(x.reshape((batch, time // 2, 2 * channels)), (channels, channels), 2)
-    return (first + second) * 0.5
+    return first * 0.5 + second * 0.5  # a sum of both could overflow in half precision
 
 
 def gelu(x: Tensor) -> Tensor:
