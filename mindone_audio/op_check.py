@@ -128,15 +128,16 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         *([] if scatters_rows() else [only_cpu]),
         Case("linear", ops.linear, lambda x, w, b: x @ w.T + b, (normal(2, 5, 16), normal(24, 16), normal(24))),
         Case("linear, no bias", ops.linear, lambda x, w: x @ w.T, (normal(2, 5, 16), normal(24, 16))),
-        Case("linear, ten rows", ops.linear, lambda x, w: x @ w.T, (normal(10, 1, 16), normal(24, 16))),
+        Case("linear, ten rows", ops.linear, lambda x, w: x @ w.T, (normal(10, 16), normal(24, 16))),
         Case("linear, one row", ops.linear, lambda x, w: x @ w.T, (row, row_weight)),
         Case("layer_norm", ops.layer_norm, _layer_norm, (normal(2, 5, 16) * 3, normal(16), normal(16))),
-        Case("rms_norm", _run_rms_norm, _rms_norm, (normal(2, 5, 16) * 3, normal(16))),
-        Case("rms_norm, one row", _run_rms_norm, _rms_norm, (normal(1, 1, 16), normal(16))),
+        Case("rms_norm, many rows", _run_rms_norm, _rms_norm, (normal(70, 16) * 3, normal(16))),
+        Case("rms_norm, many heads", _run_rms_norm, _rms_norm, (normal(2, 7, 5, 16) * 3, normal(16))),
+        Case("rms_norm, one row", _run_rms_norm, _rms_norm, (normal(1, 16), normal(16))),
         Case("dequantize", _run_dequantize, _dequantize, (normal(256, 2), normal(6)), (codes,)),
         Case("not_before", ops.not_before, lambda x, value: value, (normal(3), normal(2, 5))),
-        Case("split_heads", _run_split_heads, lambda x: x.reshape(2, 5, 4, 4).swapaxes(1, 2), (normal(2, 5, 16),)),
-        Case("merge_heads", ops.merge_heads, lambda x: x.swapaxes(1, 2).reshape(2, 5, 12), (normal(2, 3, 5, 4),)),
+        Case("split_heads", _run_split_heads, lambda x: x.reshape(2, 5, 4, 4).swapaxes(1, 2), (normal(10, 16),)),
+        Case("merge_heads", ops.merge_heads, lambda x: x.swapaxes(1, 2).reshape(10, 12), (normal(2, 3, 5, 4),)),
         Case("split, concat", _run_split, lambda x: np.roll(x, -4, 1), (normal(2, 6, 3, 4),)),
         Case(
             "choose_heads", ops.choose_heads, _choose_heads, (normal(2, 5, 3, 4),), (np.array([0, 2, 1, 1], np.int32),)
@@ -171,7 +172,7 @@ def _run_dequantize(levels, scales, codes):
 
 
 def _run_split_heads(x):
-    return ops.split_heads(x, 4)
+    return ops.split_heads(x, 2, 4)
 
 
 def _run_split(x):

@@ -128,7 +128,7 @@ def _stages(recording: Recording) -> list[str]:
 def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np.ndarray]:
     """The stages of the recording as this model computes them; rows of padding are those of the reference."""
     values: dict[str, np.ndarray] = {}
-    positions = recording.arrays["logits"].shape[1]
+    prompts, positions = len(recording.inputs["input_ids"]), recording.arrays["logits"].shape[1]
     cells = {"encoder": model.audio_tower, "projector": model.multi_modal_projector}
     cells = {stage: cell for stage, cell in cells.items() if cell is not None}
     layers = model.language_model.model.layers
@@ -142,7 +142,9 @@ def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np
     def keep(stage: str):
         def hook(cell, inputs, output):
             value = to_numpy(output)
-            values[stage] = value[:, -positions:] if stage.startswith("layer.") else value
+            if stage.startswith("layer."):  # which gives rows of all prompts
+                value = value.reshape((prompts, -1, value.shape[-1]))[:, -positions:]
+            values[stage] = value
 
         return hook
 

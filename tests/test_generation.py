@@ -10,6 +10,7 @@ from mindspore import Tensor, ops
 from transformers import GenerationConfig, TextStreamer
 
 from mindone_audio import AutoModelForAudioTextToText
+from mindone_audio.backbone import decoder
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
 from mindone_audio.generation.engine import PIECE, cache_bucket, clips_bucket, prompt_width
@@ -217,6 +218,26 @@ def test_weights_that_change_between_two_calls(tmp_path, change):
         for old, new, right in zip(before, scores(), expected):
             assert relative_error(new, right) < 1e-5, part
             assert relative_error(old, right) > 1e-3, part
+
+
+@pytest.mark.parametrize("change", ["new memory", "in place"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_output_layer_in_parts_is_the_whole_one(tmp_path, monkeypatch, tied, change):
+    monkeypatch.setattr(decoder, "_MOST_OUTPUTS", VOCAB // 3)
+    torch_model(tiny_config(text={"tie_word_embeddings": tied})).save_pretrained(tmp_path)
+    model = AutoModelForAudioTextToText.from_pretrained(tmp_path)
+    assert (model.language_model.lm_head is None) == tied
+    assert len(model.packed_weights.outputs) > 2
+    ids = np.array([[5]], np.int32)
+    for expected_packed in (True, change == "in place"):
+        sequences = model._engine(True).sequences(1, 1)
+        assert (model._engine(True).packed is not None) == expected_packed
+        scores = sequences.extend(ids)[0].asnumpy()
+        expected = model(input_ids=ids, attention_mask=np.ones_like(ids)).logits.asnumpy()[0]
+        assert relative_error(scores, expected) < 1e-5
+        parameter = model.language_model.output_weight
+        value = Tensor(np.random.default_rng(0).normal(size=parameter.shape).astype(np.float32))
+        ops.assign(parameter, value) if change == "in place" else parameter.set_data(value)
 
 
 def test_packed_weights_stay_the_models_own(tmp_path):

@@ -50,15 +50,6 @@ class KVCache(nn.Cell):
         heads = ops.counting(self.batch * self.key_value_heads) * self.positions
         return (heads.reshape((-1, 1)) + columns).reshape((-1,))
 
-    def update(self, layer: int, places: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write key and value (batch, key_value_heads, length, head_dim) at `places`; returns all of the layer's."""
-        if not self.flat:
-            keys = ops.add_columns(self.keys[layer], places, key)
-            return keys, ops.add_columns(self.values[layer], places, value)
-        keys = ops.write_rows(self.keys[layer], places, key.reshape((-1, self.head_dim)))
-        values = ops.write_rows(self.values[layer], places, value.reshape((-1, self.head_dim)))
-        return keys.reshape(self.shape), values.reshape(self.shape)
-
     def clear(self) -> None:
         """Make it ready for other sequences; not for a graph."""
         if not self.flat:
@@ -71,6 +62,19 @@ class KVCache(nn.Cell):
         rest = msops.zeros((*self.shape[:2], self.positions - other.positions, self.head_dim), self.keys[0].dtype)
         for source, target in zip(other.keys + other.values, self.keys + self.values):
             msops.assign(target, msops.concat((source.reshape(other.shape), rest), 2).reshape(target.shape))
+
+
+def update(cache: KVCache, layer: int, places: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Write key and value (batch, key_value_heads, length, head_dim) at `places`; returns all of the layer's.
+
+    A function, because MindSpore parses one once, and a method for every layer.
+    """
+    if not cache.flat:
+        keys = ops.add_columns(cache.keys[layer], places, key)
+        return keys, ops.add_columns(cache.values[layer], places, value)
+    keys = ops.write_rows(cache.keys[layer], places, key.reshape((-1, cache.head_dim)))
+    values = ops.write_rows(cache.values[layer], places, value.reshape((-1, cache.head_dim)))
+    return keys.reshape(cache.shape), values.reshape(cache.shape)
 
 
 class CopySequences(nn.Cell):

@@ -7,10 +7,12 @@ from mindspore import ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.cache import KVCache
-from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm, has_rows, new_name, share_rows
+from mindone_audio.backbone.cache import KVCache, update
+from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm, has_rows, new_name, parts_of, share_rows
 from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables
 from mindone_audio.conversion import to_mindspore
+
+_MOST_OUTPUTS = 8192  # rows of an output layer up to which oneDNN does not copy them at each product, with AVX-512
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class DecoderConfig:
 
 
 class DecoderAttention(nn.Cell):
-    """Causal attention with rotary positions and grouped key and value heads."""
+    """Causal attention with rotary positions and grouped key and value heads, of x (batch * length, hidden_size)."""
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
@@ -60,14 +62,14 @@ class DecoderAttention(nn.Cell):
         if packed is None:
             projected = msops.concat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), -1)
         else:
-            projected = packed.query_key_value(self.layer, x)
-        heads = ops.split_heads(projected, self.heads[0] + self.heads[1] + self.heads[2])
+            projected = query_key_value(packed, self.layer, x)
+        heads = ops.split_heads(projected, rotation[0].shape[0], self.heads[0] + self.heads[1] + self.heads[2])
         if self.q_norm is not None:
             query, key, value = ops.split(heads, self.heads, 1)
             heads = msops.concat((self.q_norm(query), self.k_norm(key), value), 1)
         query, key, value = ops.split(ops.rotate(heads, *rotation), self.heads, 1)
         if cache is not None:
-            key, value = cache.update(self.layer, places, key, value)
+            key, value = update(cache, self.layer, places, key, value)
         return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask)))
 
 
@@ -85,12 +87,16 @@ class GatedMLP(nn.Cell):
         if packed is None:
             gate, up = self.gate_proj(x), self.up_proj(x)
         else:
-            gate, up = ops.split(packed.gate_up(self.layer, x), self.halves, -1)
+            gate, up = ops.split(ops.linear(x, packed.feed_forward[self.layer]), self.halves, -1)
         return self.down_proj(ops.silu(gate) * up)
 
 
 class DecoderLayer(nn.Cell):
-    """Pre-norm attention and feed-forward, each with a residual."""
+    """Pre-norm attention and feed-forward, each with a residual, of x (batch * length, hidden_size).
+
+    Rows, because what is between the matrix products then needs no reshape: on a CPU each is a kernel to launch. And
+    MindSpore parses every cell of every layer that is called, but a function like `ops.rms_norm` once for all.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
@@ -98,10 +104,12 @@ class DecoderLayer(nn.Cell):
         self.mlp = GatedMLP(config, layer)
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.epsilon = config.norm_epsilon
 
     def construct(self, x, rotation: tuple, mask, cache: KVCache | None = None, places=None, packed=None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), rotation, mask, cache, places, packed)
-        return x + self.mlp(self.post_attention_layernorm(x), packed)
+        normal = ops.rms_norm(x, self.input_layernorm.weight, self.epsilon)
+        x = x + self.self_attn(normal, rotation, mask, cache, places, packed)
+        return x + self.mlp(ops.rms_norm(x, self.post_attention_layernorm.weight, self.epsilon), packed)
 
 
 class DecoderStack(nn.Cell):
@@ -115,11 +123,11 @@ class DecoderStack(nn.Cell):
         self.num_heads, self.num_key_value_heads = config.num_heads, config.num_key_value_heads
 
     def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache, places, packed) -> Tensor:
-        x = embeddings
+        x = embeddings.reshape((-1, embeddings.shape[-1]))
         rotation, mask = for_all_heads(rotation, mask, self.num_heads, self.num_key_value_heads)
         for layer in self.layers:
             x = layer(x, rotation, mask, cache, places, packed)
-        return self.norm(x)
+        return self.norm(x).reshape(embeddings.shape)
 
 
 class Decoder(nn.Cell):
@@ -154,6 +162,11 @@ class Decoder(nn.Cell):
         """
         return self.model(embeddings, rotation, mask, cache, places, packed)
 
+    @property
+    def output_weight(self) -> ms.Parameter:
+        """(vocab_size, hidden_size): the output layer's own or the embedding."""
+        return self.model.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 scores (..., vocab_size) of hidden states (..., hidden_size)."""
         scores = ops.linear(hidden, self.model.embed_tokens.weight) if self.lm_head is None else self.lm_head(hidden)
@@ -165,11 +178,12 @@ class Decoder(nn.Cell):
 
 
 class PackedWeights(nn.Cell):
-    """A decoder's q_proj, k_proj and v_proj as one fp32 matrix a layer, and gate_proj and up_proj as another.
+    """What a step reads: q_proj, k_proj and v_proj as one fp32 matrix a layer, gate_proj and up_proj as another, and
+    the output layer in parts.
 
-    Two large products take less time than five. It gives the layers' own parameters, which have no memory yet, their
-    places in these matrices: so nothing is in memory twice, and what writes a weight in place writes it here too. On a
-    CPU.
+    Two large products take less time than five, and oneDNN copies a matrix of many rows for each product. It gives the
+    model's own parameters, which have no memory yet, their places in these matrices: so nothing is in memory twice,
+    and what writes a weight in place writes it here too. On a CPU.
     """
 
     def __init__(self, decoder: Decoder):
@@ -182,17 +196,21 @@ class PackedWeights(nn.Cell):
         )
         self.heads, self.feed_forward = ParameterTuple(heads), ParameterTuple(feed_forward)
         self.biases = ParameterTuple(biases) if biases else None
+        self.outputs = ParameterTuple(parts_of(decoder.output_weight, _MOST_OUTPUTS, f"{name}.outputs"))
 
-    def query_key_value(self, layer: int, x: Tensor) -> Tensor:
-        """What q_proj, k_proj and v_proj of a layer make of x, one after the other."""
-        return ops.linear(x, self.heads[layer], None if self.biases is None else self.biases[layer])
-
-    def gate_up(self, layer: int, x: Tensor) -> Tensor:
-        """What gate_proj and up_proj of a layer make of x, one after the other."""
-        return ops.linear(x, self.feed_forward[layer])
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What `Decoder.logits` gives for hidden states (rows, hidden_size)."""
+        scores = ()
+        for weight in self.outputs:
+            scores += (ops.linear(hidden, weight),)
+        return msops.concat(scores, -1)
 
     def serve(self, decoder: Decoder) -> bool:
         """Whether these are still the decoder's weights: no adapters, nothing in 4 bits, nothing moved elsewhere."""
+        if decoder.lm_head is not None and type(decoder.lm_head) is not Linear:
+            return False
+        if not has_rows(decoder.output_weight, self.outputs):
+            return False
         for i, layer in enumerate(decoder.model.layers):
             if any(type(linear) is not Linear for linear in _heads_linears(layer) + _feed_forward_linears(layer)):
                 return False
@@ -201,6 +219,11 @@ class PackedWeights(nn.Cell):
                 if whole is not None and not has_rows(whole, parts):
                     return False
         return True
+
+
+def query_key_value(packed: PackedWeights, layer: int, x: Tensor) -> Tensor:
+    """What q_proj, k_proj and v_proj of a layer make of x, one after the other."""
+    return ops.linear(x, packed.heads[layer], None if packed.biases is None else packed.biases[layer])
 
 
 def _heads_linears(layer: DecoderLayer) -> list[nn.Cell]:

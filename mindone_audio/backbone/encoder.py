@@ -73,7 +73,7 @@ def sinusoids(positions: int, width: int) -> np.ndarray:
 
 
 class EncoderAttention(nn.Cell):
-    """Full attention over all frames; the key projection has no bias."""
+    """Full attention over all frames of a clip, of x (clips * positions, hidden_size); keys have no bias."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -84,15 +84,15 @@ class EncoderAttention(nn.Cell):
         self.q_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
         self.out_proj = Linear(config.hidden_size, config.hidden_size, bias=True)
 
-    def construct(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        query = ops.split_heads(self.q_proj(x) * self.scale, self.num_heads)
-        key = ops.split_heads(self.k_proj(x), self.num_heads)
-        value = ops.split_heads(self.v_proj(x), self.num_heads)
+    def construct(self, x: Tensor, clips: int, mask: Tensor | None) -> Tensor:
+        query = ops.split_heads(self.q_proj(x) * self.scale, clips, self.num_heads)
+        key = ops.split_heads(self.k_proj(x), clips, self.num_heads)
+        value = ops.split_heads(self.v_proj(x), clips, self.num_heads)
         return self.out_proj(ops.merge_heads(ops.attention(query, key, value, mask)))
 
 
 class EncoderLayer(nn.Cell):
-    """Pre-norm attention and GELU feed-forward, each with a residual."""
+    """Pre-norm attention and GELU feed-forward, each with a residual, of x (clips * positions, hidden_size)."""
 
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -102,8 +102,8 @@ class EncoderLayer(nn.Cell):
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
         self.final_layer_norm = LayerNorm(config.hidden_size)
 
-    def construct(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        x = x + self.self_attn(self.self_attn_layer_norm(x), mask)
+    def construct(self, x: Tensor, clips: int, mask: Tensor | None) -> Tensor:
+        x = x + self.self_attn(self.self_attn_layer_norm(x), clips, mask)
         return x + self.fc2(ops.gelu(self.fc1(self.final_layer_norm(x))))
 
 
@@ -140,9 +140,12 @@ class AudioEncoder(nn.Cell):
             x = first_frames(x, given)  # conv2 pads with zeros where the frames end, not with what conv1 makes of zeros
         x = ops.gelu(self.conv2(x))
         x = x + self.embed_positions(ops.counting(x.shape[1]))
-        mask = self._mask(lengths, x.shape[1])
+        clips, positions, width = x.shape
+        mask = self._mask(lengths, positions)
+        x = x.reshape((clips * positions, width))
         for layer in self.layers:
-            x = layer(x, mask)
+            x = layer(x, clips, mask)
+        x = x.reshape((clips, positions, width))
         if self.pool_pairs:
             x = ops.average_pairs(x)
         x = self.layer_norm(x)

@@ -38,15 +38,27 @@ def share_rows(parameters: Sequence[Parameter], name: str) -> Parameter:
     Only inside `mindspore.nn.utils.no_init_parameters()`, and on a CPU.
     """
     rows = np.empty((sum(map(len, parameters)), *parameters[0].shape[1:]), np.float32)
-    whole = Parameter(initializer("zeros", rows.shape, ms.float32), name=name, requires_grad=False)
-    whole.set_data(Tensor.from_numpy(rows))
     for parameter, start in zip(parameters, _starts(parameters)):
         parameter.set_data(Tensor.from_numpy(rows[start : start + len(parameter)]))
-    return whole
+    return _placed(rows, name)
+
+
+def parts_of(whole: Parameter, most: int, name: str) -> list[Parameter]:
+    """Parameters that each are up to `most` rows of this one, which gets new memory, to be filled; likewise."""
+    rows = np.empty(whole.shape, np.float32)
+    whole.set_data(Tensor.from_numpy(rows))
+    return [_placed(rows[start : start + most], f"{name}.{start}") for start in range(0, len(rows), most)]
+
+
+def _placed(rows: np.ndarray, name: str) -> Parameter:
+    """A frozen parameter in an array's memory."""
+    parameter = Parameter(initializer("zeros", rows.shape, ms.float32), name=name, requires_grad=False)
+    parameter.set_data(Tensor.from_numpy(rows))
+    return parameter
 
 
 def has_rows(whole: Parameter, parameters: Sequence[Parameter]) -> bool:
-    """Whether these still are where `share_rows` put them."""
+    """Whether these still are, one after the other, in the memory of the whole."""
     row = whole.nbytes // len(whole)
     places = [whole.data_ptr() + start * row for start in _starts(parameters)]
     return [parameter.data_ptr() for parameter in parameters] == places

@@ -10,6 +10,8 @@ the first `ops.arange` of a graph took it 0.6 seconds, `ops.softmax` 0.15, and e
 takes 0.001. So there are operators here, and what depends on shapes alone NumPy computes while a graph is compiled.
 """
 
+import math
+
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
@@ -51,6 +53,12 @@ def _turned(rows: int) -> bool:
 
 
 @ops.constexpr
+def _are_many(shape: tuple[int, ...]) -> bool:
+    """Whether there are so many rows that what a broadcast of them keeps counts."""
+    return math.prod(shape[:-1]) > _FEW_ROWS[1]
+
+
+@ops.constexpr
 def counting(count: int) -> Tensor:
     """int32 (count): 0, 1, 2, ..."""
     return Tensor(np.arange(count, dtype=np.int32))
@@ -85,14 +93,18 @@ def split(x: Tensor, sizes: tuple[int, ...], axis: int) -> tuple[Tensor, ...]:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x @ weight.T + bias` for x (..., in) and weight (out, in)."""
-    flat = x.reshape((-1, x.shape[-1]))
-    if _turned(flat.shape[0]):
-        y = transpose(_matmul_transposed(weight, flat), (1, 0))
-    else:
-        y = _matmul_transposed(flat, weight)
-    if bias is not None:
-        y = _add_bias(y, bias)
+    if x.ndim == 2:
+        return _linear_of_rows(x, weight, bias)
+    y = _linear_of_rows(x.reshape((-1, x.shape[-1])), weight, bias)
     return y.reshape(_with_width(x.shape, weight.shape[0]))
+
+
+def _linear_of_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if _turned(x.shape[0]):
+        y = transpose(_matmul_transposed(weight, x), (1, 0))
+    else:
+        y = _matmul_transposed(x, weight)
+    return y if bias is None else _add_bias(y, bias)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -103,7 +115,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """`x / sqrt(mean(x^2) + epsilon) * weight` over the last axis, computed in fp32 (arXiv 1910.07467)."""
     wide = x.astype(ms.float32)
-    if x.dtype == ms.float32 and x.shape[-2] > 1:  # products with a column and a row do what broadcasting would
+    if x.dtype == ms.float32 and _are_many(x.shape):  # products with a column and a row do what broadcasting would
         flat = wide.reshape((-1, x.shape[-1]))
         mean = _matmul(flat * flat, _averaging(x.shape[-1]))
         return (flat * _matmul(ops.rsqrt(mean + epsilon), weight.expand_dims(0))).reshape(x.shape)
@@ -131,20 +143,20 @@ def not_before(x: Tensor, value: Tensor) -> Tensor:
     return ops.depend(value, x)
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """(batch, length, heads * head_dim) to (batch, heads, length, head_dim)."""
-    batch, length, width = x.shape
-    if length == 1:  # the same memory: a decode step needs no copy
+def split_heads(x: Tensor, batch: int, heads: int) -> Tensor:
+    """(batch * length, heads * head_dim) to (batch, heads, length, head_dim)."""
+    rows, width = x.shape
+    if rows == batch:  # the same memory: a decode step needs no copy
         return x.reshape((batch, heads, 1, width // heads))
-    return transpose(x.reshape((batch, length, heads, width // heads)), _HEADS_FIRST)
+    return transpose(x.reshape((batch, rows // batch, heads, width // heads)), _HEADS_FIRST)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """(batch, heads, length, head_dim) to (batch, length, heads * head_dim)."""
+    """(batch, heads, length, head_dim) to (batch * length, heads * head_dim)."""
     batch, heads, length, head_dim = x.shape
     if length > 1:
         x = transpose(x, _HEADS_FIRST)
-    return x.reshape((batch, length, heads * head_dim))
+    return x.reshape((batch * length, heads * head_dim))
 
 
 def choose_heads(x: Tensor, kinds: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ class Layer(nn.Cell):
         columns = ops.counting(x.shape[1])
         rotation = look_up([tables[0], tables[1]], positions)
         rotation, mask = for_all_heads(rotation, causal_mask(columns, columns, visible), *self.heads)
-        return self.layer(x, rotation, mask)
+        return self.layer(x.reshape((-1, x.shape[-1])), rotation, mask).reshape(x.shape)
 
 
 class End(nn.Cell):

@@ -94,13 +94,10 @@ class Forward(nn.Cell):
         places = self.cache.places(columns)
         hidden = self.language_model(embeddings, rotation, mask, self.cache, places, self.packed)
         last = ops.last(hidden)
-        return score(self.language_model, last) if self.scores else last
-
-
-def score(language_model: Decoder, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores fp32 (batch, vocab) of hidden states (batch, hidden), and the best token int32 (batch)."""
-    scores = language_model.logits(hidden)
-    return scores, _best(scores)
+        if not self.scores:
+            return last
+        scores = self.language_model.logits(last) if self.packed is None else self.packed.logits(last)
+        return scores, _best(scores)
 
 
 class Room:
@@ -150,7 +147,8 @@ class Sequences:
             if audio is not None:  # of that dtype, which the graph was compiled for
                 rows = audio_rows(audio, index).astype(rows.dtype)
             last = self.room.prefill(*self._tokens(piece), rows, index)
-        return score(self.engine.model.language_model, last)
+        scores = self.engine.model.language_model.logits(last)
+        return scores, _best(scores)
 
     def _tokens(self, input_ids: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of a graph for the next columns."""
