@@ -13,7 +13,7 @@ from mindone_audio import AutoModelForAudioTextToText
 from mindone_audio.backbone import decoder
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
-from mindone_audio.generation.engine import PIECE, cache_bucket, clips_bucket, prompt_width
+from mindone_audio.generation.engine import PIECE, cache_bucket, clips_bucket, piece_width, prompt_width
 from mindone_audio.generation.settings import GenerationSettings, settle
 
 INPUTS = {**batch([prompt([3, "a40", 5])]), **clips([40])}
@@ -173,11 +173,21 @@ def test_text_streamer_of_transformers(model, capsys):
 
 def test_buckets_hold_what_they_are_asked_for():
     for length in range(1, 3000, 7):
-        assert length <= prompt_width(length) < length + PIECE
+        assert length <= prompt_width(length, 8) < length + PIECE
+        assert length <= prompt_width(length, 17) < length + PIECE // 4
         assert length <= cache_bucket(length, 1) <= max(640, 2 * length)
         assert length <= cache_bucket(length, 2) <= max(256, 2 * length)
         assert length <= clips_bucket(length) < 2 * length
-    assert [cache_bucket(length, 3) for length in (2049, 3073, 4097, 8193)] == [3072, 4096, 6144, 12288]
+    assert [cache_bucket(length, 3) for length in (257, 2049, 3073, 4097, 8193)] == [384, 3072, 4096, 6144, 12288]
+    assert [piece_width(batch) for batch in (1, 8, 9, 16, 17, 64, 1000)] == [128, 128, 64, 64, 32, 16, 16]
+
+
+def test_many_prompts_go_in_narrow_pieces(model):
+    """17 prompts of up to three pieces: the tokens are those of each alone."""
+    texts = [prompt([length], length) for length in (*range(1, 17), 80)]
+    together = new_tokens(model, batch(texts), max_new_tokens=6)
+    for row in (0, 8, 16):
+        assert together[row].tolist() == new_tokens(model, batch([texts[row]]), max_new_tokens=6)[0].tolist()
 
 
 def test_twenty_prompts_of_different_lengths_compile_two_graphs(model):

@@ -8,8 +8,10 @@ import pytest
 import torch
 import transformers
 from mindspore import Tensor
+from mindspore.ops import GradOperation
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from mindone_audio import device
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import CopySequences, KVCache, update
 from mindone_audio.backbone.decoder import DecoderConfig, look_up
@@ -82,6 +84,24 @@ def test_heads_and_rotation(length):
     for kind, rotated in enumerate((expected / 2, expected, heads)):  # queries, keys, values
         cos, sin = [ops.choose_heads(table, Tensor([kind] * 3, ms.int32)) for table in tables]
         check(ops.rotate(Tensor(heads), cos, sin), rotated)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("transposes", [False, True])
+def test_heads_move_and_so_do_gradients(monkeypatch, transposes, compiled):
+    """By a gather as on a CPU, or a transpose as on Ascend."""
+    monkeypatch.setattr(device, "is_ascend", lambda: transposes)
+    x, change = normal(10, 12), normal(2, 3, 5, 4)
+
+    def split(x):
+        return ops.split_heads(x, 2, 3)
+
+    def gradient(x, change):
+        return GradOperation(sens_param=True)(split)(x, change)
+
+    run = ms.jit if compiled else lambda function: function
+    check(run(split)(Tensor(x)), x.reshape(2, 5, 3, 4).swapaxes(1, 2))
+    check(run(gradient)(Tensor(x), Tensor(change)), change.swapaxes(1, 2).reshape(10, 12))
 
 
 @pytest.mark.parametrize("flat", [False, True])

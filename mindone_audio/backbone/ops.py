@@ -3,18 +3,19 @@
 How they are written is settled by MindSpore's CPU back end. A kernel costs 6 microseconds to launch whatever its
 size (a MatMul 15), so a decode step wants few. An element-wise kernel with an operand that it must broadcast keeps four
 times its output for as long as the graph lives (a vector added to a matrix too, and exact `ops.gelu`), so where tensors
-are large their operands are given one shape first.
+are large their operands are given one shape first. A transpose keeps twice its output, so there heads are gathered.
 
 They are also written for MindSpore's compiler, which spends most of its time on what `mindspore.ops` writes in Python:
 the first `ops.arange` of a graph took it 0.6 seconds, `ops.softmax` 0.15, and every `ops.split` 0.04, where an operator
 takes 0.001. So there are operators here, and what depends on shapes alone NumPy computes while a graph is compiled.
 """
 
+import functools
 import math
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 
 from mindone_audio import device
 
@@ -42,7 +43,6 @@ _FEW_ROWS = (8, 64)
 _GELU = (3.6112371e-09, -2.66893011e-07)
 _GELU_REST = (7.93822204e-06, -0.00011048034, -6.6259912e-05, 0.0726685669, 1.59576843)
 _GELU_LIMIT = 5.5**2
-_HEADS_FIRST = (0, 2, 1, 3)  # of (batch, length, heads, n), and back
 _OTHER_HALF = Tensor([1, 0], ms.int32)
 
 
@@ -56,6 +56,42 @@ def _turned(rows: int) -> bool:
 def _are_many(shape: tuple[int, ...]) -> bool:
     """Whether there are so many rows that what a broadcast of them keeps counts."""
     return math.prod(shape[:-1]) > _FEW_ROWS[1]
+
+
+@ops.constexpr
+def _transposes() -> bool:
+    """Whether heads are best moved by a transpose. On a CPU a gather takes half of its time too."""
+    return device.is_ascend()
+
+
+@ops.constexpr
+@functools.cache  # one tensor for all layers
+def _swapped(first: int, second: int) -> Tensor:
+    """int32 (first * second): where in rows (first, second) those of (second, first) are."""
+    return Tensor(np.arange(first * second, dtype=np.int32).reshape(first, second).T.reshape(-1))
+
+
+class _SwapMiddle(nn.Cell):
+    """(a, b, c, n) to (a, c, b, n).
+
+    A cell for its gradient, which is itself: the gradient that MindSpore knows of a gather adds up, on one core.
+    """
+
+    def construct(self, x):
+        return _with_middle_swapped(x)
+
+    def bprop(self, x, out, gradient):
+        return (_with_middle_swapped(gradient),)
+
+
+_swap_middle = _SwapMiddle()
+
+
+def _with_middle_swapped(x: Tensor) -> Tensor:
+    if _transposes():
+        return transpose(x, (0, 2, 1, 3))
+    a, b, c, n = x.shape
+    return ops.gather(x.reshape((a, b * c, n)), _swapped(b, c), 1).reshape((a, c, b, n))
 
 
 @ops.constexpr
@@ -148,14 +184,14 @@ def split_heads(x: Tensor, batch: int, heads: int) -> Tensor:
     rows, width = x.shape
     if rows == batch:  # the same memory: a decode step needs no copy
         return x.reshape((batch, heads, 1, width // heads))
-    return transpose(x.reshape((batch, rows // batch, heads, width // heads)), _HEADS_FIRST)
+    return _swap_middle(x.reshape((batch, rows // batch, heads, width // heads)))
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """(batch, heads, length, head_dim) to (batch * length, heads * head_dim)."""
     batch, heads, length, head_dim = x.shape
     if length > 1:
-        x = transpose(x, _HEADS_FIRST)
+        x = _swap_middle(x)
     return x.reshape((batch * length, heads * head_dim))
 
 
@@ -163,7 +199,7 @@ def choose_heads(x: Tensor, kinds: Tensor) -> Tensor:
     """(batch, length, kinds of head, n) to (batch, heads, length, n), where int32 kinds (heads) says which is which."""
     batch, length, _, width = x.shape
     x = ops.gather(x, kinds, 2)
-    return x.reshape((batch, -1, 1, width)) if length == 1 else transpose(x, _HEADS_FIRST)
+    return x.reshape((batch, -1, 1, width)) if length == 1 else _swap_middle(x)
 
 
 def for_heads(x: Tensor, heads: int) -> Tensor:

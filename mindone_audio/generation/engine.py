@@ -19,8 +19,10 @@ from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audi
 from mindone_audio.backbone.cache import CopySequences, KVCache
 from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
 
-PIECE = 128  # columns of a prompt that the prefill graph takes at a time
-_CACHES = (2 * PIECE, 4 * PIECE, 5 * PIECE)  # positions; what a step of a batch reads is mostly its cache
+PIECE = 128  # columns of a prompt that the prefill graph takes at a time, of few prompts
+_MOST_ROWS = 8 * PIECE  # of all prompts that it takes at a time: bounds its memory, and more are no faster
+_LEAST_PIECE = 16
+_CACHES = (2 * PIECE, 3 * PIECE, 4 * PIECE, 5 * PIECE)  # positions; what a step of a batch reads is mostly its cache
 _LEAST_ALONE = 5 * PIECE  # of one sequence: four pieces of prompt and one of answer, so that few caches are exchanged
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
 _MOST_CLIPS = 8  # that are encoded at once: bounds the memory that ten minutes of windows need
@@ -32,13 +34,22 @@ _best = msops.Argmax(-1, ms.int32)
 PROMPTS, COPIES = "prompts", "copies"
 
 
-def prompt_width(length: int) -> int:
-    """The next multiple of `PIECE`."""
-    return -(-length // PIECE) * PIECE
+def piece_width(batch: int) -> int:
+    """How many columns of so many prompts the prefill graph takes at a time: `PIECE`, a half of it, a quarter, ..."""
+    width = PIECE
+    while width > _LEAST_PIECE and batch * width > _MOST_ROWS:
+        width //= 2
+    return width
+
+
+def prompt_width(length: int, batch: int) -> int:
+    """The next multiple of `piece_width`."""
+    piece = piece_width(batch)
+    return -(-length // piece) * piece
 
 
 def cache_bucket(length: int, batch: int) -> int:
-    """The next of 256 and 512 (for several sequences), 640, 1024, 2048, 3072, 4096, 6144, 8192, ..."""
+    """The next of 256, 384 and 512 (for several sequences), 640, 1024, 2048, 3072, 4096, 6144, 8192, ..."""
     length = max(length, _LEAST_ALONE) if batch == 1 else length
     small = [bucket for bucket in _CACHES if bucket >= length]
     if small:
@@ -129,8 +140,8 @@ class Sequences:
     def extend(self, input_ids: np.ndarray, audio: Tensor | None = None, audio_index: np.ndarray | None = None):
         """Run tokens int32 (batch, length) through the model: scores and best token, still on the device.
 
-        length: 1, or a multiple of `PIECE`. audio (rows, hidden) with audio_index int32 (batch, length), or neither.
-        Raises `RuntimeError` where another batch has taken this one's cache.
+        length: 1, or a multiple of `piece_width`. audio (rows, hidden) with audio_index int32 (batch, length), or
+        neither. Raises `RuntimeError` where another batch has taken this one's cache.
         """
         if self.room.owner is not self:
             raise RuntimeError("another generation has begun on this model: finish or drop a stream before the next")
@@ -140,9 +151,10 @@ class Sequences:
             return self.room.step(*self._tokens(input_ids))
         if audio is None:
             audio_index = np.full(input_ids.shape, -1, np.int32)
-        for first in range(0, input_ids.shape[1], PIECE):
-            piece = np.ascontiguousarray(input_ids[:, first : first + PIECE])
-            index = Tensor(np.ascontiguousarray(audio_index[:, first : first + PIECE]))
+        width = piece_width(self.batch)
+        for first in range(0, input_ids.shape[1], width):
+            piece = np.ascontiguousarray(input_ids[:, first : first + width])
+            index = Tensor(np.ascontiguousarray(audio_index[:, first : first + width]))
             rows = self.room.silence
             if audio is not None:  # of that dtype, which the graph was compiled for
                 rows = audio_rows(audio, index).astype(rows.dtype)
@@ -249,7 +261,7 @@ class Engine:
             step = Forward(decoder, cache, tables, self.packed, scores=True)
             # In this phase MindSpore runs the cell's only graph, without looking each time for one that fits.
             prefill.phase = step.phase = "increment"
-            silence = msops.zeros((batch, PIECE, sizes.hidden_size), dtype)
+            silence = msops.zeros((batch, piece_width(batch), sizes.hidden_size), dtype)
             self._rooms[key] = Room(cache, self._graph(prefill), self._graph(step), silence)
         self._rooms.move_to_end(key)
         return self._rooms[key]

@@ -146,7 +146,7 @@ def _rows(outputs: Tensor, rows: int) -> np.ndarray:
 def _prefill(begun: Begun, copies: int) -> tuple[Sequences, tuple[Tensor, Tensor]]:
     """Run the prompts once, then give each `copies` sequences: these, and the scores and best token of each prompt."""
     engine, prompt, settings, audio = begun.engine, begun.prompt, begun.settings, begun.audio
-    width = prompt_width(int(prompt.lengths.max()))
+    width = prompt_width(int(prompt.lengths.max()), len(prompt.input_ids))
     room = width + min(settings.max_new_tokens, _EXPECTED_TOKENS)
     input_ids, audio_index, start = left_align(prompt, width, settings.padding)
     sequences = engine.sequences(len(input_ids), room)
