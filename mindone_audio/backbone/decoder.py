@@ -104,12 +104,11 @@ class DecoderLayer(nn.Cell):
         self.mlp = GatedMLP(config, layer)
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
-        self.epsilon = config.norm_epsilon
 
     def construct(self, x, rotation: tuple, mask, cache: KVCache | None = None, places=None, packed=None) -> Tensor:
-        normal = ops.rms_norm(x, self.input_layernorm.weight, self.epsilon)
-        x = x + self.self_attn(normal, rotation, mask, cache, places, packed)
-        return x + self.mlp(ops.rms_norm(x, self.post_attention_layernorm.weight, self.epsilon), packed)
+        before, after = self.input_layernorm, self.post_attention_layernorm
+        x = x + self.self_attn(ops.rms_norm(x, before.weight, before.epsilon), rotation, mask, cache, places, packed)
+        return x + self.mlp(ops.rms_norm(x, after.weight, after.epsilon), packed)
 
 
 class DecoderStack(nn.Cell):

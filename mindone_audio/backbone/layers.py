@@ -44,7 +44,10 @@ def share_rows(parameters: Sequence[Parameter], name: str) -> Parameter:
 
 
 def parts_of(whole: Parameter, most: int, name: str) -> list[Parameter]:
-    """Parameters that each are up to `most` rows of this one, which gets new memory, to be filled; likewise."""
+    """Parameters that each are up to `most` rows of this one, which gets new memory; to be filled.
+
+    Only inside `mindspore.nn.utils.no_init_parameters()`, and on a CPU.
+    """
     rows = np.empty(whole.shape, np.float32)
     whole.set_data(Tensor.from_numpy(rows))
     return [_placed(rows[start : start + most], f"{name}.{start}") for start in range(0, len(rows), most)]

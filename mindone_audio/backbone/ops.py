@@ -39,6 +39,7 @@ _add_at = ops.IndexAdd(axis=2)
 # From how many rows on, and up to how many, a CPU multiplies faster with the weight as the first operand: with 16 rows
 # 4 times at width 2048, twice at 512.
 _FEW_ROWS = (8, 64)
+_MANY_ROWS = 64  # beyond which `rms_norm` broadcasts nothing, since a broadcast would keep too much
 # Factors of x^12, x^10, ... x^0 in p of `gelu`, and the square from which on Phi(x) is 1 to fp32.
 _GELU = (3.6112371e-09, -2.66893011e-07)
 _GELU_REST = (7.93822204e-06, -0.00011048034, -6.6259912e-05, 0.0726685669, 1.59576843)
@@ -54,8 +55,7 @@ def _turned(rows: int) -> bool:
 
 @ops.constexpr
 def _are_many(shape: tuple[int, ...]) -> bool:
-    """Whether there are so many rows that what a broadcast of them keeps counts."""
-    return math.prod(shape[:-1]) > _FEW_ROWS[1]
+    return math.prod(shape[:-1]) > _MANY_ROWS
 
 
 @ops.constexpr
