@@ -44,7 +44,10 @@ class DecoderConfig:
 
 
 class DecoderAttention(nn.Cell):
-    """Causal attention with rotary positions and grouped key and value heads, of x (batch * length, hidden_size)."""
+    """Causal attention with rotary positions and grouped key and value heads, of x (batch * length, hidden_size).
+
+    Where the mask is of fewer queries, these are the last tokens, and the result has only their rows.
+    """
 
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
@@ -68,6 +71,7 @@ class DecoderAttention(nn.Cell):
             query, key, value = ops.split(heads, self.heads, 1)
             heads = msops.concat((self.q_norm(query), self.k_norm(key), value), 1)
         query, key, value = ops.split(ops.rotate(heads, *rotation), self.heads, 1)
+        query = ops.last(query, mask.shape[2], 2)
         if cache is not None:
             key, value = update(cache, self.layer, places, key, value)
         return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask)))
@@ -96,6 +100,7 @@ class DecoderLayer(nn.Cell):
 
     Rows, because what is between the matrix products then needs no reshape: on a CPU each is a kernel to launch. And
     MindSpore parses every cell of every layer that is called, but a function like `ops.rms_norm` once for all.
+    As many rows come out as the mask has queries: the last ones of each sample.
     """
 
     def __init__(self, config: DecoderConfig, layer: int):
@@ -107,7 +112,10 @@ class DecoderLayer(nn.Cell):
 
     def construct(self, x, rotation: tuple, mask, cache: KVCache | None = None, places=None, packed=None) -> Tensor:
         before, after = self.input_layernorm, self.post_attention_layernorm
-        x = x + self.self_attn(ops.rms_norm(x, before.weight, before.epsilon), rotation, mask, cache, places, packed)
+        heard = self.self_attn(ops.rms_norm(x, before.weight, before.epsilon), rotation, mask, cache, places, packed)
+        if x.shape[0] != heard.shape[0]:
+            x = ops.last(x.reshape((mask.shape[0], -1, x.shape[1])), mask.shape[2], 1).reshape(heard.shape)
+        x = x + heard
         return x + self.mlp(ops.rms_norm(x, after.weight, after.epsilon), packed)
 
 
@@ -119,14 +127,19 @@ class DecoderStack(nn.Cell):
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.CellList([DecoderLayer(config, i) for i in range(config.num_layers)])
         self.norm = RMSNorm(config.hidden_size, config.norm_epsilon)
+        self.num_layers = config.num_layers
         self.num_heads, self.num_key_value_heads = config.num_heads, config.num_key_value_heads
 
-    def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache, places, packed) -> Tensor:
-        x = embeddings.reshape((-1, embeddings.shape[-1]))
+    def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache, places, packed, last: bool) -> Tensor:
+        batch, length, width = embeddings.shape
+        x = embeddings.reshape((batch * length, width))
+        of_last = ops.last(mask, 1, 2) if last else None
         rotation, mask = for_all_heads(rotation, mask, self.num_heads, self.num_key_value_heads)
-        for layer in self.layers:
+        for i, layer in enumerate(self.layers):
+            if last and i == self.num_layers - 1:  # nothing reads what it makes of other tokens
+                mask = of_last
             x = layer(x, rotation, mask, cache, places, packed)
-        return self.norm(x).reshape(embeddings.shape)
+        return self.norm(x).reshape((batch, -1, width))
 
 
 class Decoder(nn.Cell):
@@ -152,14 +165,16 @@ class Decoder(nn.Cell):
         cache: KVCache | None = None,
         places=None,
         packed: "PackedWeights | None" = None,
+        last: bool = False,
     ) -> Tensor:
-        """Hidden states after the final norm, (batch, length, hidden_size).
+        """Hidden states after the final norm, (batch, length, hidden_size); with `last` (batch, 1, hidden_size).
 
         embeddings (batch, length, hidden_size); rotation: `look_up` of the positions; mask fp32 (batch, 1, length,
         keys), added to the scores. With a cache, new keys and values are written at its `places` and the keys are all
-        of the cache's; without one they are this call's. packed: the same weights in fewer matrices.
+        of the cache's; without one they are this call's. packed: the same weights in fewer matrices. last: only the
+        last token of each sample is asked for, so the last layer computes nothing else but keys and values.
         """
-        return self.model(embeddings, rotation, mask, cache, places, packed)
+        return self.model(embeddings, rotation, mask, cache, places, packed, last)
 
     @property
     def output_weight(self) -> ms.Parameter:

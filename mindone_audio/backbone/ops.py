@@ -207,12 +207,10 @@ def for_heads(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[2] == 1 else ops.tile(x, (1, heads, 1, 1))
 
 
-def last(x: Tensor) -> Tensor:
-    """(batch, length, n) to (batch, n): what belongs to the last of each."""
-    batch, length, width = x.shape
-    if length > 1:
-        x = _split(x, (length - 1, 1), 1)[1]
-    return x.reshape((batch, width))
+def last(x: Tensor, count: int, axis: int) -> Tensor:
+    """The last `count` of x along an axis."""
+    others = x.shape[axis] - count
+    return _split(x, (others, count), axis)[1] if others else x
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

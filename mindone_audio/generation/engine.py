@@ -103,8 +103,8 @@ class Forward(nn.Cell):
         if audio is not None:
             embeddings = merge_audio(embeddings, audio, audio_index)
         places = self.cache.places(columns)
-        hidden = self.language_model(embeddings, rotation, mask, self.cache, places, self.packed)
-        last = ops.last(hidden)
+        hidden = self.language_model(embeddings, rotation, mask, self.cache, places, self.packed, last=True)
+        last = hidden.reshape((-1, hidden.shape[-1]))
         if not self.scores:
             return last
         scores = self.language_model.logits(last) if self.packed is None else self.packed.logits(last)
