@@ -192,7 +192,7 @@ def test_a_prompt_of_several_pieces_and_an_answer_that_outgrows_its_cache(long_p
     monkeypatch.setattr(engine, "KVCache", partial(KVCache, flat=flat))
     reference, folder = long_pair
     ours = AutoModelForAudioTextToText.from_pretrained(folder)
-    prompts = [prompt([150, "a40", 120, "a17", 4]), prompt([4, "a9", 3], 1), prompt([130], 2)]
+    prompts = [prompt([220, "a40", 120, "a17", 4]), prompt([4, "a9", 3], 1), prompt([130], 2)]
     inputs = {**batch(prompts), **clips([40, 17, 9], 3)}
     settings = {"max_new_tokens": 140, "pad_token_id": PAD, **settings}
     expected = torch_beams(reference, inputs, do_sample=False, **settings)
