@@ -42,7 +42,7 @@ STEPS = (
     Step("prefill", "generate --random whisper-1b --clip-seconds 30 --new-tokens 8", f"{_TINY} --clip-seconds 10"),
     Step("long", "generate --random small --filled 512 1024 2048 4096 8192", f"{_TINY} --filled 32 64"),
     Step("start", "start", "start --rounds 1"),
-    Step("features", "features --rounds 9", "features --seconds 2 --rounds 1"),
+    Step("features", "features --rounds 31", "features --seconds 2 --rounds 1"),
     Step("batch", "batch", "batch --clips 4 --batch-size 2 --rounds 1"),
 )
 
