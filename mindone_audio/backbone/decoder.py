@@ -113,7 +113,7 @@ class DecoderLayer(nn.Cell):
     def construct(self, x, rotation: tuple, mask, cache: KVCache | None = None, places=None, packed=None) -> Tensor:
         before, after = self.input_layernorm, self.post_attention_layernorm
         heard = self.self_attn(ops.rms_norm(x, before.weight, before.epsilon), rotation, mask, cache, places, packed)
-        if x.shape[0] != heard.shape[0]:
+        if x.shape[0] != heard.shape[0]:  # without which a step would launch two reshapes a layer
             x = ops.last(x.reshape((mask.shape[0], -1, x.shape[1])), mask.shape[2], 1).reshape(heard.shape)
         x = x + heard
         return x + self.mlp(ops.rms_norm(x, after.weight, after.epsilon), packed)

@@ -20,12 +20,12 @@ from mindone_audio.backbone.cache import CopySequences, KVCache
 from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
 
 # Columns of a prompt that the prefill graph takes at a time, of few prompts. One piece holds 5 s at Qwen2-Audio's 25
-# tokens a second with a question, five hold 30 s; narrower ones multiply more slowly, wider ones are emptier.
+# tokens a second with a question, five hold 30 s; the last piece of a prompt is half empty on average.
 PIECE = 160
 _MOST_ROWS = 1024  # of all prompts that it takes at a time: bounds its memory, and more are no faster
 _LEAST_PIECE = 16  # which its width is a multiple of
 _CACHES = (256, 384, 512, 640)  # positions, of the small ones; what a step of a batch reads is mostly its cache
-_LEAST_ALONE = 640  # of one sequence: three pieces of prompt and one of answer, so that few caches are exchanged
+_LEAST_ALONE = 640  # of one sequence: three pieces of prompt and 128 tokens of answer, so few caches are exchanged
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
 _MOST_CLIPS = 8  # that are encoded at once: bounds the memory that ten minutes of windows need
 _CACHES_KEPT = 4  # beams need two at once; more only save compilations
