@@ -2,6 +2,6 @@
 
 import sys
 
-from mindone_audio.cli import main
+from mindone_audio.cli import start
 
-sys.exit(main())
+sys.exit(start())

@@ -36,5 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
         return INTERRUPTED
 
 
+def start() -> int:
+    """`main` of a process that is only this command."""
+    # transformers imports PyTorch where it is installed, for five seconds, and nothing here needs it.
+    os.environ.setdefault("USE_TORCH", "0")
+    return main()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

@@ -2,7 +2,8 @@
 
 The formula is that of openai/whisper, `whisper/audio.py`; its settings are those of a `WhisperFeatureExtractor`. What
 is 70 dB and more below the loudest of a frame shows how a Fourier transform in float32 rounds, by up to 4e-5. So that
-results equal those of transformers to 1e-6, the transform is PyTorch's where that is installed, as transformers' is.
+results equal those of transformers to 1e-6, the transform is PyTorch's where transformers has that: where it is
+installed, but not in a process with USE_TORCH=0, as commands are.
 """
 
 import os

@@ -108,6 +108,8 @@ def test_start(tmp_path):
         assert sum(stages[stage][0] for stage in benchmark_start.STAGES) == pytest.approx(stages["all"][0])
     assert result["imports"]["ours"]["mindspore"] > 0 and "torch" not in result["imports"]["ours"]
     assert result["imports"]["PyTorch"]["torch"] > 0 and "mindspore" not in result["imports"]["PyTorch"]
+    first_text, imported, helped = (seconds[0] for seconds in result["commands"].values())
+    assert first_text > imported > 0 and helped > 0
     graphs, prompts = result["compilation"]["graphs"][0], result["compilation"]["prompts"]
     assert len(graphs) >= 2 and len(prompts["calls"]) == 20 and len(prompts["graphs"]) >= 2
     assert result["compilation"]["extra"][0] > sum(graphs) / 2

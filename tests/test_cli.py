@@ -216,6 +216,16 @@ def test_help_is_quick_because_nothing_heavy_is_imported():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+def test_a_command_does_not_load_pytorch():
+    """transformers would, where it is installed, which takes longer than the answer."""
+    command = [sys.executable, "-X", "importtime", "-m", "mindone_audio", "ask", *CPU, SIREN, "What's that sound?"]
+    environment = {name: value for name, value in os.environ.items() if name != "USE_TORCH"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=True)
+    assert done.stdout == "It is a siren.\n"
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "transformers" in imported and "torch" not in imported
+
+
 def test_the_module_is_the_command_and_a_closed_pipe_is_no_error():
     command = [sys.executable, "-m", "mindone_audio", "models"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
