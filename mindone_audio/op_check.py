@@ -121,11 +121,13 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
     row, row_weight = normal(1, 1, 256), normal(128, 256)
     convolution = normal(2, 7, 3), normal(4, 3, 3), normal(4)
     codes = rng.integers(0, 256, 96).astype(np.int32)
-    only_cpu = Case(
-        "add_columns", _AddColumns(dtype), _add_columns, (normal(2, 3, 8, 4), normal(2, 3, 3, 4)), (columns,)
-    )
+    added = normal(2, 3, 8, 4), normal(2, 3, 3, 4)
+    only_cpu = [
+        Case("add_columns", _AddColumns(dtype, 2), _add_columns, added, (columns,)),
+        Case("add_columns, turned", _AddColumns(dtype, 3), _add_columns, added, (columns,)),
+    ]
     return [
-        *([] if scatters_rows() else [only_cpu]),
+        *([] if scatters_rows() else only_cpu),
         Case("linear", ops.linear, lambda x, w, b: x @ w.T + b, (normal(2, 5, 16), normal(24, 16), normal(24))),
         Case("linear, no bias", ops.linear, lambda x, w: x @ w.T, (normal(2, 5, 16), normal(24, 16))),
         Case("linear, ten rows", ops.linear, lambda x, w: x @ w.T, (normal(10, 16), normal(24, 16))),
@@ -147,6 +149,8 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("rotate", ops.rotate, _rotate, (normal(2, 3, 9, 8), *tables)),
         Case("attention", _run_attention, _attention, (many, keys, values), (hidden,)),
         Case("attention, one query", _run_attention, _attention, (one, keys, values), (hidden[:, :, :1],)),
+        Case("turn", ops.turn, lambda x: x.swapaxes(2, 3), (normal(2, 3, 5, 4),)),
+        Case("attention, turned keys", _run_turned, _attention, (one, keys, values), (hidden[:, :, :1],)),
         Case("conv1d, stride 1", _run_conv1d, _conv1d, convolution),
         Case("conv1d, stride 2", _run_conv1d_by_2, lambda *inputs: _conv1d(*inputs, stride=2), convolution),
         Case("average_pairs", ops.average_pairs, lambda x: (x[:, 0:6:2] + x[:, 1:6:2]) / 2, (normal(2, 7, 4),)),
@@ -192,6 +196,10 @@ def _run_attention(query, key, value, hidden):
     return ops.attention(query, key, value, hidden.astype(ms.float32) * ops.MASKED)
 
 
+def _run_turned(query, key, value, hidden):
+    return ops.attention(query, ops.turn(key), value, hidden.astype(ms.float32) * ops.MASKED, turned=True)
+
+
 def _run_conv1d(x, weight, bias):
     return ops.conv1d(x, weight, bias, 1)
 
@@ -234,15 +242,19 @@ class _WriteRows(nn.Cell):
 
 
 class _AddColumns(nn.Cell):
-    """`ops.add_columns`, likewise."""
+    """`ops.add_columns`, likewise; along the last axis with everything turned, and the result turned back."""
 
-    def __init__(self, dtype: ms.Type):
+    def __init__(self, dtype: ms.Type, axis: int):
         super().__init__()
-        self.table = Parameter(msops.zeros((2, 3, 8, 4), dtype), name="columns", requires_grad=False)
+        self.axis, shape = axis, (2, 3, 8, 4) if axis == 2 else (2, 3, 4, 8)
+        self.table = Parameter(msops.zeros(shape, dtype), name="columns", requires_grad=False)
 
     def construct(self, table, values, columns):
-        msops.assign(self.table, table)
-        return ops.add_columns(self.table, columns, values)
+        if self.axis == 2:
+            msops.assign(self.table, table)
+            return ops.add_columns(self.table, columns, values, 2)
+        msops.assign(self.table, ops.turn(table))
+        return ops.turn(ops.add_columns(self.table, columns, ops.turn(values), 3))
 
 
 def _layer_norm(x, weight, bias):

@@ -72,9 +72,11 @@ class DecoderAttention(nn.Cell):
             heads = msops.concat((self.q_norm(query), self.k_norm(key), value), 1)
         query, key, value = ops.split(ops.rotate(heads, *rotation), self.heads, 1)
         query = ops.last(query, mask.shape[2], 2)
+        turned = False
         if cache is not None:
             key, value = update(cache, self.layer, places, key, value)
-        return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask)))
+            turned = not cache.flat
+        return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask, turned)))
 
 
 class GatedMLP(nn.Cell):

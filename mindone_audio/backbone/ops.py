@@ -27,7 +27,7 @@ MASKED = -1.0e9
 _matmul = ops.MatMul()
 _matmul_transposed = ops.MatMul(transpose_b=True)
 _scores = ops.BatchMatMul(transpose_b=True)
-_weighted_sum = ops.BatchMatMul()
+_product = ops.BatchMatMul()
 _add_bias = ops.BiasAdd()
 _softmax = ops.Softmax(-1)
 _strided_slice = ops.StridedSlice()
@@ -35,7 +35,7 @@ _mean = ops.ReduceMean(keep_dims=True)
 _split = ops.auto_generate.SplitWithSize()
 _layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
 _write = ops.ScatterUpdate()
-_add_at = ops.IndexAdd(axis=2)
+_add_along_rows, _add_along_last = ops.IndexAdd(axis=2), ops.IndexAdd(axis=3)
 # From how many rows on, and up to how many, a CPU multiplies faster with the weight as the first operand: with 16 rows
 # 4 times at width 2048, twice at 512.
 _FEW_ROWS = (8, 64)
@@ -222,25 +222,26 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + swapped * sin
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, turned: bool = False) -> Tensor:
     """Dot-product attention with grouped key and value heads, softmax in fp32.
 
     query (batch, heads, queries, head_dim), already divided by sqrt(head_dim); key and value (batch, key_value_heads,
-    keys, head_dim), where every `heads / key_value_heads` neighbouring query heads share one key head; mask fp32, added
-    to the scores (batch, heads, queries, keys), the same for all heads where there is one query; None hides nothing.
-    Returns (batch, heads, queries, head_dim).
+    keys, head_dim), or the key with its last axes `turned`, where every `heads / key_value_heads` neighbouring query
+    heads share one key head; mask fp32, added to the scores (batch, heads, queries, keys), the same for all heads where
+    there is one query; None hides nothing. Returns (batch, heads, queries, head_dim).
     """
     batch, heads, queries, head_dim = query.shape
-    key_value_heads, keys = key.shape[1], key.shape[2]
+    key_value_heads, keys = value.shape[1], value.shape[2]
     groups = heads // key_value_heads
     query = query.reshape((batch, key_value_heads, groups * queries, head_dim))
-    scores = _scores(query, key).astype(ms.float32)
+    scores = _product(query, key) if turned else _scores(query, key)
+    scores = scores.astype(ms.float32)
     if queries > 1:  # one query's mask fits the grouped heads as it is
         scores = scores.reshape((batch, heads, queries, keys))
     if mask is not None:
         scores = scores + mask
     weights = _softmax(scores).astype(value.dtype)
-    mixed = _weighted_sum(weights.reshape((batch, key_value_heads, groups * queries, keys)), value)
+    mixed = _product(weights.reshape((batch, key_value_heads, groups * queries, keys)), value)
     return mixed.reshape((batch, heads, queries, head_dim))
 
 
@@ -298,10 +299,19 @@ def write_rows(table: ms.Parameter, rows: Tensor, values: Tensor) -> Tensor:
     return _write(table, rows, values)
 
 
-def add_columns(table: ms.Parameter, columns: Tensor, values: Tensor) -> Tensor:
-    """Add `values` (batch, heads, length, n) in place to `table[:, :, columns]`; returns the table as written.
+def add_columns(table: ms.Parameter, columns: Tensor, values: Tensor, axis: int) -> Tensor:
+    """Add `values` in place to the `columns`, int32 (length), of a table; returns the table as written.
 
-    table (batch, heads, positions, n), columns int32 (length). On Ascend it is one of the slow operations that the
-    device's own CPU runs, and takes no bfloat16.
+    With axis 2 the table is (batch, heads, positions, n) and values (batch, heads, length, n); with axis 3 the last two
+    axes of both are turned. On Ascend it is one of the slow operations that the device's own CPU runs, and takes no
+    bfloat16.
     """
-    return _add_at(table, columns, values)
+    return _add_along_rows(table, columns, values) if axis == 2 else _add_along_last(table, columns, values)
+
+
+def turn(x: Tensor) -> Tensor:
+    """(batch, heads, length, n) to (batch, heads, n, length)."""
+    batch, heads, length, width = x.shape
+    if length > 1:  # a transpose takes less time, and more memory
+        x = ops.gather(x.reshape((batch * heads, length * width)), _swapped(length, width), 1)
+    return x.reshape((batch, heads, width, length))
