@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def start() -> int:
     """`main` of a process that is only this command."""
-    # transformers imports PyTorch where it is installed, for five seconds, and nothing here needs it.
+    # transformers imports PyTorch where it is installed, for three to five seconds, and nothing here needs it.
     os.environ.setdefault("USE_TORCH", "0")
     return main()
 
