@@ -19,6 +19,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor
 from mindone_audio import device, hub, weights
 from mindone_audio.audio import AudioError, fit_window, load_clips
 from mindone_audio.backbone import ops
+from mindone_audio.backbone.compiled import one_graph
 from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig
 from mindone_audio.backbone.layers import LayerNorm, Linear, parameter
 from mindone_audio.backbone.published_config import encoder_config
@@ -70,7 +71,7 @@ class WhisperVQ:
         self.cell = SoundTokens(encoder, *(config[name] for name in sizes)).set_train(False)
         self.window = encoder.num_mel_frames
         self.feature_extractor = WhisperFeatureExtractor(feature_size=encoder.num_mel_bins)
-        self._graph = ms.jit(self.cell.construct)
+        self._graph = one_graph(self.cell)
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | os.PathLike, **download) -> "WhisperVQ":

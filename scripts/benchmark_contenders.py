@@ -97,8 +97,8 @@ class Ours(Contender):
         inputs = dict(self.inputs)
         ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
         settings = inputs | {"max_new_tokens": self.new_tokens}
-        sequences, (_, best) = _prefill(self.model._begin(ids, mask, None, None, self.compiled, settings), 1)
-        return self._steps(sequences, best.asnumpy(), self.new_tokens - 1)
+        sequences, _, best = _prefill(self.model._begin(ids, mask, None, None, self.compiled, settings), 1)
+        return self._steps(sequences, best, self.new_tokens - 1)
 
     def filled_step(self, filled: int) -> float:
         import numpy as np
@@ -112,8 +112,8 @@ class Ours(Contender):
     def _steps(sequences, tokens, count: int) -> float:
         start = time.perf_counter()
         for _ in range(count):
-            _, best = sequences.extend(tokens[:, None])
-            tokens = best.asnumpy()
+            _, best = sequences.extend(tokens)
+            tokens = best.asnumpy()[: len(tokens)]
         return (time.perf_counter() - start) / count
 
 

@@ -1,5 +1,8 @@
 """generate: sampling, stopping, streaming, buckets, and what it refuses."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -11,9 +14,9 @@ from transformers import GenerationConfig, TextStreamer
 
 from mindone_audio import AutoModelForAudioTextToText
 from mindone_audio.backbone import decoder
-from mindone_audio.generation import sampling
+from mindone_audio.generation import engine, sampling
 from mindone_audio.generation.beam import BeamSearch
-from mindone_audio.generation.engine import PIECE, cache_bucket, clips_bucket, piece_width, prompt_width
+from mindone_audio.generation.engine import PIECE, cache_bucket, power_of_two, prompt_width
 from mindone_audio.generation.settings import GenerationSettings, settle
 
 INPUTS = {**batch([prompt([3, "a40", 5])]), **clips([40])}
@@ -173,18 +176,15 @@ def test_text_streamer_of_transformers(model, capsys):
 
 def test_buckets_hold_what_they_are_asked_for():
     for length in range(1, 3000, 7):
-        assert length <= prompt_width(length, 3) < length + PIECE
-        assert length <= prompt_width(length, 17) < length + 48
-        assert length <= cache_bucket(length, 1) <= max(640, 2 * length)
-        assert length <= cache_bucket(length, 2) <= max(256, 2 * length)
-        assert length <= clips_bucket(length) < 2 * length
-    assert [cache_bucket(length, 3) for length in (257, 2049, 3073, 4097, 8193)] == [384, 3072, 4096, 6144, 12288]
-    assert [piece_width(batch) for batch in (1, 6, 8, 16, 17, 64, 1000)] == [160, 160, 128, 64, 48, 16, 16]
+        assert length <= prompt_width(length) < length + PIECE
+        assert length <= cache_bucket(length) <= max(512, 2 * length)
+        assert length <= power_of_two(length) < 2 * length
+    assert [cache_bucket(length) for length in (513, 2049, 3073, 4097, 8193)] == [1024, 3072, 4096, 6144, 12288]
 
 
-def test_many_prompts_go_in_narrow_pieces(model):
-    """17 prompts of up to three pieces: the tokens are those of each alone."""
-    texts = [prompt([length], length) for length in (*range(1, 17), 110)]
+def test_many_prompts_are_answered_as_each_alone(model):
+    """17 prompts of one or two chunks in a batch of 32, of which 15 are empty."""
+    texts = [prompt([length], length) for length in (*range(1, 17), 170)]
     together = new_tokens(model, batch(texts), max_new_tokens=6)
     for row in (0, 8, 16):
         assert together[row].tolist() == new_tokens(model, batch([texts[row]]), max_new_tokens=6)[0].tolist()
@@ -201,8 +201,7 @@ def test_twenty_prompts_of_different_lengths_compile_two_graphs(model):
 
 def test_a_new_prompt_of_the_same_bucket_compiles_nothing(model, monkeypatch):
     new_tokens(model, max_new_tokens=3)
-    engine = model._engines[True]
-    monkeypatch.setattr(engine, "_graph", lambda cell: pytest.fail("compiled again"))
+    monkeypatch.setattr(model._engines[True], "graph", lambda cell: pytest.fail("compiled again"))
     other = {**batch([prompt([9, "a33", 7], 4)]), **clips([33], 5)}
     assert new_tokens(model, other, max_new_tokens=20).shape == (1, 20)
 
@@ -216,7 +215,8 @@ def test_weights_that_change_between_two_calls(tmp_path, change):
 
     def scores() -> np.ndarray:
         sequences = model._engine(True).sequences(1, PIECE + 1)
-        return np.concatenate([sequences.extend(part)[0].asnumpy() for part in (ids[:, :PIECE], ids[:, PIECE:])])
+        outputs = sequences.prefill(ids[0, :PIECE]), sequences.extend(ids[:, PIECE])
+        return np.concatenate([scores.asnumpy() for scores, _ in outputs])
 
     for part in ("self_attn.k_proj.bias", "mlp.up_proj.weight"):
         before = scores()
@@ -242,7 +242,7 @@ def test_an_output_layer_in_parts_is_the_whole_one(tmp_path, monkeypatch, tied, 
     for expected_packed in (True, change == "in place"):
         sequences = model._engine(True).sequences(1, 1)
         assert (model._engine(True).packed is not None) == expected_packed
-        scores = sequences.extend(ids)[0].asnumpy()
+        scores = sequences.extend(ids[0])[0].asnumpy()
         expected = model(input_ids=ids, attention_mask=np.ones_like(ids)).logits.asnumpy()[0]
         assert relative_error(scores, expected) < 1e-5
         parameter = model.language_model.output_weight
@@ -275,13 +275,36 @@ def test_packed_weights_stay_the_models_own(tmp_path):
         np.testing.assert_array_equal(saved.asnumpy(), own.asnumpy(), name)
 
 
-def test_many_shapes_keep_few_caches_and_stay_right(model):
+def test_caches_are_dropped_only_where_they_are_too_large_together(model, monkeypatch, caplog):
+    model.__dict__.pop("_engines", None)
     first = new_tokens(model, max_new_tokens=6, num_beams=2).tolist()
-    for rows in range(2, 8):
-        inputs = batch([prompt([4 + row], row) for row in range(rows)])
-        assert new_tokens(model, inputs, max_new_tokens=2, compile=False).shape == (rows, 2)
-    assert len(model._engines[False]._rooms) <= 4
+    slots = model._engines[True]._slots
+    assert set(slots) == {(1, 512), (2, 512)}
+    step = weakref.ref(slots[2, 512].step)
+    monkeypatch.setattr(engine, "_LEAST_BYTES", slots[2, 512].cache.nbytes * 4)
+    new_tokens(model, batch([prompt([4])] * 5), max_new_tokens=2)
+    assert set(slots) == {(1, 512), (8, 512)}
+    assert "the cache of 2 sequences of 512 tokens is dropped" in caplog.text
+    gc.collect()
+    assert step() is None
     assert new_tokens(model, max_new_tokens=6, num_beams=2).tolist() == first
+
+
+def test_many_graphs_are_not_more(model, monkeypatch):
+    """Where there are enough, a batch takes slots that it does not fill, and says the same."""
+    model.__dict__.pop("_engines", None)
+    texts = batch([prompt([4 + row], row) for row in range(5)])
+    expected = new_tokens(model, {name: value[:3] for name, value in texts.items()}, max_new_tokens=6).tolist()
+    model.__dict__.pop("_engines", None)
+    new_tokens(model, texts, max_new_tokens=2)
+    own = model._engines[True]
+    monkeypatch.setattr(engine, "_MOST_GRAPHS", own.graphs)
+    with Compilations() as compiled:
+        few = new_tokens(model, {name: value[:3] for name, value in texts.items()}, max_new_tokens=6)
+    assert not compiled.seconds
+    assert few.tolist() == expected
+    assert new_tokens(model, batch([prompt([500])]), max_new_tokens=12).shape == (1, 12)  # nothing holds them
+    assert (1, 1024) in own._slots
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mindone_audio import device
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.cache import CopySequences, KVCache, update
+from mindone_audio.backbone.cache import KVCache, update
 from mindone_audio.backbone.decoder import DecoderConfig, look_up
 from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig, sinusoids
 from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables
@@ -114,6 +114,8 @@ def stored(cache: KVCache) -> tuple[np.ndarray, np.ndarray]:
 def test_cache_writes_at_positions_and_copies_sequences(flat):
     sizes = {"layers": 2, "key_value_heads": 3, "head_dim": 4, "dtype": ms.float32, "flat": flat}
     cache = KVCache(batch=2, positions=5, **sizes)
+    for table in (*cache.keys, *cache.values):
+        table[...] = float("nan")  # what an overflow leaves in half precision would get through a mask
     key, value = normal(2, 3, 2, 4), normal(2, 3, 2, 4)
     places = cache.places(Tensor([1, 2], ms.int32))
     for _ in range(2):  # what is written again is overwritten, once the cache is cleared
@@ -122,15 +124,35 @@ def test_cache_writes_at_positions_and_copies_sequences(flat):
     np.testing.assert_array_equal(keys.asnumpy().reshape(cache.keys[1].shape), cache.keys[1].asnumpy())
     np.testing.assert_array_equal(values.asnumpy().reshape(cache.values[1].shape), cache.values[1].asnumpy())
     assert not cache.keys[0].asnumpy().any()
-    larger, target = KVCache(batch=2, positions=8, **sizes), KVCache(batch=3, positions=5, **sizes)
+    larger = KVCache(batch=2, positions=8, **sizes)
     larger.take(cache)
-    CopySequences(cache, target)(Tensor([1, 0, 1], ms.int32))
     for kind, written in enumerate((key, value)):
         expected = np.zeros((2, 3, 8, 4), np.float32)
         expected[:, :, 1:3] = written
         np.testing.assert_array_equal(stored(cache)[kind], expected[:, :, :5])
         np.testing.assert_array_equal(stored(larger)[kind], expected)
-        np.testing.assert_array_equal(stored(target)[kind], expected[[1, 0, 1], :, :5])
+        larger.reorder(np.array([1, 0]))
+        np.testing.assert_array_equal(stored(larger)[kind], expected[[1, 0]])
+        larger.reorder(np.array([1, 1]))
+        np.testing.assert_array_equal(stored(larger)[kind], expected[[0, 0]])
+        larger.take(cache)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_sequence_is_inserted_whole(flat):
+    """Into a slot that a NaN was left in: all its columns are the other's, and empty ones zero; its neighbours stay."""
+    sizes = {"layers": 2, "key_value_heads": 3, "head_dim": 4, "dtype": ms.float32, "flat": flat}
+    one, target = KVCache(batch=1, positions=5, **sizes), KVCache(batch=3, positions=7, **sizes)
+    key, value = normal(1, 3, 3, 4), normal(1, 3, 3, 4)
+    update(one, 1, one.places(Tensor([1, 2, 3], ms.int32)), Tensor(key), Tensor(value))
+    for table in (*target.keys, *target.values):
+        table[...] = float("nan")
+    target.insert(1, one, np.array([4, 4, 2, 3, 4, 4, 4]))
+    for kind, written in enumerate((key, value)):
+        inserted = stored(target)[kind]
+        np.testing.assert_array_equal(inserted[1, :, 2:4], written[0, :, 1:])
+        assert not inserted[1][:, [0, 1, 4, 5, 6]].any()
+        assert np.isnan(inserted[[0, 2]]).all()
 
 
 def test_sinusoids_are_whispers():

@@ -1,6 +1,7 @@
-"""The static key-value cache: it only writes at positions, and copies rows between caches."""
+"""The static key-value cache: graphs only write at positions; between them, whole sequences are copied."""
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
@@ -54,12 +55,11 @@ class KVCache(nn.Cell):
         return (heads.reshape((-1, 1)) + columns).reshape((-1,))
 
     def clear(self) -> None:
-        """Make it ready for other sequences; not for a graph."""
-        if not self.flat:
-            for tables in (self.keys, self.values):
-                empty = msops.zeros(tables[0].shape, tables[0].dtype)
-                for table in tables:
-                    msops.assign(table, empty)
+        """Zero everywhere: what is added in place needs it, and a NaN would get through a mask; not for a graph."""
+        for tables in (self.keys, self.values):
+            empty = msops.zeros(tables[0].shape, tables[0].dtype)
+            for table in tables:
+                msops.assign(table, empty)
 
     def take(self, other: "KVCache") -> None:
         """Become a copy of a cache of the same sequences with fewer positions; not for a graph."""
@@ -69,6 +69,34 @@ class KVCache(nn.Cell):
         for source, target in zip(other.keys, self.keys):
             parts, axis = ((source.reshape(other.shape), rest), 2) if self.flat else ((source, ops.turn(rest)), 3)
             msops.assign(target, msops.concat(parts, axis).reshape(target.shape))
+
+    def insert(self, row: int, source: "KVCache", columns: np.ndarray) -> None:
+        """Overwrite a sequence whole by that of a cache of one: column i is columns[i] of it; not for a graph.
+
+        columns int (positions): a column that is empty in `source` makes an empty one here.
+        """
+        index = Tensor(columns.astype(np.int32))
+        for own, others, axis in ((self.keys, source.keys, 2 if self.flat else 3), (self.values, source.values, 2)):
+            for target, table in zip(own, others):
+                self._by_sequence(target)[row] = msops.gather(source._by_sequence(table), index, axis)[0]
+
+    def reorder(self, index: np.ndarray) -> None:
+        """Make sequence i a copy of sequence index[i], int (batch), as beams go on; not for a graph."""
+        changed = np.flatnonzero(index != np.arange(len(index))).tolist()
+        origins = Tensor(index[changed].astype(np.int32))
+        for table in (*self.keys, *self.values):
+            table = self._by_sequence(table)
+            for row, values in zip(changed, msops.gather(table, origins, 0)):
+                table[row] = values
+
+    def _by_sequence(self, table: Parameter) -> Tensor:
+        """A table as it is in memory, its first axis the sequences."""
+        return table.view(self.shape) if self.flat else table
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tables."""
+        return sum(table.nbytes for table in (*self.keys, *self.values))
 
 
 def update(cache: KVCache, layer: int, places: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,18 +111,3 @@ def update(cache: KVCache, layer: int, places: Tensor, key: Tensor, value: Tenso
     keys = ops.write_rows(cache.keys[layer], places, key.reshape((-1, cache.head_dim)))
     values = ops.write_rows(cache.values[layer], places, value.reshape((-1, cache.head_dim)))
     return keys.reshape(cache.shape), values.reshape(cache.shape)
-
-
-class CopySequences(nn.Cell):
-    """Fill a cache with chosen sequences of another one, or of itself: beams that continue, copies of a prompt."""
-
-    def __init__(self, source: KVCache, target: KVCache):
-        super().__init__(auto_prefix=False)
-        self.source, self.target = source, target
-
-    def construct(self, index: Tensor) -> Tensor:
-        """index int32 (target.batch): which sequence of the source each sequence of the target becomes."""
-        for source, target in zip(self.source.keys + self.source.values, self.target.keys + self.target.values):
-            chosen = msops.gather(source.reshape((self.source.batch, -1)), index, 0)
-            msops.assign(target, chosen.reshape(target.shape))
-        return index

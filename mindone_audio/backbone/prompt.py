@@ -103,18 +103,3 @@ def place_windows(mask: np.ndarray, counts: np.ndarray, starts: np.ndarray, leng
             end = start + length
             places[row, start:end] = True
     return places
-
-
-def left_align(prompt: Prompt, width: int, pad_token_id: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Move each sample's tokens to the right end of `width` columns, whatever side or gaps its padding had.
-
-    Returns input_ids and audio_index, int32 (batch, width), and start int32 (batch): the first column of each sample.
-    """
-    batch = len(prompt.input_ids)
-    input_ids = np.full((batch, width), pad_token_id, np.int32)
-    audio_index = np.full((batch, width), -1, np.int32)
-    start = (width - prompt.lengths).astype(np.int32)
-    for row in range(batch):
-        input_ids[row, start[row] :] = prompt.input_ids[row, prompt.mask[row]]
-        audio_index[row, start[row] :] = prompt.audio_index[row, prompt.mask[row]]
-    return input_ids, audio_index, start

@@ -14,7 +14,8 @@ from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
-from mindone_audio.generation.engine import clips_bucket
+from mindone_audio.backbone.compiled import graphs
+from mindone_audio.generation.engine import power_of_two
 
 _FEWEST_TARGETS = 16
 _SHORTEST = 64  # tokens that prompts are padded to
@@ -56,7 +57,7 @@ class MicroBatch:
         self.tokens = tuple(Tensor(_padded(array, shape, fill)) for array, fill in arrays)
         self.features, self.lengths, self.length = features, None, length
         if features is not None:
-            spare = clips_bucket(len(lengths)) - len(lengths)
+            spare = power_of_two(len(lengths)) - len(lengths)
             empty = msops.zeros((spare, *features.shape[1:]), features.dtype)
             self.features = msops.concat((features, empty)) if spare else features
             self.lengths = Tensor(np.concatenate([lengths, np.ones((spare, *lengths.shape[1:]), np.int32)]))
@@ -187,5 +188,5 @@ def zeros_like(parameter: Parameter, name: str) -> Parameter:
 
 
 def graph(cell: nn.Cell, compiled: bool) -> Callable:
-    """The cell as one graph, or as it is."""
-    return ms.jit(cell.construct) if compiled else cell
+    """The cell as a graph for each set of shapes, or as it is."""
+    return graphs(cell) if compiled else cell

@@ -1,10 +1,15 @@
-"""The compiled graphs behind `generate`: encode clips, prefill a prompt, decode one token, copy sequences.
+"""The compiled graphs behind `generate`: encode a clip, prefill a prompt, decode one token of every sequence.
 
-Shapes are fixed or rounded up to buckets, so that a new prompt or clip seldom compiles anything. A prompt goes through
-one prefill graph in pieces of equal length; the step graph reads the whole cache, so a cache begins small and is
-exchanged for a larger one when it is full. Both are compiled once for each (batch, cache bucket).
+A compiled graph costs seconds and memory, so there are few shapes, and what is compiled is kept. Clips are encoded one
+at a time, in one of four widths. A prompt goes through the prefill graph of one sequence, in chunks of equal length; a
+batch is filled with what came out. The step graph is that of 1, 2, 4, 8, ... sequences, of which some may be empty. It
+reads the whole cache, so a cache begins small and is exchanged for a larger one when it is full. Prefill and step are
+compiled once for each size of cache, the step also for each number of sequences: with the encoder at most 16 graphs for
+up to 16 sequences of up to 1,024 tokens, whatever is asked in which order.
 """
 
+import logging
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable
 
@@ -16,45 +21,30 @@ from mindspore import ops as msops
 from mindone_audio import device
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audio_rows, merge_audio
-from mindone_audio.backbone.cache import CopySequences, KVCache
+from mindone_audio.backbone.cache import KVCache
+from mindone_audio.backbone.compiled import one_graph
 from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
 
-# Columns of a prompt that the prefill graph takes at a time, of few prompts. One piece holds 5 s at Qwen2-Audio's 25
-# tokens a second with a question, five hold 30 s; the last piece of a prompt is half empty on average.
+logger = logging.getLogger(__name__)
+
+# Columns of a prompt that the prefill graph takes at a time. One chunk holds 5 s at Qwen2-Audio's 25 tokens a second
+# with a question, five hold 30 s; the last chunk of a prompt is half empty on average.
 PIECE = 160
-_MOST_ROWS = 1024  # of all prompts that it takes at a time: bounds its memory, and more are no faster
-_LEAST_PIECE = 16  # which its width is a multiple of
-_CACHES = (256, 384, 512, 640)  # positions, of the small ones; what a step of a batch reads is mostly its cache
-_LEAST_ALONE = 640  # of one sequence: three pieces of prompt and 128 tokens of answer, so few caches are exchanged
+_SMALLEST_CACHE = 512  # positions: three chunks of prompt, or two and 128 tokens of answer or more
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
-_MOST_CLIPS = 8  # that are encoded at once: bounds the memory that ten minutes of windows need
-_CACHES_KEPT = 4  # beams need two at once; more only save compilations
+_MOST_GRAPHS = 16  # from which on a batch takes larger slots than it needs, if there are some, before it compiles more
+_LEAST_BYTES = 4 << 30  # that all caches of a model may take together; or as many as its parameters, if those are more
 _best = msops.Argmax(-1, ms.int32)
 
 
-# What a batch is: prompts as they were given, or copies of such a batch, whose cache is as large as the original's.
-PROMPTS, COPIES = "prompts", "copies"
+def prompt_width(length: int) -> int:
+    """The next multiple of `PIECE`."""
+    return -(-length // PIECE) * PIECE
 
 
-def piece_width(batch: int) -> int:
-    """How many columns of so many prompts the prefill graph takes at a time: `PIECE`, or fewer of many prompts."""
-    fitting = _MOST_ROWS // batch // _LEAST_PIECE * _LEAST_PIECE
-    return min(PIECE, max(_LEAST_PIECE, fitting))
-
-
-def prompt_width(length: int, batch: int) -> int:
-    """The next multiple of `piece_width`."""
-    piece = piece_width(batch)
-    return -(-length // piece) * piece
-
-
-def cache_bucket(length: int, batch: int) -> int:
-    """The next of 256, 384 and 512 (for several sequences), 640, 1024, 2048, 3072, 4096, 6144, 8192, ..."""
-    length = max(length, _LEAST_ALONE) if batch == 1 else length
-    small = [bucket for bucket in _CACHES if bucket >= length]
-    if small:
-        return small[0]
-    bucket = 1024
+def cache_bucket(length: int) -> int:
+    """The next of 512, 1024, 2048, 3072, 4096, 6144, 8192, ..."""
+    bucket = _SMALLEST_CACHE
     while bucket < length:
         if bucket >= _EVEN_CACHE and bucket * 3 // 2 >= length:
             return bucket * 3 // 2
@@ -62,9 +52,9 @@ def cache_bucket(length: int, batch: int) -> int:
     return bucket
 
 
-def clips_bucket(clips: int) -> int:
-    """The next power of two."""
-    return 1 << (clips - 1).bit_length()
+def power_of_two(count: int) -> int:
+    """The next power of two, which numbers of sequences and of clips are rounded up to."""
+    return 1 << (count - 1).bit_length()
 
 
 class EncodeAudio(nn.Cell):
@@ -111,69 +101,111 @@ class Forward(nn.Cell):
         return scores, _best(scores)
 
 
-class Room:
-    """A cache and the graphs that write it, for one batch at a time: `owner` is whose it is."""
+class Slots:
+    """A cache with a slot for each of `batch` sequences, and the graphs that write it, of which the prefill's is only
+    for one sequence. `owner()`: the sequences that it is of, if they are still there."""
 
-    def __init__(self, cache: KVCache, prefill: Callable, step: Callable, silence: Tensor):
-        self.cache, self.prefill, self.step, self.silence = cache, prefill, step, silence
-        self.owner: Sequences | None = None
-
-    def given_to(self, owner: "Sequences") -> "Room":
-        """Empty it for a batch that begins."""
-        if self.owner is not None:
-            self.cache.clear()
-        self.owner = owner
-        return self
+    def __init__(self, engine: "Engine", batch: int, positions: int):
+        decoder, dtype = engine.model.language_model, engine.model.dtype
+        sizes = decoder.config
+        self.cache = KVCache(sizes.num_layers, batch, sizes.num_key_value_heads, positions, sizes.head_dim, dtype)
+        tables = decoder.rotation_tables(positions, dtype)
+        self.step = engine.graph(Forward(decoder, self.cache, tables, engine.packed, scores=True))
+        self.silence = msops.zeros((batch, PIECE, sizes.hidden_size), dtype)
+        # Many rows gain nothing from packed weights.
+        prefill = Forward(decoder, self.cache, tables, None, scores=False) if batch == 1 else None
+        self.prefill = prefill and engine.graph(prefill)
+        self.owner: Callable[[], Sequences | None] = lambda: None
 
 
 class Sequences:
     """A batch under generation, and how far it is.
 
-    length: columns written so far. start: int32 (batch), the first column of each sample that is not padding.
+    rows: sequences; the cache has a slot for each, and empty ones up to a power of two. length: columns written so far.
+    start: int32 (slots), the first column of each that is not padding; of an empty slot the one after the last.
     """
 
-    def __init__(self, engine: "Engine", role: str, batch: int, positions: int):
-        self.engine, self.role, self.batch = engine, role, batch
-        self.length, self.start = 0, Tensor(np.zeros(batch, np.int32))
-        self.room = engine.room(role, batch, positions).given_to(self)
+    def __init__(self, engine: "Engine", rows: int, positions: int):
+        self.engine, self.rows = engine, rows
+        self.slots = engine.slots(rows, positions)
+        self.slots.owner = weakref.ref(self)
+        self.length, self.start = 0, np.zeros(self.slots.cache.batch, np.int32)
+        if rows == 1:
+            self.slots.cache.clear()
+        else:  # `insert` overwrites each of them whole
+            self.start[:] = np.iinfo(np.int32).max // 2
 
-    def extend(self, input_ids: np.ndarray, audio: Tensor | None = None, audio_index: np.ndarray | None = None):
-        """Run tokens int32 (batch, length) through the model: scores and best token, still on the device.
+    def prefill(self, input_ids: np.ndarray, audio: Tensor | None = None, audio_index: np.ndarray | None = None):
+        """Run a prompt int32 (length) through the model, as the only sequence: scores and best token, on the device.
 
-        length: 1, or a multiple of `piece_width`. audio (rows, hidden) with audio_index int32 (batch, length), or
-        neither. Raises `RuntimeError` where another batch has taken this one's cache.
+        audio (rows, hidden) with audio_index int32 (length), -1 where a token is text, or neither.
         """
-        if self.room.owner is not self:
-            raise RuntimeError("another generation has begun on this model: finish or drop a stream before the next")
-        if self.length + input_ids.shape[1] > self.room.cache.positions:
-            self._move(self.length + input_ids.shape[1])
-        if input_ids.shape[1] == 1:
-            return self.room.step(*self._tokens(input_ids))
-        if audio is None:
-            audio_index = np.full(input_ids.shape, -1, np.int32)
-        width = piece_width(self.batch)
-        for first in range(0, input_ids.shape[1], width):
-            piece = np.ascontiguousarray(input_ids[:, first : first + width])
-            index = Tensor(np.ascontiguousarray(audio_index[:, first : first + width]))
-            rows = self.room.silence
+        self._check_owner()
+        padding = prompt_width(len(input_ids)) - len(input_ids)
+        ids = np.pad(input_ids.astype(np.int32), (padding, 0))[None]
+        index = np.full(ids.shape, -1, np.int32)
+        if audio is not None:
+            index[0, padding:] = audio_index
+        self.start[0] = padding
+        for first in range(0, ids.shape[1], PIECE):
+            chunk = np.ascontiguousarray(ids[:, first : first + PIECE])
+            places = Tensor(np.ascontiguousarray(index[:, first : first + PIECE]))
+            rows = self.slots.silence
             if audio is not None:  # of that dtype, which the graph was compiled for
-                rows = audio_rows(audio, index).astype(rows.dtype)
-            last = self.room.prefill(*self._tokens(piece), rows, index)
+                rows = audio_rows(audio, places).astype(rows.dtype)
+            last = self.slots.prefill(*self._tokens(chunk), rows, places)
         scores = self.engine.model.language_model.logits(last)
         return scores, _best(scores)
+
+    def extend(self, tokens: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Append one token, int32 (rows), to each sequence: scores and best next tokens of all slots, on the device.
+
+        Raises `RuntimeError` where another batch has taken this one's cache.
+        """
+        self._check_owner()
+        if self.length == self.slots.cache.positions:
+            self._move(self.length + 1)
+        ids = np.zeros((self.slots.cache.batch, 1), np.int32)
+        ids[: self.rows, 0] = tokens
+        return self.slots.step(*self._tokens(ids))
+
+    def insert(self, row: int, prompt: "Sequences") -> None:
+        """Make a row a copy of the only sequence of `prompt`; all prompts end at this batch's `length`."""
+        cache, source = self.slots.cache, prompt.slots.cache
+        tokens = prompt.length - int(prompt.start[0])
+        columns = np.full(cache.positions, source.positions - 1)  # where nothing has been written
+        columns[self.length - tokens : self.length] = np.arange(prompt.length - tokens, prompt.length)
+        cache.insert(row, source, columns)
+        self.start[row] = self.length - tokens
+
+    def reorder(self, index: np.ndarray) -> None:
+        """Make row i a copy of row index[i], int (rows)."""
+        if (index != np.arange(self.rows)).any():
+            whole = np.arange(self.slots.cache.batch)
+            whole[: self.rows] = index
+            self.slots.cache.reorder(whole)
+            self.start = self.start[whole]
+
+    def _check_owner(self) -> None:
+        if self.slots.owner() is not self:
+            raise RuntimeError("another generation has begun on this model: finish or drop a stream before the next")
 
     def _tokens(self, input_ids: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of a graph for the next columns."""
         offset, self.length = self.length, self.length + input_ids.shape[1]
         # from_numpy shares the array's memory and takes a tenth of Tensor's time.
-        return Tensor.from_numpy(input_ids), Tensor.from_numpy(np.array(offset, np.int32)), self.start
+        return (
+            Tensor.from_numpy(input_ids),
+            Tensor.from_numpy(np.array(offset, np.int32)),
+            Tensor.from_numpy(self.start),
+        )
 
     def _move(self, positions: int) -> None:
         """Go on in a larger cache."""
-        room = self.engine.room(self.role, self.batch, positions)
-        room.owner = self
-        room.cache.take(self.room.cache)
-        self.room = room
+        slots = self.engine.slots(self.slots.cache.batch, positions, grown=True)
+        slots.owner = weakref.ref(self)
+        slots.cache.take(self.slots.cache)
+        self.slots = slots
 
 
 class Structure:
@@ -214,64 +246,57 @@ class Engine:
         self.model, self.compiled = model, compiled
         packed = model.packed_weights
         self.packed = packed if packed is not None and packed.serve(model.language_model) else None
-        self._encode = self._graph(EncodeAudio(model))
-        self._rooms: OrderedDict[tuple, Room] = OrderedDict()
-        self._copies: dict[tuple[int, int], Callable] = {}
+        self._encoders: dict[tuple[int, ...], Callable] = {}
+        self._slots: OrderedDict[tuple[int, int], Slots] = OrderedDict()
 
-    def _graph(self, cell: nn.Cell) -> Callable:
-        return ms.jit(cell.construct) if self.compiled else cell
+    def graph(self, cell: nn.Cell) -> Callable:
+        """The cell as one graph, or as it is."""
+        return one_graph(cell) if self.compiled else cell
 
     def encode(self, input_features: Tensor, lengths: np.ndarray) -> Tensor:
         """Rows of decoder embeddings (clips * tokens, hidden) of clips (clips, mel bins, frames)."""
-        if len(lengths) > _MOST_CLIPS:
-            starts = range(0, len(lengths), _MOST_CLIPS)
-            parts = [slice(start, start + _MOST_CLIPS) for start in starts]
-            return msops.concat([self.encode(input_features[part], lengths[part]) for part in parts])
-        spare = clips_bucket(len(lengths)) - len(lengths)
-        if spare:
-            empty = msops.zeros((spare,) + input_features.shape[1:], input_features.dtype)
-            input_features = msops.concat((input_features, empty))
-            lengths = np.concatenate([lengths, np.ones((spare, *lengths.shape[1:]), np.int32)])
-        return self._encode(input_features, Tensor(lengths))
+        shape = (*input_features.shape[1:], *lengths.shape[1:])
+        if shape not in self._encoders:
+            self._encoders[shape] = self.graph(EncodeAudio(self.model))
+        parts = [slice(clip, clip + 1) for clip in range(len(lengths))]
+        encoded = [self._encoders[shape](input_features[part], Tensor(lengths[part])) for part in parts]
+        return encoded[0] if len(encoded) == 1 else msops.concat(encoded)
 
-    def sequences(self, batch: int, positions: int) -> Sequences:
-        """A batch of empty sequences, at first with room for `positions` tokens."""
-        return Sequences(self, PROMPTS, batch, positions)
+    def sequences(self, rows: int, positions: int) -> Sequences:
+        """A batch of so many empty sequences, at first with room for `positions` tokens."""
+        return Sequences(self, rows, positions)
 
-    def repeated(self, source: Sequences, copies: int) -> Sequences:
-        """A batch with so many copies of each sequence, next to each other, in a cache as large."""
-        target = Sequences(self, COPIES, source.batch * copies, source.room.cache.positions)
-        self.copy(source, target, np.repeat(np.arange(source.batch), copies))
-        return target
+    def slots(self, rows: int, positions: int, grown: bool = False) -> Slots:
+        """Slots for so many sequences of at least so many positions, which may have been used before.
 
-    def room(self, role: str, batch: int, positions: int) -> Room:
-        """A cache of at least so many positions, which may have been used before and be twice as large as needed."""
-        bucket = cache_bucket(positions, batch)
-        made = [size for (*of, size) in self._rooms if of == [role, batch] and bucket <= size <= 2 * bucket]
-        key = (role, batch, bucket if role == COPIES else min(made, default=bucket))
-        if key not in self._rooms:
-            while len(self._rooms) >= _CACHES_KEPT:
-                _, dropped = self._rooms.popitem(last=False)
-                self._copies = {k: v for k, v in self._copies.items() if id(dropped.cache) not in k}
-            decoder = self.model.language_model
-            sizes, dtype = decoder.config, self.model.dtype
-            cache = KVCache(sizes.num_layers, batch, sizes.num_key_value_heads, key[2], sizes.head_dim, dtype)
-            tables = decoder.rotation_tables(cache.positions, dtype)
-            prefill = Forward(decoder, cache, tables, None, scores=False)  # many rows gain nothing from packed weights
-            step = Forward(decoder, cache, tables, self.packed, scores=True)
-            # In this phase MindSpore runs the cell's only graph, without looking each time for one that fits.
-            prefill.phase = step.phase = "increment"
-            silence = msops.zeros((batch, piece_width(batch), sizes.hidden_size), dtype)
-            self._rooms[key] = Room(cache, self._graph(prefill), self._graph(step), silence)
-        self._rooms.move_to_end(key)
-        return self._rooms[key]
+        grown: not more slots than `rows`.
+        """
+        key = (power_of_two(rows), cache_bucket(positions))
+        if key not in self._slots and self.graphs >= _MOST_GRAPHS:
+            exact = grown or rows == 1  # the only ones with a prefill
+            fitting = [(b, p) for b, p in self._slots if p >= positions and (b == key[0] or b > key[0] and not exact)]
+            key = min(fitting, key=lambda made: made[0] * made[1], default=key)
+        if key not in self._slots:
+            made = Slots(self, *key)
+            self._make_room(made.cache.nbytes)
+            self._slots[key] = made
+        self._slots.move_to_end(key)
+        return self._slots[key]
 
-    def copy(self, source: Sequences, target: Sequences, index: np.ndarray) -> None:
-        """Make each sequence of `target` a copy of sequence index[i] of `source`, which may be the same object."""
-        origin, copied = source.room.cache, target.room.cache
-        key = (id(origin), id(copied))
-        if key not in self._copies:
-            self._copies[key] = self._graph(CopySequences(origin, copied))
-        self._copies[key](Tensor(index.astype(np.int32)))
-        target.start = Tensor(source.start.asnumpy()[index])
-        target.length = source.length
+    @property
+    def graphs(self) -> int:
+        """How many there are, each compiled when it is first used."""
+        return len(self._encoders) + sum(1 + (slots.prefill is not None) for slots in self._slots.values())
+
+    def _make_room(self, needed: int) -> None:
+        """Drop what was not used for longest, where all caches together would be too large with so many bytes more."""
+        most = max(_LEAST_BYTES, sum(parameter.nbytes for parameter in self.model.get_parameters()))
+        for key in [key for key, slots in self._slots.items() if slots.owner() is None]:
+            if needed + sum(slots.cache.nbytes for slots in self._slots.values()) <= most:
+                return
+            del self._slots[key]
+            logger.warning(
+                "the cache of %d sequences of %d tokens is dropped to make room, and its graphs are compiled again when "
+                "needed: fewer different sizes of batches, or shorter answers, take less",
+                *key,
+            )

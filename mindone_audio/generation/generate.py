@@ -8,7 +8,7 @@ import numpy as np
 from mindspore import Tensor
 
 from mindone_audio.backbone.layers import name_parameters
-from mindone_audio.backbone.prompt import Prompt, left_align
+from mindone_audio.backbone.prompt import Prompt
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
 from mindone_audio.generation.engine import Engine, Sequences, Structure, prompt_width
@@ -93,6 +93,8 @@ class GenerationMixin:
         audio = {name: settings.pop(name) for name in self.audio_inputs if name in settings}
         chosen = settle(self.generation_config if generation_config is None else generation_config, settings)
         prompt, features, lengths = self.prompt(input_ids, attention_mask, **audio)
+        if not prompt.lengths.all():
+            raise ValueError(f"prompt {int(prompt.lengths.argmin())} has no token that attention_mask lets be seen")
         chosen = chosen.resolve_length(prompt.input_ids.shape[1], self.language_model.config.max_positions)
         ended = _end_test(chosen, tokenizer)
         engine = self._engine(compile)
@@ -116,7 +118,7 @@ def token_stream(begun: Begun) -> Iterator[np.ndarray]:
     prompt, settings, ended = begun.prompt, begun.settings, begun.ended
     copies = settings.num_return_sequences
     rows = len(prompt.input_ids) * copies
-    sequences, (scores, best) = _prefill(begun, copies)
+    sequences, scores, best = _prefill(begun, copies)
     history = np.repeat(prompt.input_ids, copies, 0)
     chain = sampling.score_functions(settings, history.shape[1])
     choose = sampling.Sampler(rows, settings.seed) if settings.do_sample else sampling.greedy
@@ -125,55 +127,63 @@ def token_stream(begun: Begun) -> Iterator[np.ndarray]:
     for produced in range(1, settings.max_new_tokens + 1):
         last = prompt_length + produced
         if chain or settings.do_sample:
-            tokens = choose(sampling.process(chain, _rows(scores, rows), history[:, : last - 1]))
+            tokens = choose(sampling.process(chain, scores, history[:, : last - 1]))
         else:
-            tokens = _rows(best, rows)  # greedy: the graph has chosen, the scores stay on the device
+            tokens = best  # greedy: the graph has chosen, the scores stay on the device
         tokens = np.where(done, settings.padding, tokens).astype(np.int32)
         history[:, last - 1] = tokens
         done |= ended(history[:, prompt_length:last])
         yield tokens
         if done.all() or produced == settings.max_new_tokens:
             return
-        scores, best = sequences.extend(tokens[:, None])
+        outputs = sequences.extend(tokens)
+        if chain or settings.do_sample:
+            scores = outputs[0].asnumpy()[:rows]
+        else:
+            best = outputs[1].asnumpy()[:rows]
 
 
-def _rows(outputs: Tensor, rows: int) -> np.ndarray:
-    """NumPy with one entry for each of `rows` sequences; right after the prefill there is one for each prompt."""
-    outputs = outputs.asnumpy()
-    return np.repeat(outputs, rows // len(outputs), 0)
+def _prefill(begun: Begun, copies: int) -> tuple[Sequences, np.ndarray, np.ndarray]:
+    """Run each prompt once, then give it `copies` sequences: these, and the scores and the best token of each."""
+    engine, prompt, settings = begun.engine, begun.prompt, begun.settings
+    answer, lengths = min(settings.max_new_tokens, _EXPECTED_TOKENS), prompt.lengths
+    if len(lengths) * copies == 1:
+        sequences, outputs = _prefill_one(begun, 0, answer)
+        return sequences, *(output.asnumpy() for output in outputs)
+    together = engine.sequences(len(lengths) * copies, int(lengths.max()) + answer)
+    together.length = int(lengths.max())
+    found = []
+    for row in range(len(lengths)):
+        one, outputs = _prefill_one(begun, row, 1)
+        for copy in range(copies):
+            together.insert(row * copies + copy, one)
+        found += [[output.asnumpy() for output in outputs]] * copies
+    return together, *(np.concatenate(outputs) for outputs in zip(*found))
 
 
-def _prefill(begun: Begun, copies: int) -> tuple[Sequences, tuple[Tensor, Tensor]]:
-    """Run the prompts once, then give each `copies` sequences: these, and the scores and best token of each prompt."""
-    engine, prompt, settings, audio = begun.engine, begun.prompt, begun.settings, begun.audio
-    width = prompt_width(int(prompt.lengths.max()), len(prompt.input_ids))
-    room = width + min(settings.max_new_tokens, _EXPECTED_TOKENS)
-    input_ids, audio_index, start = left_align(prompt, width, settings.padding)
-    sequences = engine.sequences(len(input_ids), room)
-    sequences.start = Tensor(start)
-    outputs = sequences.extend(input_ids, audio, None if audio is None else audio_index)
-    if copies > 1:
-        sequences = engine.repeated(sequences, copies)
-    return sequences, outputs
+def _prefill_one(begun: Begun, row: int, answer: int) -> tuple[Sequences, tuple[Tensor, Tensor]]:
+    """One prompt of the batch, with room for so many tokens of answer."""
+    prompt, mask = begun.prompt, begun.prompt.mask[row]
+    one = begun.engine.sequences(1, prompt_width(int(prompt.lengths[row])) + answer)
+    return one, one.prefill(prompt.input_ids[row, mask], begun.audio, prompt.audio_index[row, mask])
 
 
 def _beams(begun: Begun) -> np.ndarray:
     """Beam search: int32 (batch * num_return_sequences, new tokens)."""
-    engine, prompt, settings = begun.engine, begun.prompt, begun.settings
+    prompt, settings = begun.prompt, begun.settings
     batch, beams = len(prompt.input_ids), settings.num_beams
-    sequences, (scores, _) = _prefill(begun, beams)
+    sequences, scores, _ = _prefill(begun, beams)
     repeated = np.repeat(prompt.input_ids, beams, 0)
     chain = sampling.score_functions(settings, repeated.shape[1])
     search = BeamSearch(batch, settings)
     while True:
-        log_probabilities = sampling.log_softmax(_rows(scores, batch * beams))
+        log_probabilities = sampling.log_softmax(scores)
         history = np.concatenate([repeated, search.running.reshape(batch * beams, -1)], 1)
         rows, tokens = search.step(sampling.process(chain, log_probabilities, history), begun.ended)
         if search.done:
             return search.result()
-        if (rows != np.arange(batch * beams)).any():
-            engine.copy(sequences, sequences, rows)
-        scores, _ = sequences.extend(tokens[:, None])
+        sequences.reorder(rows)
+        scores = sequences.extend(tokens)[0].asnumpy()[: len(tokens)]
 
 
 def _end_test(settings: GenerationSettings, tokenizer) -> Callable[[np.ndarray], np.ndarray]:

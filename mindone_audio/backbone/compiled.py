@@ -1,0 +1,48 @@
+"""Cells compiled into graphs, whose memory is given back when nothing uses them any more.
+
+MindSpore keeps what it compiled from a cell that is gone, with its parameters, until it is told. It is told here.
+"""
+
+import weakref
+from collections.abc import Callable
+from itertools import count
+
+import mindspore as ms
+from mindspore import _c_expression, nn
+
+_numbers = count()
+
+
+def one_graph(cell: nn.Cell) -> Callable:
+    """The cell as one graph of the shapes that it is first called with: later calls do not look at theirs."""
+    cell.phase = "increment"  # by this name MindSpore knows that a cell has one graph
+    _release_with(cell, cell.phase_cache)
+    return ms.jit(cell.construct)
+
+
+def graphs(cell: nn.Cell) -> Callable:
+    """The cell as a graph for each set of shapes that it is called with."""
+    compiled, number, phases = ms.jit(cell.construct), next(_numbers), {}
+
+    def run(*arguments):
+        before, key = cell.phase, f"graph.{number}.{[getattr(argument, 'shape', None) for argument in arguments]}"
+        cell.phase = key  # under which MindSpore stores what it compiles
+        try:
+            return compiled(*arguments)
+        finally:
+            cell.phase = before
+            phases[key] = cell.phase_cache.get(key, "")
+
+    _release_with(run, phases)
+    return run
+
+
+def _release_with(owner, phases: dict[str, str]) -> None:
+    weakref.finalize(owner, _release, phases).atexit = False
+
+
+def _release(phases: dict[str, str]) -> None:
+    for name in ("JitExecutor_", "GraphExecutor_"):  # which of them compiles depends on MindSpore's version
+        executor = getattr(_c_expression, name, None)
+        if executor is not None:
+            executor.get_instance().del_net_res(None, set(phases.values()))
