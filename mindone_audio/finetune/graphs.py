@@ -22,7 +22,7 @@ _SHORTEST = 64  # tokens that prompts are padded to
 
 
 def prompt_bucket(length: int) -> int:
-    """The next of 64, 96, 128, 192, 256, 384, ...: at most half of a prompt is padding."""
+    """The next of 64, 96, 128, 192, 256, 384, ...: at most a third of a prompt is padding, or half of the shortest."""
     bucket = _SHORTEST
     while bucket < length:
         if bucket * 3 // 2 >= length:
@@ -32,32 +32,36 @@ def prompt_bucket(length: int) -> int:
 
 
 class MicroBatch:
-    """The tensors of one micro-batch, in shapes that are rounded up so that few graphs are compiled.
+    """The tensors of one micro-batch, in shapes that depend on the length of its prompts alone as far as they can, so
+    that few graphs are compiled.
 
     tokens: input_ids and positions int32, visible bool, audio_index int32, (rows, length). features (clips, mel bins,
     frames) and lengths int32 (clips), or None. where and targets int32 (count): which place of the flattened rows is
     followed by which token; only there are scores computed. count: how many are real, the others have target -100.
     """
 
-    def __init__(self, model: AudioLanguageModel, inputs: dict[str, Any], rows: int):
+    def __init__(self, model: AudioLanguageModel, inputs: dict[str, Any], rows: int, whole_windows: bool):
         """inputs: what the processor or a collator gives, with labels; rows: of every micro-batch, missing ones are
-        padding."""
+        padding; whole_windows: audio_index is for clips whose encoded rows are continued to those of a window."""
         prompt, features, lengths = model.prompt(**inputs)
-        length = prompt_bucket(prompt.input_ids.shape[1])
+        rows, length = max(rows, len(prompt.input_ids)), prompt_bucket(prompt.input_ids.shape[1])
         labels = np.where(prompt.mask, prompt.labels, -100)[:, 1:]
         row, column = np.nonzero(labels != -100)
         self.count = len(row)
-        width = _FEWEST_TARGETS
-        while width < self.count:
-            width *= 4
+        few = rows * max(_FEWEST_TARGETS, length // 4)  # answers are mostly shorter than what they are about
+        width = few if self.count <= few else rows * length
         self.where = Tensor(_padded(row * length + column, (width,), 0))
         self.targets = Tensor(_padded(labels[row, column], (width,), -100))
-        shape = (max(rows, len(prompt.input_ids)), length)
-        arrays = (prompt.input_ids, 0), (prompt.positions, 0), (prompt.mask, False), (prompt.audio_index, -1)
-        self.tokens = tuple(Tensor(_padded(array, shape, fill)) for array, fill in arrays)
+        audio_index = prompt.audio_index
+        if features is not None and whole_windows:
+            frames = features.shape[2], model.audio_tower.config.num_mel_frames
+            given, whole = (int(model.audio_tokens(np.array(count))) for count in frames)
+            audio_index = np.where(audio_index < 0, -1, audio_index // given * whole + audio_index % given)
+        arrays = (prompt.input_ids, 0), (prompt.positions, 0), (prompt.mask, False), (audio_index, -1)
+        self.tokens = tuple(Tensor(_padded(array, (rows, length), fill)) for array, fill in arrays)
         self.features, self.lengths, self.length = features, None, length
         if features is not None:
-            spare = power_of_two(len(lengths)) - len(lengths)
+            spare = power_of_two(max(rows, len(lengths))) - len(lengths)
             empty = msops.zeros((spare, *features.shape[1:]), features.dtype)
             self.features = msops.concat((features, empty)) if spare else features
             self.lengths = Tensor(np.concatenate([lengths, np.ones((spare, *lengths.shape[1:]), np.int32)]))

@@ -211,7 +211,7 @@ class Trainer:
         total, count = 0.0, 0
         self.model.set_train(True)
         for number, inputs in enumerate(micro_batches):
-            batch = MicroBatch(self.base, inputs, rows)
+            batch = MicroBatch(self.base, inputs, rows, self._encode is not None)
             # Of one step, micro-batch and rank: a run that goes on draws what an uninterrupted one would.
             draw = (self.step * self.settings.gradient_accumulation_steps + number) * self.ranks.count + self.ranks.rank
             set_dropout_seed(self.model, settings.seed + draw)
@@ -254,7 +254,13 @@ class Trainer:
             return arguments
         if self._encode is None:
             return *arguments, batch.features, batch.lengths
-        return *arguments, self._encode(batch.features, batch.lengths)
+        encoded = self._encode(batch.features, batch.lengths)
+        tower = self.base.audio_tower
+        rest = int(tower.output_lengths(np.array(tower.config.num_mel_frames))) - encoded.shape[1]
+        if rest:  # so that the graphs are those of a whole window, however short the clips are
+            empty = msops.zeros((encoded.shape[0], rest, encoded.shape[2]), encoded.dtype)
+            encoded = msops.concat((encoded, empty), 1)
+        return *arguments, encoded
 
     def evaluate(self) -> dict[str, float]:
         """eval_loss over the evaluation examples, the mean over all their tokens, and each of the settings' metrics."""
@@ -265,7 +271,7 @@ class Trainer:
         for first in range(0, len(own), rows):
             inputs = self.collator(own[first : first + rows])
             if inputs is not None:
-                batch = MicroBatch(self.base, inputs, rows)
+                batch = MicroBatch(self.base, inputs, rows, self._encode is not None)
                 total += float(self._loss(*self._arguments(batch)).asnumpy())
                 count += batch.count
         counts = {"loss": (total, count)}

@@ -296,7 +296,7 @@ class Engine:
                 return
             del self._slots[key]
             logger.warning(
-                "the cache of %d sequences of %d tokens is dropped to make room, and its graphs are compiled again when "
-                "needed: fewer different sizes of batches, or shorter answers, take less",
+                "the cache of %d sequences of %d tokens is dropped to make room, and its graphs are compiled again "
+                "when needed: fewer different sizes of batches, or shorter answers, take less",
                 *key,
             )
