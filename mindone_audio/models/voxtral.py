@@ -88,8 +88,9 @@ class VoxtralProcessor(AudioTextProcessor, transformers.VoxtralProcessor):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **download) -> "VoxtralProcessor":
         """From a checkpoint's preprocessor_config.json and tekken.json; `download` as for `AutoProcessor`."""
         path = hub.checkpoint_file(pretrained_model_name_or_path, tekken.TEKKEN_FILE, **download)
-        extractor = WhisperFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **download)
-        return cls(extractor, tekken.load_tokenizer(path))
+        with hub.processor_files(pretrained_model_name_or_path, tokenizer=False, **download):
+            extractor = WhisperFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **download)
+            return cls(extractor, tekken.load_tokenizer(path))
 
     @property
     def longest_clip(self) -> float:
