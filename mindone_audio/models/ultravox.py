@@ -28,6 +28,7 @@ from mindone_audio import completion, hub, weights
 from mindone_audio.audio import fit_window
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, to_numpy
+from mindone_audio.backbone.config_fields import refuse_fields
 from mindone_audio.backbone.layers import Linear, RMSNorm
 from mindone_audio.backbone.prompt import place_windows
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
@@ -148,6 +149,7 @@ class UltravoxForConditionalGeneration(AudioLanguageModel, GenerationMixin):
     )
 
     def __init__(self, config: UltravoxConfig):
+        refuse_fields(config, "config.json")
         _check(config)
         encoder = dataclasses.replace(
             encoder_config(config.audio_config, pool_pairs=False, mask_padding=True),

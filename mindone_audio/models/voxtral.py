@@ -12,6 +12,7 @@ from mindone_audio import hub, tekken
 from mindone_audio.audio import load_clips
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.backbone.config_fields import refuse_fields
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.chat import chat_clips
@@ -49,6 +50,7 @@ class VoxtralForConditionalGeneration(AudioLanguageModel, GenerationMixin):
     audio_inputs = ("input_features",)
 
     def __init__(self, config: VoxtralConfig):
+        refuse_fields(config, "config.json")
         encoder = encoder_config(config.audio_config, pool_pairs=False, mask_padding=False)
         decoder = decoder_config(config.text_config)
         if config.projector_hidden_act != "gelu":
