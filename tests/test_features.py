@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers_processor import RATE, tone
+from helpers_processor import RATE, exact_log_mel, tone
 from scipy.signal import resample_poly
 from transformers import WhisperFeatureExtractor
 
@@ -49,22 +49,10 @@ def theirs(clip: np.ndarray, extractor=EXTRACTOR) -> np.ndarray:
     return extractor._torch_extract_fbank_features(clip[None])[0]
 
 
-def exact(clip: np.ndarray, extractor=EXTRACTOR) -> tuple[np.ndarray, np.ndarray]:
-    """The log-mel of a clip, in float64 from the windowed frames on, and decibels below the loudest of each frame."""
-    size, hop = extractor.n_fft, extractor.hop_length
-    mirrored = np.pad(clip, size // 2, mode="reflect")
-    frames = np.lib.stride_tricks.sliding_window_view(mirrored, size)[::hop][: len(clip) // hop]
-    windowed = frames * features._window(size)
-    power = np.abs(np.fft.rfft(windowed.astype(np.float64))) ** 2
-    mel = np.maximum(extractor.mel_filters.T @ power.T, 1e-10)
-    log = np.log10(mel)
-    return np.maximum(log, log.max() - 8) / 4 + 1, 10 * (log.max(0) - log)
-
-
 def check(clip: np.ndarray, mels: int) -> float:
     """Assert that a clip's log-mel is right; the share of values that are off from PyTorch's by more than 1e-5."""
     extractor = WhisperFeatureExtractor(feature_size=mels)
-    ours, expected, (right, below) = log_mel(clip, extractor), theirs(clip, extractor), exact(clip, extractor)
+    ours, expected, (right, below) = log_mel(clip, extractor), theirs(clip, extractor), exact_log_mel(clip, extractor)
     assert ours.dtype == expected.dtype == np.float32 and ours.shape == expected.shape
     off = np.abs(ours - expected)
     assert np.abs(ours - right).max() < 1e-6
