@@ -1,6 +1,7 @@
 """What is wrong with a checkpoint folder, in words for whoever gave it: what is there instead, and what to do."""
 
 import json
+from itertools import islice
 from pathlib import Path
 
 CONFIG_FILE, ADAPTER_CONFIG_FILE = "config.json", "adapter_config.json"
@@ -18,6 +19,7 @@ _OTHER_FORMATS = (
 )
 _TRAINERS = ("training_args.", "optimizer.", "scheduler.", "rng_state")  # how names of pickles without weights begin
 _DEPTH = 3  # folders below a given one in which a checkpoint is looked for
+_MOST = 1000  # of them at a depth
 _LISTED = 5  # names in a message
 
 
@@ -89,17 +91,20 @@ def _unfinished(folder: Path) -> str | None:
 
 
 def _below(folder: Path, file: str) -> list[Path]:
-    """The nearest folders below that have the file; hidden ones are not looked at."""
+    """The nearest folders below that have the file; hidden ones and links are not looked at, nor more than _MOST."""
     level = [folder]
     for _ in range(_DEPTH):
-        level = [path for above in level for path in sorted(above.iterdir()) if _is_open(path)]
+        level = list(islice((inner for outer in level for inner in _folders(outer)), _MOST))
         if found := [path for path in level if (path / file).is_file()]:
             return found[:_LISTED]
     return []
 
 
-def _is_open(path: Path) -> bool:
-    return path.is_dir() and not path.name.startswith(".") and not path.is_symlink()
+def _folders(folder: Path) -> list[Path]:
+    try:
+        return [p for p in sorted(folder.iterdir()) if p.is_dir() and not p.name.startswith(".") and not p.is_symlink()]
+    except OSError:  # not allowed to look
+        return []
 
 
 def _list(names: list[str]) -> str:
