@@ -7,6 +7,7 @@ import numpy as np
 from transformers import BatchFeature
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+from mindone_audio import hub
 from mindone_audio.audio import AudioError, load_clips
 from mindone_audio.chat import chat_clips, clean_messages
 from mindone_audio.features import log_mels
@@ -42,9 +43,10 @@ class AudioTextProcessor:
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **download: Any):
         """Load a processor that transformers 4 or 5 saved, from a folder or a Hugging Face repository."""
-        return super().from_pretrained(
-            pretrained_model_name_or_path, **download, **_special_tokens(pretrained_model_name_or_path, **download)
-        )
+        with hub.processor_files(pretrained_model_name_or_path, **download):
+            return super().from_pretrained(
+                pretrained_model_name_or_path, **download, **_special_tokens(pretrained_model_name_or_path, **download)
+            )
 
     load_keywords: tuple[str, ...] = ()  # of the family's `from_pretrained`, besides those of a download
     # What `pipeline` asks where it is given a task and no text: the words that the family was trained with.

@@ -157,20 +157,25 @@ def check_config(config: dict, folder: Path) -> None:
 
     A 4-bit checkpoint is known by its tensors, so nothing else of this entry is used. Raises `CheckpointError`.
     """
-    settings = config.get("quantization_config")
-    if settings is None:
-        return
     file = folder / "config.json"
+    for part in (None, "text_config", "audio_config"):
+        inner = config if part is None else config.get(part)
+        for field in ("quantization_config", "compression_config"):
+            if isinstance(inner, dict) and inner.get(field) is not None:
+                _check_settings(inner[field], f"{file}: {f'{part}.' if part else ''}{field}")
+
+
+def _check_settings(settings: Any, name: str) -> None:
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{file}: quantization_config {settings!r} is not a JSON object: correct or remove it")
+        raise CheckpointError(f"{name} {settings!r} is not a JSON object: correct or remove it")
     method = settings.get("quant_method", "bitsandbytes")
     if method != "bitsandbytes":
-        raise CheckpointError(f"{file}: quantization_config.quant_method {method!r} {_OTHERWISE}")
+        raise CheckpointError(f"{name}.quant_method {method!r} {_OTHERWISE}")
     if settings.get("load_in_8bit"):
-        raise CheckpointError(f"{file}: quantization_config.load_in_8bit (int8, llm_int8) {_OTHERWISE}")
+        raise CheckpointError(f"{name}.load_in_8bit (int8, llm_int8) {_OTHERWISE}")
     kind = settings.get("bnb_4bit_quant_type", "nf4")
     if settings.get("load_in_4bit") and kind != "nf4":
-        raise CheckpointError(f"{file}: quantization_config.bnb_4bit_quant_type {kind!r} ({kind}) {_OTHERWISE}")
+        raise CheckpointError(f"{name}.bnb_4bit_quant_type {kind!r} ({kind}) {_OTHERWISE}")
 
 
 def _whole_blocks(codes: np.ndarray, block: int) -> np.ndarray:

@@ -16,6 +16,7 @@ from mindspore.common.np_dtype import bfloat16 as np_bfloat16
 from tqdm import tqdm
 
 from mindone_audio import quantization
+from mindone_audio.folder_check import explain_missing, wrong_content
 from mindone_audio.hub import CheckpointError
 from mindone_audio.quantization import QuantizedWeight
 
@@ -29,7 +30,8 @@ _SPELLINGS = (
     (re.compile(r"^lm_head\."), "language_model.lm_head."),
 )
 Prefixes = tuple[tuple[str, str], ...]  # how names begin: (on disk, here)
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# Buffers that old checkpoints have and no model reads: transformers computes them, and drops what is stored.
+_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|attn\.bias|position_ids)$")
 _CHUNK = 1 << 24  # bytes that are read and converted at a time
 _BAR_AFTER = 3.0  # seconds
 _NUMPY_DTYPES = {
@@ -148,24 +150,37 @@ def physical_memory() -> int:
 
 
 def stored_tensors(folder: Path) -> list[StoredTensor]:
-    """Every tensor of a folder's model.safetensors, or of the files that its index names.
+    """Every tensor of a folder's model.safetensors or, where it has none, of the files that its index names.
 
-    Raises `CheckpointError` for a file that is missing or damaged, and an index that names what is not there.
+    What only buffers of other versions' models hold is left out. Raises `CheckpointError` for a file that is missing or
+    damaged, and an index that names what is not there.
     """
-    index = folder / INDEX_FILE
-    if not index.exists():
-        if not (folder / SINGLE_FILE).exists():
-            raise CheckpointError(_no_weights(folder))
-        return list(tensors_in(folder / SINGLE_FILE))
+    single, index = folder / SINGLE_FILE, folder / INDEX_FILE
+    if single.exists():  # as in transformers, also where an older index lies beside it
+        tensors = {tensor.name: tensor for tensor in tensors_in(single)}
+    elif index.exists():
+        tensors = _indexed_tensors(index)
+    else:
+        raise CheckpointError(f"{single} does not exist: {explain_missing(folder, SINGLE_FILE)}")
+    return [tensor for name, tensor in tensors.items() if not _BUFFERS.search(name)]
+
+
+def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
+    folder = index.parent
+    if wrong := wrong_content(index):
+        raise CheckpointError(f"{index} {wrong}")
     try:
         places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
         files = sorted(set(map(str, places.values())))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index} is not an index of safetensors files ({error!r})") from error
+    if missing := [name for name in files if not (folder / name).exists()]:
+        raise CheckpointError(
+            f"{folder / missing[0]} does not exist, {len(missing)} of the {len(files)} files that {INDEX_FILE} names: "
+            f"the checkpoint is incomplete, {explain_missing(folder, missing[0])}"
+        )
     tensors: dict[str, StoredTensor] = {}
     for name in files:
-        if not (folder / name).exists():
-            raise CheckpointError(f"{folder / name} does not exist: the checkpoint is incomplete, download it again")
         for tensor in tensors_in(folder / name):
             if tensor.name in tensors:
                 raise CheckpointError(f"tensor {tensor.name!r} is in {tensors[tensor.name].file} and in {tensor.file}")
@@ -173,7 +188,7 @@ def stored_tensors(folder: Path) -> list[StoredTensor]:
     for name, file in places.items():
         if name not in tensors or tensors[name].file.name != Path(file).name:
             raise CheckpointError(f"{index} says that tensor {name!r} is in {file}, and it is not: download both again")
-    return list(tensors.values())
+    return tensors
 
 
 def read_tensor(tensor: StoredTensor, dtype: ms.Type | None = None, place: np.ndarray | None = None) -> np.ndarray:
@@ -319,22 +334,14 @@ def _check(folders: list[Path], parameters: dict, stored: dict[str, StoredTensor
             raise CheckpointError(f"{tensor.file}: tensor {name!r} has dtype {tensor.dtype}, not a floating-point one")
 
 
-def _no_weights(folder: Path) -> str:
-    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
-    if pickles:
-        return (
-            f"{folder} has no {SINGLE_FILE}, only {', '.join(pickles)}: pickled weights can run code when they are "
-            "read, so they are not. Save them with transformers' save_pretrained, which writes safetensors"
-        )
-    return f"{folder / SINGLE_FILE} does not exist: the checkpoint is incomplete, download it again"
-
-
 def tensors_in(file: Path) -> Iterator[StoredTensor]:
     """The tensors of a safetensors file: 8 bytes of header length, a JSON header, then the bytes of the tensors.
 
     Raises `CheckpointError` for a file that is damaged or cut off.
     """
     try:
+        if wrong := wrong_content(file):
+            raise CheckpointError(f"{file} {wrong}")
         size = file.stat().st_size
         with open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -342,7 +349,9 @@ def tensors_in(file: Path) -> Iterator[StoredTensor]:
                 raise CheckpointError(f"{file} is damaged or cut off: its header does not fit in its {size} bytes")
             header = json.loads(stream.read(length))
         tensors = [
-            StoredTensor(file, name, str(entry["dtype"]), tuple(map(int, entry["shape"])), *entry["data_offsets"])
+            StoredTensor(
+                file, name, str(entry["dtype"]), tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"])
+            )
             for name, entry in header.items()
             if name != "__metadata__"
         ]
@@ -351,12 +360,13 @@ def tensors_in(file: Path) -> Iterator[StoredTensor]:
             raise
         raise CheckpointError(f"{file} is not a safetensors file: its header cannot be read ({error!r})") from error
     for tensor in tensors:
-        if tensor.dtype not in _NUMPY_DTYPES:
-            raise CheckpointError(f"{file}: tensor {tensor.name!r} has dtype {tensor.dtype}, which is not supported")
         begin, end = (8 + length + offset for offset in (tensor.begin, tensor.end))
-        expected = int(np.prod(tensor.shape, dtype=np.int64)) * np.dtype(_NUMPY_DTYPES[tensor.dtype]).itemsize
-        if tensor.begin < 0 or end - begin != expected or end > size:
-            raise CheckpointError(
-                f"{file} is damaged or cut off: tensor {tensor.name!r} does not fit in its {size} bytes"
-            )
+        if not _BUFFERS.search(tensor.name):  # nobody reads those, whatever their dtype
+            if tensor.dtype not in _NUMPY_DTYPES:
+                raise CheckpointError(f"{file}: tensor {tensor.name!r} has dtype {tensor.dtype}, not one that is read")
+            expected = math.prod(tensor.shape) * np.dtype(_NUMPY_DTYPES[tensor.dtype]).itemsize
+            if tensor.begin < 0 or end - begin != expected or end > size:
+                raise CheckpointError(
+                    f"{file} is damaged or cut off: tensor {tensor.name!r} does not fit in its {size} bytes"
+                )
         yield StoredTensor(file, tensor.name, tensor.dtype, tensor.shape, begin, end)

@@ -1,4 +1,4 @@
-"""`benchmark.py features`: log-mels by this package and by transformers, each with PyTorch and without.
+"""`benchmark.py features`: log-mels by this package, and by transformers with PyTorch and without.
 
 Every contender is a process of its own, and all may use the same cores (`taskset` for fewer). They take turns within a
 round; what counts is the median over the rounds of the ratio within a round.
@@ -13,15 +13,15 @@ from benchmark_common import Figure, add_common, check_common, columns, compare,
 
 BATCH = 8  # clips
 SIZES = {"1 clip": 1, f"{BATCH} clips": BATCH}
-OURS, OURS_NUMPY, TORCH, NUMPY = "ours", "ours, no torch", "transformers", "transformers, no torch"
-CONTENDERS = (OURS, OURS_NUMPY, TORCH, NUMPY)
+OURS, TORCH, NUMPY = "ours", "transformers", "transformers, no torch"
+CONTENDERS = (OURS, TORCH, NUMPY)
 RATIO_LIMIT, DIFFERENCE_LIMIT = 1.5, 1e-5
 REPEATS = 3  # calls in a turn, of which the fastest counts: other work on the machine only ever adds time
 
 
 def contender(connection, name: str, seconds: float) -> None:
     """In a process of its own: answer each number of clips with the seconds it took and the first clip's log-mel."""
-    if name in (OURS_NUMPY, NUMPY):
+    if name == NUMPY:
         sys.modules["torch"] = None  # as if it were not installed
     import numpy as np
     from transformers import WhisperFeatureExtractor
@@ -39,10 +39,10 @@ def contender(connection, name: str, seconds: float) -> None:
     def theirs(batch):
         return extractor(batch, sampling_rate=rate, return_tensors="np")["input_features"]
 
-    if name in (OURS, OURS_NUMPY):
+    if name == OURS:
         from mindone_audio.features import log_mels
 
-    compute = ours if name in (OURS, OURS_NUMPY) else theirs
+    compute = ours if name == OURS else theirs
     connection.send("ready")
     while (count := connection.recv()) is not None:
         taken = []
@@ -104,16 +104,10 @@ def measure_features(rounds: int, clip_seconds: float) -> tuple[dict, dict]:
 def make_figures(seconds: dict, off: dict[str, float]) -> list[Figure]:
     """Rows of README's table."""
     figures = [
-        compare(f"log-mel of {size} of 30 s, {name}, ms", rounds[name], rounds[TORCH], 1e3, RATIO_LIMIT)
+        compare(f"log-mel of {size} of 30 s, ms", rounds[OURS], rounds[TORCH], 1e3, RATIO_LIMIT)
         for size, rounds in seconds.items()
-        for name in (OURS_NUMPY, OURS)
     ]
-    both = f"log-mel, largest difference from transformers, {OURS}"
-    return [
-        *figures,
-        Figure(both, off[OURS], limit=DIFFERENCE_LIMIT),
-        Figure(f"the same, {OURS_NUMPY}", off[OURS_NUMPY]),
-    ]
+    return [*figures, Figure("log-mel, largest difference from transformers", off[OURS], limit=DIFFERENCE_LIMIT)]
 
 
 def run_features(options) -> None:
@@ -138,6 +132,6 @@ def run_features(options) -> None:
 
 def add_features(subparsers) -> None:
     """The command line of `features`."""
-    parser = subparsers.add_parser("features", help="log-mels, with PyTorch and without, against transformers")
+    parser = subparsers.add_parser("features", help="log-mels, against transformers with PyTorch and without")
     parser.add_argument("--seconds", type=float, default=30, help="of each clip (default: %(default)g)")
     add_common(parser, run_features, threads=False)

@@ -4,13 +4,39 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 import soundfile
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen2TokenizerFast, WhisperFeatureExtractor
 
+from mindone_audio import features
+
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"]
 RATE = 16_000  # Hz
 CLIP = "<|audio_bos|><|AUDIO|><|audio_eos|>"
+
+
+def exact_log_mel(clip: np.ndarray, extractor: WhisperFeatureExtractor) -> tuple[np.ndarray, np.ndarray]:
+    """The log-mel of a clip, in float64 from the windowed frames on, and decibels below the loudest of each frame."""
+    size, hop = extractor.n_fft, extractor.hop_length
+    mirrored = np.pad(clip.astype(np.float32), size // 2, mode="reflect")
+    frames = np.lib.stride_tricks.sliding_window_view(mirrored, size)[::hop][: len(clip) // hop]
+    power = np.abs(np.fft.rfft((frames * features._window(size)).astype(np.float64))) ** 2
+    log = np.log10(np.maximum(extractor.mel_filters.T @ power.T, 1e-10))
+    return np.maximum(log, log.max() - 8) / 4 + 1, 10 * (log.max(0) - log)
+
+
+def make_reference_exact(patch: pytest.MonkeyPatch) -> None:
+    """transformers' extractor without its rounding in float32, so that all else that it does is compared closely.
+
+    tests/test_features.py measures the rounding.
+    """
+
+    def extract(self, waveform, device="cpu"):
+        mels = [exact_log_mel(clip, self)[0].astype(np.float32) for clip in np.atleast_2d(waveform)]
+        return np.stack(mels) if np.ndim(waveform) > 1 else mels[0]
+
+    patch.setattr(WhisperFeatureExtractor, "_torch_extract_fbank_features", extract)
 
 
 def byte_tokenizer(special_tokens=SPECIAL_TOKENS, eos_token: str = "<|endoftext|>") -> Qwen2TokenizerFast:

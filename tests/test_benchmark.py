@@ -146,9 +146,9 @@ def test_features(tmp_path):
     assert done.returncode == 0, done.stderr
     result = json.loads(figures.read_text())
     for size in ("1 clip", "8 clips"):
-        assert [len(rounds) for rounds in result["seconds"][size].values()] == [2] * 4
+        assert [len(rounds) for rounds in result["seconds"][size].values()] == [2] * 3
     assert all(figure["ratio"] > 0 for figure in result["figures"] if figure["name"].endswith("ms"))
-    assert result["largest_difference"]["ours"] < 1e-6 and result["largest_difference"]["ours, no torch"] < 5e-5
+    assert result["largest_difference"]["ours"] < 5e-5
     assert "transformers, no torch" in done.stdout and "at most 1.5" in done.stdout
 
 

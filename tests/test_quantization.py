@@ -403,3 +403,11 @@ def test_the_example(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [str(example), "--model", str(tmp_path), "--audio", "nope.wav"])
     with pytest.raises(SystemExit, match="error: audio clip 0: no audio file"):
         runpy.run_path(str(example), run_name="__main__")
+
+
+@pytest.mark.parametrize("part", ["text_config", "audio_config"])
+@pytest.mark.parametrize("field", ["quantization_config", "compression_config"])
+def test_a_quantisation_that_a_parts_config_tells_of_is_refused(tmp_path, part, field):
+    config = {part: {field: {"quant_method": "gptq"}}}
+    with pytest.raises(CheckpointError, match=f"config.json: {part}.{field}.quant_method 'gptq' is not supported"):
+        quantization.check_config(config, tmp_path)

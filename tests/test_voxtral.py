@@ -18,7 +18,7 @@ import record_parity
 import torch
 import transformers
 from helpers import relative_error, to_torch
-from helpers_processor import RATE, tone, write_audio
+from helpers_processor import RATE, make_reference_exact, tone, write_audio
 from helpers_voxtral import (
     tiny_voxtral_config,
     torch_voxtral,
@@ -41,6 +41,11 @@ from mindone_audio.models.qwen2_audio import Qwen2AudioForConditionalGeneration
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "voxtral_transcribe.py"
 AUDIO, CLIP = "[AUDIO]", "[BEGIN_AUDIO][AUDIO]"
+
+
+@pytest.fixture(autouse=True)
+def exact_reference(monkeypatch):
+    make_reference_exact(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -78,6 +78,64 @@ def test_shards(reference, tmp_path):
         Qwen2AudioForConditionalGeneration.from_pretrained(tmp_path)
 
 
+def test_a_single_file_wins_over_an_index_beside_it(folder, reference):
+    """As in transformers: an index, and shards, of an earlier save are left over."""
+    stale = {name: torch.zeros_like(tensor) for name, tensor in load_file(folder / "model.safetensors").items()}
+    save_file(stale, folder / "model-00001-of-00001.safetensors", metadata={"format": "pt"})
+    index = folder / "model.safetensors.index.json"
+    for places in (dict.fromkeys(stale, "model-00001-of-00001.safetensors"), {"a": "model-00001-of-00009.safetensors"}):
+        index.write_text(json.dumps({"weight_map": places}))
+        theirs = TorchQwen2Audio.from_pretrained(folder, attn_implementation=reference.config._attn_implementation)
+        np.testing.assert_array_equal(torch_logits(theirs.eval()), torch_logits(reference))
+        model = AutoModelForAudioTextToText.from_pretrained(folder)
+        assert relative_error(logits(model), torch_logits(reference)) < 1e-4
+
+
+BUFFERS = {
+    "language_model.model.layers.1.self_attn.rotary_emb.inv_freq": torch.zeros(4, dtype=torch.float64),
+    "language_model.model.rotary_emb.inv_freq": torch.zeros(4),
+    "model.language_model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(4, dtype=torch.bfloat16),
+    "rotary_emb.inv_freq": torch.zeros(4, dtype=torch.float8_e4m3fn),
+    "audio_tower.embeddings.position_ids": torch.arange(9)[None],
+    "language_model.model.layers.0.attn.bias": torch.ones(1, 1, 3, 3, dtype=torch.bool),
+    "language_model.model.layers.0.attn.masked_bias": torch.tensor(-1e4, dtype=torch.float16),
+    "masked_bias": torch.zeros(3, dtype=torch.uint8),
+}
+
+
+def test_buffers_of_old_checkpoints_are_not_unexpected(folder, reference):
+    edit_weights(folder, lambda tensors: tensors.update(BUFFERS))
+    model = AutoModelForAudioTextToText.from_pretrained(folder)
+    assert relative_error(logits(model), torch_logits(reference)) < 1e-4
+    assert model.dtype == ms.float32  # not that of a buffer
+
+
+def test_buffers_in_shards(folder, reference):
+    edit_weights(folder, lambda tensors: tensors.update(BUFFERS))
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model-00001-of-00001.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "model-00001-of-00001.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    model = AutoModelForAudioTextToText.from_pretrained(folder)
+    assert relative_error(logits(model), torch_logits(reference)) < 1e-4
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "language_model.model.rotary_emb.inv_freq.weight",
+        "language_model.model.layers.0.self_attn.bias",
+        "audio_tower.my_position_ids",
+        "language_model.model.rotary_emb.scale",
+    ],
+)
+def test_what_only_looks_like_a_buffer_is_unexpected(folder, name):
+    edit_weights(folder, lambda tensors: tensors.update({name: torch.zeros(3)}))
+    with pytest.raises(CheckpointError, match=f"1 unexpected: {name}"):
+        AutoModelForAudioTextToText.from_pretrained(folder)
+
+
 def test_missing_and_unexpected_tensors_are_named(folder):
     def change(tensors):
         del tensors["language_model.lm_head.weight"], tensors["audio_tower.conv2.bias"]

@@ -3,6 +3,7 @@
 Every family reads its `audio_config` and `text_config` here; what the bodies do not compute is refused, not ignored.
 """
 
+from mindone_audio.backbone.config_fields import refuse_fields
 from mindone_audio.backbone.decoder import DecoderConfig
 from mindone_audio.backbone.encoder import EncoderConfig
 
@@ -12,12 +13,9 @@ _ACTIVATIONS = ("silu", "swish")  # two names of one function
 def encoder_config(config, *, pool_pairs: bool, mask_padding: bool) -> EncoderConfig:
     """The fields of a Whisper-shaped `audio_config`; pool_pairs and mask_padding are the family's.
 
-    Raises `ValueError` for an activation other than GELU and for scaled embeddings.
+    Raises `ValueError` for what `refuse_fields` refuses: an activation other than GELU, scaled embeddings and others.
     """
-    if config.activation_function != "gelu":
-        raise ValueError(f"audio_config.activation_function {config.activation_function!r} is not supported: only gelu")
-    if config.scale_embedding:
-        raise ValueError("audio_config.scale_embedding is not supported: published checkpoints have it off")
+    refuse_fields(config, "audio_config")
     return EncoderConfig(
         num_mel_bins=config.num_mel_bins,
         hidden_size=config.d_model,
@@ -34,7 +32,7 @@ def decoder_config(config) -> DecoderConfig:
     """The fields of a `text_config` of model_type qwen2, qwen3, llama or mistral.
 
     Raises `ValueError` for another model_type, another activation than SiLU, a sliding window shorter than the model's
-    positions, biases in the feed-forward, and rotary positions on a part of each head.
+    positions, rotary positions of another kind, and what `refuse_fields` refuses.
     """
     if config.model_type not in _BIASES:
         raise ValueError(
@@ -42,8 +40,7 @@ def decoder_config(config) -> DecoderConfig:
         )
     if config.hidden_act not in _ACTIVATIONS:
         raise ValueError(f"text_config.hidden_act {config.hidden_act!r} is not supported: only silu")
-    if config.model_type == "llama" and config.mlp_bias:
-        raise ValueError("text_config.mlp_bias is not supported: published checkpoints have it off")
+    refuse_fields(config, "text_config")
     _refuse_sliding_window(config)
     theta, scaling = _rope(config)
     qkv_bias, output_bias = _BIASES[config.model_type](config)
@@ -77,23 +74,55 @@ _BIASES = {
 
 
 def _refuse_sliding_window(config) -> None:
-    """A window as long as the model's positions hides nothing; Qwen may slide some layers, Mistral all or none."""
-    if config.model_type == "llama" or config.sliding_window is None:
-        return
-    kinds = ["sliding_attention"] if config.model_type == "mistral" else config.layer_types
-    if "sliding_attention" in kinds and config.sliding_window < config.max_position_embeddings:
+    """A window as long as the model's positions hides nothing; Qwen may slide some layers, the others all or none."""
+    kinds = getattr(config, "layer_types", None) or []
+    if unknown := sorted(set(kinds) - {"full_attention", "sliding_attention"}):
         raise ValueError(
-            f"text_config.sliding_window {config.sliding_window} is not supported: set it to null (and "
+            f"text_config.layer_types has {', '.join(unknown)}, which is not supported: only full_attention, and "
+            "sliding_attention with a window that hides nothing"
+        )
+    window = getattr(config, "sliding_window", None)
+    off = config.model_type != "mistral" and not getattr(config, "use_sliding_window", True)
+    slides = "sliding_attention" in kinds or (config.model_type not in ("qwen2", "qwen3") and not kinds)
+    if window is not None and slides and not off and window < config.max_position_embeddings:
+        raise ValueError(
+            f"text_config.sliding_window {window} is not supported: set it to null (and "
             "use_sliding_window to false) in config.json if no prompt and answer together are longer than that"
         )
+
+
+# What each kind of rotary positions is made of, besides its base.
+_ROPE = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+# What a kind that does not use it may have all the same.
+_ROPE_NEUTRAL = {"partial_rotary_factor": (1.0,), "factor": (1.0,), "attention_factor": (1.0,), "mrope_section": ([],)}
+_ROPE_NAMES = {"type", "rope_type", "rope_theta", "original_max_position_embeddings"}
 
 
 def _rope(config) -> tuple[float, dict]:
     """The base of the rotary positions and their scaling: version 5 of transformers writes both as one dict."""
     # The classes of version 4 know no rope_parameters, and its Mistral no rope_scaling.
-    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    field = "rope_parameters" if getattr(config, "rope_parameters", None) else "rope_scaling"
+    rope = getattr(config, field, None) or {}
+    name = f"text_config.{field} {rope}"
+    if not isinstance(rope, dict):
+        raise ValueError(f"{name} is not supported: it must be a JSON object")
     if any(isinstance(value, dict) for value in rope.values()):
-        raise ValueError(f"text_config.rope_parameters {rope} differ by layer, which is not supported")
+        raise ValueError(f"{name} differ by layer, which is not supported")
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind not in _ROPE:
+        raise ValueError(f"{name}: rope_type {kind!r} is not supported: known are {', '.join(_ROPE)}")
+    wrong = [key for key in _ROPE[kind] if not isinstance(rope.get(key), (int, float)) or rope[key] <= 0]
+    if wrong:
+        raise ValueError(f"{name} needs a positive {wrong[0]} for {kind}: correct it in config.json")
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError(f"text_config.rope_parameters {rope} rotate a part of each head, which is not supported")
-    return rope.get("rope_theta", config.rope_theta), rope
+        raise ValueError(f"{name} rotate a part of each head, which is not supported")
+    for key in sorted(set(rope) - set(_ROPE[kind]) - _ROPE_NAMES):
+        if rope[key] is not None and rope[key] not in _ROPE_NEUTRAL.get(key, ()):
+            raise ValueError(
+                f"{name}: {key} {rope[key]!r} is not supported with {kind}: correct rope_type or leave it out"
+            )
+    return rope.get("rope_theta") or config.rope_theta, rope

@@ -10,6 +10,7 @@ from pathlib import Path
 from mindone_audio.chat import TASKS
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.generation.settings import settle
+from mindone_audio.hub import checkpoint_file, read_config
 
 MAX_BATCH = 256
 _SAMPLE = 1 << 20  # bytes at both ends of a weights file that its fingerprint is made of
@@ -142,13 +143,9 @@ def describe_model(model: str | os.PathLike | None, config_file: str = "config.j
     """
     folder = Path(demo_checkpoint() if model is None else model).expanduser()
     if not folder.is_dir():
-        from mindone_audio.hub import read_config
-
         config = json.dumps(read_config(os.fspath(model), config_file), sort_keys=True)
         return {"name": os.fspath(model), "digest": hashlib.sha256(config.encode()).hexdigest()[:16]}
-    if not (folder / config_file).is_file():
-        what = "a checkpoint" if config_file == "config.json" else "an adapter"
-        raise FileNotFoundError(f"no {config_file} in {str(folder)!r}: give the folder of {what}")
+    checkpoint_file(folder, config_file)  # for its error, which says what is there instead
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix not in (".json", ".safetensors", ".txt", ".jinja", ".model"):

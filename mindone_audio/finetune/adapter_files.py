@@ -94,11 +94,8 @@ def read_adapter(name_or_dir: str | os.PathLike, **download) -> StoredAdapter:
     `CheckpointError` for a damaged file and for an adapter that is no LoRA or of an unsupported kind.
     """
     name = os.fspath(name_or_dir)
+    config = hub.read_config(name, CONFIG_FILE, **download)
     path = hub.checkpoint_file(name, CONFIG_FILE, **download)
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON ({error}): the adapter is damaged, save it again") from error
     if config.get("peft_type") != "LORA":
         raise CheckpointError(f"{path}: peft_type is {config.get('peft_type')!r}, and only 'LORA' is supported")
     wrong = {field: config[field] for field in _UNSUPPORTED if config.get(field)}

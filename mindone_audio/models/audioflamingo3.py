@@ -9,6 +9,7 @@ from transformers import AutoConfig, BatchFeature, PretrainedConfig, ProcessorMi
 from mindone_audio.audio import fit_window
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.backbone.config_fields import refuse_fields
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.generation import GenerationMixin
@@ -91,6 +92,7 @@ class AudioFlamingo3ForConditionalGeneration(AudioLanguageModel, GenerationMixin
     )
 
     def __init__(self, config: AudioFlamingo3Config):
+        refuse_fields(config, "config.json")
         if config.projector_hidden_act != "gelu":
             raise ValueError(f"projector_hidden_act {config.projector_hidden_act!r} is not supported: only gelu")
         encoder = encoder_config(config.audio_config, pool_pairs=True, mask_padding=True)

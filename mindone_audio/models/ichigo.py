@@ -100,7 +100,8 @@ class IchigoProcessor(AudioTextProcessor):
         "whisper_vq". download: as for `AutoProcessor`. Raises `FileNotFoundError` where there is no WhisperVQ.
         """
         hub.read_config(name_or_dir, **download)  # it says best what is wrong with a name
-        tokenizer = AutoTokenizer.from_pretrained(name_or_dir, **download)
+        with hub.processor_files(name_or_dir, extractor=False, **download):
+            tokenizer = AutoTokenizer.from_pretrained(name_or_dir, **download)
         if whisper_vq is None:
             inside = {**download, "subfolder": os.path.join(download.get("subfolder", ""), "whisper_vq")}
             try:

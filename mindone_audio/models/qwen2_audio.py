@@ -10,6 +10,7 @@ from transformers import BatchFeature, Qwen2AudioConfig
 
 from mindone_audio.audio import fit_window
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.backbone.config_fields import refuse_fields
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.generation import GenerationMixin
@@ -38,6 +39,7 @@ class Qwen2AudioForConditionalGeneration(AudioLanguageModel, GenerationMixin):
     config_class = Qwen2AudioConfig
 
     def __init__(self, config: Qwen2AudioConfig):
+        refuse_fields(config, "config.json")
         encoder = encoder_config(config.audio_config, pool_pairs=True, mask_padding=True)
         decoder = decoder_config(config.text_config)
         projector = Projector(encoder.hidden_size, decoder.hidden_size)

@@ -28,6 +28,7 @@ from mindone_audio import completion, hub, weights
 from mindone_audio.audio import fit_window
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, to_numpy
+from mindone_audio.backbone.config_fields import refuse_fields
 from mindone_audio.backbone.layers import Linear, RMSNorm
 from mindone_audio.backbone.prompt import place_windows
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
@@ -148,6 +149,7 @@ class UltravoxForConditionalGeneration(AudioLanguageModel, GenerationMixin):
     )
 
     def __init__(self, config: UltravoxConfig):
+        refuse_fields(config, "config.json")
         _check(config)
         encoder = dataclasses.replace(
             encoder_config(config.audio_config, pool_pairs=False, mask_padding=True),
@@ -266,12 +268,12 @@ class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
         if repository is not None:
             audio = named(repository, "audio_model_id", hub.read_config, **access)
         window = 2 * audio.get("max_source_positions", 1500)
-        if _has(name, "preprocessor_config.json", download):
-            extractor = WhisperFeatureExtractor.from_pretrained(name, **download)
-        elif repository is not None and _has(repository, "preprocessor_config.json", access):
-            extractor = WhisperFeatureExtractor.from_pretrained(repository, **access)
-        else:  # all of Whisper's are the same but for this
-            extractor = WhisperFeatureExtractor(feature_size=audio.get("num_mel_bins", 80))
+        extractor = WhisperFeatureExtractor(feature_size=audio.get("num_mel_bins", 80))  # all else is Whisper's
+        for source, keywords in ((name, download), (repository, access)):
+            if source is not None and _has(source, hub.EXTRACTOR_FILE, keywords):
+                with hub.processor_files(source, tokenizer=False, **keywords):
+                    extractor = WhisperFeatureExtractor.from_pretrained(source, **keywords)
+                break
         source, keywords, repository = name, download, config.get("text_model_id")
         if repository is not None and not _has(name, "tokenizer_config.json", download):
             named(repository, "text_model_id", hub.read_config, **access)  # for its error, which says what is missing
@@ -280,7 +282,8 @@ class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
             raise FileNotFoundError(
                 f"{source} has no tokenizer_config.json: put the files of its language model's tokenizer into {name}"
             )
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **keywords)
+        with hub.processor_files(source, extractor=False, **keywords):
+            tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **keywords)
         tokenizer.pad_token = tokenizer.eos_token  # as Ultravox pads, whatever its language model does
         return cls(extractor, tokenizer, stack_factor=config.get("stack_factor", 8), audio_context_size=window)
 

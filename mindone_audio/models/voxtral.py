@@ -12,6 +12,7 @@ from mindone_audio import hub, tekken
 from mindone_audio.audio import load_clips
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.backbone.config_fields import refuse_fields
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.chat import chat_clips
@@ -49,6 +50,7 @@ class VoxtralForConditionalGeneration(AudioLanguageModel, GenerationMixin):
     audio_inputs = ("input_features",)
 
     def __init__(self, config: VoxtralConfig):
+        refuse_fields(config, "config.json")
         encoder = encoder_config(config.audio_config, pool_pairs=False, mask_padding=False)
         decoder = decoder_config(config.text_config)
         if config.projector_hidden_act != "gelu":
@@ -88,8 +90,9 @@ class VoxtralProcessor(AudioTextProcessor, transformers.VoxtralProcessor):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **download) -> "VoxtralProcessor":
         """From a checkpoint's preprocessor_config.json and tekken.json; `download` as for `AutoProcessor`."""
         path = hub.checkpoint_file(pretrained_model_name_or_path, tekken.TEKKEN_FILE, **download)
-        extractor = WhisperFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **download)
-        return cls(extractor, tekken.load_tokenizer(path))
+        with hub.processor_files(pretrained_model_name_or_path, tokenizer=False, **download):
+            extractor = WhisperFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **download)
+            return cls(extractor, tekken.load_tokenizer(path))
 
     @property
     def longest_clip(self) -> float:
