@@ -21,8 +21,8 @@ _RATES = (44100, 48000, 32000)
 
 
 def without_tags(data: bytes) -> bytes:
-    """The clip without the ID3v2 and APE tags before it, which libsndfile counts as part of some formats."""
-    start = 0
+    """The clip without the tags before and after it, ID3 and APE, which libsndfile takes for sound in some formats."""
+    start, end_of_clip = 0, len(data)
     for _ in range(MAX_TAGS):
         head = data[start : start + 32]
         if head[:3] == b"ID3" and len(head) >= 10 and head[3] < 0xFF and max(head[6:10]) < 0x80:
@@ -35,7 +35,9 @@ def without_tags(data: bytes) -> bytes:
         if end >= len(data):
             break
         start = end
-    return data[start:] if start else data
+    if data[start : start + 4] not in _WAVE_IDS:  # a WAV says where its samples end
+        end_of_clip -= _tail_length(data)
+    return data[start:end_of_clip] if start < end_of_clip else data
 
 
 def repaired_wav(data: bytes) -> tuple[bytes, bool]:

@@ -34,8 +34,8 @@ def decode(data: bytes, name: str, max_seconds: float, timeout: float) -> tuple[
                 if longer is not None and len(longer[0]) / longer[1] > len(samples) / rate:
                     return longer
                 logger.warning(
-                    "%s goes on after %.2f s, where its first recording ends: it seems to be several files joined, of "
-                    "which only the first is used: %s",
+                    "%s goes on after %.2f s, where libsndfile takes it to end: it seems to be several files joined, "
+                    "and only the first part is used: %s",
                     name,
                     len(samples) / rate,
                     "give them one by one, or convert it with `ffmpeg -i IN OUT.wav`"

@@ -71,6 +71,8 @@ def too_long(name: str, max_seconds: float) -> AudioError:
 
 
 def _blocks(file: soundfile.SoundFile, channels: int):
-    block = np.empty((max(1, BLOCK // channels), channels), np.float32)
-    while len(read := file.read(out=block)):
+    block, left = np.empty((max(1, BLOCK // channels), channels), np.float32), file.frames
+    # Not beyond the length that the file says: what follows may be a tag, at which FLAC's decoder fails.
+    while left > 0 and len(read := file.read(out=block[: min(left, len(block))])):
+        left -= len(read)
         yield read
