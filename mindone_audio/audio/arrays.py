@@ -128,7 +128,9 @@ def _from_mapping(source: Mapping) -> tuple[Any, Any]:
                 value = np.asarray(value)
             except ValueError as error:
                 raise AudioError(f"{samples[0]} of the clip has rows of different lengths: give [samples]") from error
-        if as_array(value) is None and not hasattr(value, "get_all_samples"):
+        if hasattr(value, "get_all_samples"):
+            return unwrapped(value)
+        if as_array(value) is None:
             raise AudioError(f"{samples[0]} of the clip is {describe(value)}: give samples, or bytes or a path instead")
         return value, given.get("sampling_rate")
     if not source or set(given) - {"bytes", "path"} or not set(source) & {"bytes", "path"}:
