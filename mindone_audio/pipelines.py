@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindone_audio.audio import SAMPLING_RATE, AudioError, load_clip, quiet_windows
+from mindone_audio.audio import SAMPLING_RATE, AudioError, is_one_clip, load_clip, quiet_windows
 from mindone_audio.chat import TASKS, chat_clips, clean_messages, task_schema
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.conversion import to_mindspore
@@ -137,7 +137,7 @@ class AudioTextToTextPipeline:
         """Answer one input, or a list of them.
 
         Args:
-            inputs: a clip (whatever `load_audio` takes, or `{"array": …, "sampling_rate": …}`); the task schema
+            inputs: a clip (whatever `load_audio` takes); the task schema
                 `{"inputs": {"audio": …, "text": …}, "parameters": {…}}` or just its inner part, where "audio" may be a
                 list of clips; a conversation (a list of messages); or a list of any of these.
             text: what to ask; one for all inputs, or a list with one for each. None asks for a caption.
@@ -173,7 +173,7 @@ class AudioTextToTextPipeline:
             raise ValueError(f'long_audio must be "windows" or left out, not {long_audio!r}')
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size must be a number of inputs, at least 1, not {batch_size!r}")
-        single = not isinstance(inputs, (list, tuple)) or _is_conversation(inputs)
+        single = not isinstance(inputs, (list, tuple)) or _is_conversation(inputs) or is_one_clip(inputs)
         items = [inputs] if single else list(inputs)
         texts = self._texts(text, len(items))
         settings = {**(generate_kwargs or {}), **parameters}
@@ -409,7 +409,8 @@ def _batches(requests: dict[int, Request], batch_size: int) -> Iterator[list[int
 
 
 def _is_silent(clip: np.ndarray) -> bool:
-    return float(np.abs(clip).max(initial=0.0)) < SILENCE
+    """Whether nothing sounds in a clip `[samples]`, wherever its zero is."""
+    return float(np.abs(clip - clip.mean(dtype=np.float64)).max(initial=0.0)) < SILENCE
 
 
 def _failure(error: Exception, on_error: str, place: int, single: bool) -> dict:

@@ -8,7 +8,7 @@ from transformers import BatchFeature
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from mindone_audio import hub
-from mindone_audio.audio import AudioError, load_clips
+from mindone_audio.audio import AudioError, describe, is_one_clip, load_clips
 from mindone_audio.chat import chat_clips, clean_messages
 from mindone_audio.features import log_mels
 
@@ -113,7 +113,9 @@ class AudioTextProcessor:
         Args:
             conversation: messages `{"role": …, "content": …}`. The content is a string or a list of elements
                 `{"type": "text", "text": …}` and `{"type": "audio", KEY: clip}` with one KEY of audio, audio_url, url,
-                path, base64; the clip is anything `mindone_audio.load_audio` takes.
+                path, base64; the clip is anything `mindone_audio.load_audio` takes. OpenAI's
+                `{"type": "audio_url", "audio_url": {"url": …}}` and
+                `{"type": "input_audio", "input_audio": {"data": …, "format": …}}` are clips too.
             tokenize: False returns the text (a list for a batch). True loads the clips and returns `input_ids`, or
                 with `return_dict=True` everything that `__call__` returns.
             processor_kwargs: with `tokenize=True`, those of `__call__` (truncation, padding, …).
@@ -293,7 +295,7 @@ def as_texts(text: Any) -> list[str]:
     """One text or several -> a list of them; `ValueError` for anything else."""
     texts = [text] if isinstance(text, str) else text
     if not isinstance(texts, (list, tuple)) or not texts or not all(isinstance(item, str) for item in texts):
-        raise ValueError(f"text must be a string or a list of strings, not {text!r:.80}")
+        raise ValueError(f"text must be a string or a list of strings, not {describe(text)}")
     return list(texts)
 
 
@@ -319,10 +321,10 @@ def _without_second_start(tokenizer: Any, texts: list[str], add_special_tokens: 
 
 
 def as_list(audio: Any) -> list:
-    """No clip, one clip or several -> a list of them."""
+    """No clip, one clip or several -> a list of them; `(samples, rate)` is one clip."""
     if audio is None:
         return []
-    return list(audio) if isinstance(audio, (list, tuple)) else [audio]
+    return list(audio) if isinstance(audio, (list, tuple)) and not is_one_clip(audio) else [audio]
 
 
 def _as_ids(tokens: Any) -> Any:

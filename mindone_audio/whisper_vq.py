@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 from transformers import WhisperConfig, WhisperFeatureExtractor
 
 from mindone_audio import device, hub, weights
-from mindone_audio.audio import AudioError, fit_window, load_clips
+from mindone_audio.audio import AudioError, fit_window, is_one_clip, load_clips
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.compiled import one_graph
 from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig
@@ -108,7 +108,7 @@ class WhisperVQ:
         truncation: the tokens of the first 30 s of a longer clip, as the original gives without being asked. Raises
         `AudioError` for a clip that cannot be read, is longer than 30 s, or is too short for one token.
         """
-        several = isinstance(audio, (list, tuple))
+        several = isinstance(audio, (list, tuple)) and not is_one_clip(audio)
         clips = load_clips(audio if several else [audio], self.sampling_rate)
         tokens = [self._tokens(clip, truncation, f"audio clip {number}") for number, clip in enumerate(clips)]
         return tokens if several else tokens[0]

@@ -52,6 +52,19 @@ def test_every_kind_of_clip(pipe):
     for clip in (Path(SIREN), data, base64.b64encode(data).decode(), {"array": samples, "sampling_rate": rate}):
         assert pipe(clip, text=SOUND)["generated_text"] == "It is a siren."
     assert pipe(load_audio(SIREN), text=SOUND)["generated_text"] == "It is a siren."
+    encoded = base64.b64encode(data).decode()
+    pair = (rate, (samples * 32767).astype(np.int16))
+    for clip in (pair, pair[::-1], {"raw": samples, "sampling_rate": rate}, {"bytes": data, "path": None}):
+        for one in (clip, {"audio": clip}, {"inputs": {"audio": clip}}):
+            assert pipe(one, text=SOUND) == [{"generated_text": "It is a siren."}]
+    assert pipe((SIREN, pair), text=SOUND)["generated_text"] == ["It is a siren."] * 2
+    for part in (
+        {"type": "audio_url", "audio_url": {"url": f"data:audio/ogg;base64,{encoded}"}},
+        {"type": "input_audio", "input_audio": {"data": encoded, "format": "ogg"}},
+        {"type": "audio", "audio": {"bytes": data, "path": None}},
+    ):
+        chat = [{"role": "user", "content": [part, {"type": "text", "text": SOUND}]}]
+        assert pipe(chat)["generated_text"] == "It is a siren."
 
 
 def test_conversations(pipe):
@@ -120,6 +133,7 @@ def test_silence_is_not_transcribed(pipe):
     clip = np.concatenate([load_audio(SPEECH), np.zeros(200_000, np.float32)])
     result = pipe(clip, task="transcribe")[0]
     assert result["generated_text"] == "open the door" and result["chunks"][-1]["text"] == ""
+    assert pipe(np.full(32_000, 0.05, np.float32), task="transcribe")["generated_text"] == ""
 
 
 def test_windows_are_cut_where_it_is_quiet():

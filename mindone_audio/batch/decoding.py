@@ -68,7 +68,9 @@ def work(descriptor: int, parent: int, folder: str | None) -> None:
 
 
 def _resolve(source, folder: str | None):
-    """A relative path as seen from the manifest's folder, where there is such a file."""
+    """A relative path, also that of `{"path": …}`, as seen from the manifest's folder, where there is such a file."""
+    if isinstance(source, dict) and isinstance(source.get("path"), str):
+        return {**source, "path": _resolve(source["path"], folder)}
     if folder is None or not isinstance(source, str) or len(source) > 4096 or os.path.isabs(source):
         return source
     path = os.path.join(folder, source)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mindone_audio.audio import AudioError, load_clip
+from mindone_audio.audio import MAX_DOWNLOAD_BYTES, AudioError, describe, load_clip, read_file_object, unwrapped
 
 # Which question belongs to which category of Big Bench Audio, as Voxtral's fine-tuning guide has them.
 BIG_BENCH_AUDIO_QUESTIONS = {
@@ -32,9 +32,9 @@ class DataError(ValueError):
 class Example:
     """One thing to learn: what to answer when a clip and a question are given.
 
-    audio: what `load_audio` takes, or `{"array": …, "sampling_rate": …}`, or `{"bytes": …, "path": …}` of which one may
-    be None; it is read by `samples`. prompt: the question; empty where the clip asks it. answer: at least one
-    character that is no white space. name: for messages, as "train.jsonl line 7". Raises `DataError`.
+    audio: what `load_audio` takes, also with a URL of fsspec's; it is read by `samples`. prompt: the question; empty
+    where the clip asks it. answer: at least one character that is no white space. name: for messages, as
+    "train.jsonl line 7". Raises `DataError`.
     """
 
     audio: Any
@@ -53,28 +53,24 @@ class Example:
 
     def samples(self) -> np.ndarray:
         """The clip, mono float32 `[samples]` at 16 kHz; `AudioError` for one that cannot be read."""
-        source = self.audio
-        if isinstance(source, Mapping) and "array" not in source:
-            if not source or set(source) - {"bytes", "path"}:
-                raise AudioError(f"a clip as a dictionary has bytes and path, or array, not {', '.join(source)}")
-            given = [source[key] for key in ("bytes", "path") if source.get(key) is not None]
-            if not given:
-                raise AudioError("both bytes and path of the clip are None: give one of them")
-            source = given[0]
+        source = unwrapped(self.audio)[0] if isinstance(self.audio, Mapping) else self.audio
         if isinstance(source, str) and re.match(r"(?!https?:|file:)[a-z0-9]+://", source):
-            source = _read_remote(source)
-        return load_clip(source)
+            return load_clip(_read_remote(source))
+        return load_clip(self.audio)
 
 
 def _read_remote(url: str) -> bytes:
     """What is at an address of fsspec's, such as the `hf://…` and `zip://…` that streamed data sets have for clips."""
+    name = describe(url)[1:-1]
     try:
         import fsspec
 
         with fsspec.open(url, "rb") as file:
-            return file.read()
+            return read_file_object(file, MAX_DOWNLOAD_BYTES, name)
+    except AudioError:
+        raise
     except (ImportError, KeyError, OSError, ValueError) as error:
-        raise AudioError(f"cannot read {url}: {error}: check the address and the network") from error
+        raise AudioError(f"cannot read {name}: {error!s:.200}: check the address and the network") from error
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mindone_audio.chat import AUDIO_KEYS
+from mindone_audio.chat import AUDIO_KEYS, element_clip
 from mindone_audio.finetune.examples import OWN_PROMPT, Columns, DataError, Example, LabelColumns
 
 
@@ -54,11 +54,13 @@ def _json_row(line: bytes, name: str, audio: str) -> dict:
     keys = [key for key in dict.fromkeys((audio, *AUDIO_KEYS)) if row.get(key) is not None]
     if len(keys) != 1:
         raise DataError(f"{name}: a line needs one clip under {audio!r} and has {len(keys)}: {sorted(row)}")
-    return row | {audio: row[keys[0]]}
+    return row | {audio: element_clip(keys[0], row[keys[0]])}
 
 
 def seen_from(folder: Path, source: Any) -> Any:
-    """A relative path as seen from `folder`, where there is such a file."""
+    """A relative path, also that of `{"path": …}`, as seen from `folder`, where there is such a file."""
+    if isinstance(source, dict) and isinstance(source.get("path"), str):
+        return {**source, "path": seen_from(folder, source["path"])}
     if not isinstance(source, str) or len(source) > 4096 or os.path.isabs(source):
         return source
     path = os.path.join(folder, source)

@@ -1,0 +1,34 @@
+"""Audio in: whatever a user calls a clip becomes mono float32 samples at the rate that a model expects.
+
+Decoding is libsndfile's (wav, flac, mp3, ogg, …) and resampling is soxr's "soxr_hq": the two that `librosa.load` uses,
+without its 1.7 s of imports, so the samples are the same as `librosa.load(path, sr=sampling_rate)[0]`. What libsndfile
+does not know is decoded by the program ffmpeg, where there is one.
+"""
+
+from mindone_audio.audio.arrays import MAX_CHANNELS, PCM_OFFSET_AND_SCALE, is_one_clip, unwrapped
+from mindone_audio.audio.errors import AudioError, AudioNotFoundError, describe
+from mindone_audio.audio.load import MAX_SECONDS, SAMPLING_RATE, load_audio, load_clip, load_clips
+from mindone_audio.audio.sources import MAX_DOWNLOAD_BYTES, read_file_object
+from mindone_audio.audio.text import MAX_FILE_BYTES
+from mindone_audio.audio.windows import QUIET_FRAME, fit_window, quiet_windows
+
+__all__ = [
+    "MAX_CHANNELS",
+    "MAX_DOWNLOAD_BYTES",
+    "MAX_FILE_BYTES",
+    "MAX_SECONDS",
+    "PCM_OFFSET_AND_SCALE",
+    "QUIET_FRAME",
+    "SAMPLING_RATE",
+    "AudioError",
+    "AudioNotFoundError",
+    "describe",
+    "fit_window",
+    "is_one_clip",
+    "load_audio",
+    "load_clip",
+    "load_clips",
+    "quiet_windows",
+    "read_file_object",
+    "unwrapped",
+]

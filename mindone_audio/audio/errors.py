@@ -1,0 +1,50 @@
+"""What goes wrong with a clip, and the short name by which every message calls it."""
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+LONGEST_NAME = 120  # characters of a path or URL that a message repeats
+
+
+class AudioError(ValueError):
+    """A clip that cannot be read or used. The message names the clip, what is wrong and what to do."""
+
+
+class AudioNotFoundError(AudioError, FileNotFoundError):
+    """No file at the given path: also a `FileNotFoundError`."""
+
+
+class NotAudioError(AudioError):
+    """Bytes that no decoder at hand knows."""
+
+
+def describe(source: Any) -> str:
+    """A short name of a clip for messages: never all of a long string, no password of a URL, and no samples."""
+    if isinstance(source, os.PathLike):
+        source = os.fspath(source)
+        source = os.fsdecode(source) if isinstance(source, bytes) else source
+    if isinstance(source, str):
+        return shortened(re.sub(r"^(\s*\w[\w+.-]*://)[^/?#\\]*@", r"\1", source[: 10 * LONGEST_NAME]))
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return f"the {len(source)} bytes given"
+    if isinstance(source, Mapping):
+        return f"the clip with the keys {shortened(', '.join(map(str, list(source)[:8])))[1:-1]}"
+    if hasattr(source, "shape") and hasattr(source, "dtype"):
+        kind = "array" if type(source).__module__ == "numpy" else type(source).__name__
+        return f"the {source.dtype} {kind} of shape {tuple(source.shape)}"
+    return f"the {type(source).__name__} given"
+
+
+def shortened(text: str) -> str:
+    """`repr` of a text, of a long one only of its beginning."""
+    return repr(text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME // 2] + "…")
+
+
+def too_many_bytes(name: str, limit: int) -> AudioError:
+    """The error for an encoded clip above the limit."""
+    return AudioError(
+        f"{name} has more than {limit} bytes ({limit / 2**20:.0f} MiB), the limit: cut the clip, or call "
+        "load_audio(…, max_bytes=…) with a higher one"
+    )
