@@ -5,10 +5,10 @@ NumPy computes those operations, so that MindONE's own code runs here: interpret
 values are those that MindSpore documents; no NPU's kernels were compared. Afterwards MindSpore is as it was.
 """
 
-import math
+import sys
+import types
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from unittest import mock
 
 import mindspore as ms
@@ -21,14 +21,25 @@ _mint_cat, _mint_where = mint.cat, mint.where  # a CPU has these, but not for al
 
 @contextmanager
 def mindone_on_cpu() -> Iterator[None]:
-    """Puts the stand-ins in place, and takes them away again.
+    """Puts the stand-ins in place, and takes them away again, also from modules that were imported meanwhile.
 
-    Import the MindONE classes before: a module that is imported meanwhile may keep a stand-in.
+    A model that is built within keeps some: use it within, and drop it.
     """
+    known, originals = set(sys.modules), {}
     with ExitStack() as stack:
         for (owner, name), stand_in in STAND_INS.items():
+            originals[stand_in] = getattr(owner, name)
             stack.enter_context(mock.patch.object(owner, name, stand_in))
+        stack.callback(_take_back, known, originals)
         yield
+
+
+def _take_back(known: set[str], originals: dict) -> None:
+    """Gives the modules that are not `known` the originals of the stand-ins that they imported by name."""
+    for module in (sys.modules[name] for name in set(sys.modules) - known):
+        for name, value in list(vars(module).items()):
+            if isinstance(value, types.FunctionType) and value in originals:
+                setattr(module, name, originals[value])
 
 
 def _array(value):
@@ -115,13 +126,10 @@ def topk(input, k, dim=-1, largest=True, sorted=True):
 
 
 def multinomial(input, num_samples, replacement=False, *, generator=None):
-    """Draws from each row of probabilities, with a generator of this file's own."""
-    draw = partial(_random.choice, input.shape[-1], num_samples, replacement)
+    """Draws from each row of probabilities with NumPy's global generator: `np.random.seed` repeats it."""
     rows = input.asnumpy().astype(np.float64)
-    return _tensor(np.stack([draw(p=row / row.sum()) for row in rows]))
-
-
-_random = np.random.default_rng(0)
+    drawn = [np.random.choice(len(row), num_samples, replacement, row / row.sum()) for row in rows]
+    return _tensor(np.stack(drawn))
 
 
 def gelu(input, *, approximate="none"):
