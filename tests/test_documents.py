@@ -5,9 +5,12 @@ import shlex
 import shutil
 from pathlib import Path
 
+import mindspore as ms
+import numpy as np
 import pytest
+from mindone_on_cpu import mindone_on_cpu
 
-from mindone_audio import cli
+from mindone_audio import Qwen2AudioForConditionalGeneration, cli
 from mindone_audio.checkpoints import demo_checkpoint
 
 TESTS = Path(__file__).parent
@@ -41,6 +44,46 @@ def test_the_mindone_quick_start(capsys):
     described, answered = capsys.readouterr().out.strip().splitlines()
     assert re.fullmatch(r"Audio description: \S.*", described)
     assert re.fullmatch(r"Question answering: \S.*", answered)
+
+
+@pytest.mark.parametrize(
+    "changes, hears",
+    [
+        pytest.param({}, False, id="as it stands"),
+        pytest.param(
+            {"from transformers import AutoProcessor": "from mindone_audio import AutoProcessor"}, True, id="ours"
+        ),
+    ],
+)
+def test_the_mindone_quick_start_with_mindones_class(capsys, monkeypatch, tmp_path, changes, hears):
+    """Word for word but for the clip's path. The model's name is that of a folder here; for bfloat16, in which a CPU
+    multiplies no matrices, stands float32.
+
+    As it stands the model hears nothing: transformers' processor leaves out what `audios=` gives. Importing ours
+    instead is all that it takes.
+    """
+    from mindone.transformers import Qwen2AudioForConditionalGeneration as MindONEQwen2Audio
+
+    blocks = code_blocks("qwen2_audio.md", {"/path/to/audio.wav": str(CLIPS / "spoken_command.wav"), **changes})
+    (tmp_path / "Qwen").mkdir()
+    (tmp_path / "Qwen" / "Qwen2-Audio-7B").symlink_to(demo_checkpoint(), target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    np.random.seed(0)  # the sampling's
+    namespace = {}
+    with mindone_on_cpu(), monkeypatch.context() as patch:
+        patch.setattr(ms, "bfloat16", ms.float32)
+        for block in blocks:
+            exec(block, namespace)
+    assert type(namespace["model"]) is MindONEQwen2Audio
+    assert ("input_features" in namespace["inputs"]) is ("input_features" in namespace["qa_inputs"]) is hears
+    printed = capsys.readouterr().out
+    assert re.search(r"^Audio description: \S.*", printed, re.MULTILINE)
+    answer = re.search(r"^Question answering: (\S.*)", printed, re.MULTILINE)[1]
+    if hears:
+        inputs = namespace["qa_inputs"]
+        ours = Qwen2AudioForConditionalGeneration.from_pretrained(demo_checkpoint())
+        tokens = ours.generate(**inputs, max_new_tokens=50)[0, inputs["input_ids"].shape[1] :]
+        assert answer == namespace["processor"].decode(tokens, skip_special_tokens=True)
 
 
 def test_the_task_page(capsys):

@@ -1,8 +1,8 @@
 """What is used of MindONE, without all its models, which take seconds to import.
 
-`mindone.transformers` imports 900 modules, and its `generation` scikit-learn. Here both are made packages that run
-their `__init__` once something is asked of them that only that provides: so they are whole for whoever imports them
-besides. Importing them also prints notices about models that are not used here.
+`mindone.transformers` imports 900 modules, and its `generation` scikit-learn. Here their submodules are imported while
+the `__init__` of both has not run. Afterwards Python imports both whole, as ever, once anybody asks for them or for
+another submodule; the classes are the same. Importing them also prints notices about models that are not used here.
 """
 
 import contextlib
@@ -10,36 +10,54 @@ import importlib.metadata
 import importlib.util
 import io
 import sys
+import types
 import warnings
+from collections.abc import Iterator
+from importlib.machinery import ModuleSpec, SourceFileLoader
 from typing import Any
 
+_packages: dict[str, types.ModuleType] = {}  # by name, those whose `__init__` has not run yet or runs later
 
-def _put_off(name: str, **known: Any) -> None:
-    """Let a package run its `__init__` when something is asked of it that is neither a submodule nor `known`."""
+
+class _Loader(SourceFileLoader):
+    """Runs a package's `__init__` in the module that has its imported submodules as attributes."""
+
+    def create_module(self, spec: ModuleSpec) -> types.ModuleType:
+        return _packages[spec.name]
+
+
+def _find_spec(name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+    if name not in _packages:
+        return None
+    spec = _packages[name].__spec__
+    loader, folders = _Loader(name, spec.origin), spec.submodule_search_locations
+    return importlib.util.spec_from_file_location(name, spec.origin, loader=loader, submodule_search_locations=folders)
+
+
+@contextlib.contextmanager
+def _without_init(name: str, **known: Any) -> Iterator[None]:
+    """Within, a package has its submodules and `known`; afterwards it counts as not imported, its submodules do not."""
     if name in sys.modules:
+        yield
         return
     spec = importlib.util.find_spec(name)
-    package = importlib.util.module_from_spec(spec)
-
-    def run(attribute: str) -> Any:
-        if attribute.startswith("__") and attribute != "__all__":
-            raise AttributeError(attribute)  # what is asked of every module, such as by `inspect`
-        vars(package).pop("__getattr__", None)
-        spec.loader.exec_module(package)
-        return getattr(package, attribute)
-
-    vars(package).update(known, __getattr__=run)
-    sys.modules[name] = package
-    parent, _, child = name.rpartition(".")
-    setattr(sys.modules[parent], child, package)
+    _packages[name] = sys.modules[name] = importlib.util.module_from_spec(spec)
+    vars(_packages[name]).update(known)
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
 
 with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    _put_off("mindone.transformers", __version__=importlib.metadata.version("transformers"))
-    _put_off("mindone.transformers.generation")
-    from mindone.transformers.generation.configuration_utils import GenerationConfig
-    from mindone.transformers.modeling_outputs import CausalLMOutput
-    from mindone.transformers.modeling_utils import PreTrainedModel
+    with (
+        _without_init("mindone.transformers", __version__=importlib.metadata.version("transformers")),
+        _without_init("mindone.transformers.generation"),
+    ):
+        from mindone.transformers.generation.configuration_utils import GenerationConfig
+        from mindone.transformers.modeling_outputs import CausalLMOutput
+        from mindone.transformers.modeling_utils import PreTrainedModel
+sys.meta_path.insert(0, types.SimpleNamespace(find_spec=_find_spec))
 
 __all__ = ["CausalLMOutput", "GenerationConfig", "PreTrainedModel"]
