@@ -85,25 +85,25 @@ class _Tail:
     def __init__(self, decode: Callable[[list[int]], str]):
         self.decode, self.ids, self.text, self.shown = decode, [], "", ""
         self.due = 0  # tokens at which it is decoded next
-        # A token of a character's last bytes, of a tokenizer whose neighbouring bytes are one text or none (SentencePiece
-        # with byte_fallback): after a wrong byte it takes characters back. None where bytes are never taken back.
+        # The last token that is only bytes of a character. SentencePiece's byte_fallback makes one text or none of
+        # neighbouring bytes, so a wrong one after it takes characters back; None where bytes are known to stay.
         self.byte: int | None = None
-        self.bytes_are_known = False
+        self.bytes_stay = False
 
     def add(self, token: int) -> str | None:
         """The text of the tail with one more token, as far as no other token changes it; None where it is not due."""
         self.ids.append(token)
+        if is_byte := not self.bytes_stay and _PARTIAL in self.decode([token]):
+            self.byte = token
         if len(self.ids) < self.due:
             return None
-        was_partial, self.text = self.text.endswith(_PARTIAL), self.decode(self.ids)
+        self.text = self.decode(self.ids)
         settled = self.text.rstrip(_PARTIAL)
-        if was_partial and settled == self.text and not self.bytes_are_known and _PARTIAL in self.decode([token]):
-            # A character is complete: of this tokenizer's bytes, what becomes of it if the last one comes again?
-            self.bytes_are_known = True
-            if not self.decode([*self.ids, token]).startswith(self.text):
-                self.byte = token
         if self.byte is not None:
-            settled = os.path.commonprefix([settled, self.decode([*self.ids, self.byte])])
+            kept = os.path.commonprefix([settled, self.decode([*self.ids, self.byte])])
+            if is_byte and kept == settled == self.text:  # it has completed a character, which a wrong byte leaves
+                self.bytes_stay, self.byte = True, None
+            settled = kept
         return settled[: _CHANGING.search(settled).start()]
 
     def shorten(self) -> None:
