@@ -168,9 +168,7 @@ def test_flags_lists_and_strings():
 def test_tokens_that_the_model_has_not():
     for name in ("eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens"):
         settle(None, {name: [0, 9]}, vocabulary=10)
-        with pytest.raises(
-            ValueError, match=re.escape(f"{name} has the token 10, but the model has the tokens 0 to 9")
-        ):
+        with pytest.raises(ValueError, match=f"{name} has the token 10, but the model has the tokens 0 to 9"):
             settle({name: [3, 10]}, {}, vocabulary=10)
 
 

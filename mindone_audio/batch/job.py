@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ _SAMPLE = 1 << 20  # bytes at both ends of a weights file that its fingerprint i
 
 _CHECKS = {
     "batch_size": partial(whole, low=1, high=MAX_BATCH),
-    "batch_seconds": partial(real, low=0, beyond=True),
+    "batch_seconds": partial(real, low=-math.inf),
     "workers": partial(whole, low=1),
     "max_errors": partial(whole, low=0),
 }
@@ -74,6 +75,8 @@ class BatchJob:
         for name, check in _CHECKS.items():
             if (value := getattr(self, name)) is not None or name == "batch_size":
                 object.__setattr__(self, name, check(name, value))
+        if self.batch_seconds is not None and not self.batch_seconds > 0:
+            raise ValueError(f"batch_seconds must be more than 0 seconds, not {self.batch_seconds!r}")
         options, settings = split_request(self.settings)
         if options.language is not None and self.task != "transcribe":
             raise ValueError('language goes with task="transcribe": leave it out')

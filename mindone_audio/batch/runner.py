@@ -175,7 +175,7 @@ class _Run:
         return {"do_sample": False, **self.job.settings, **item.parameters, "return_token_count": True}
 
     def _checked(self, item: Item) -> Item:
-        """The item, with an error where its parameters cannot be; what only the model knows is the pipeline's to say."""
+        """The item, with an error where its parameters cannot be, as far as no model is needed to say so."""
         try:
             if item.error is None:
                 settle(None, split_request(self._settings(item))[1], warn=False)

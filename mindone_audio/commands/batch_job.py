@@ -15,7 +15,6 @@ from mindone_audio.batch.runner import BatchTotals, run_batch
 from mindone_audio.commands import options as shared
 from mindone_audio.commands.msrun import is_scheduler, started_by_msrun
 
-SAMPLING = ("temperature", "top_p", "top_k", "seed")
 SHOWN = 10  # missing items that are named
 OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as a shell reports them
@@ -71,7 +70,7 @@ def _job(options: argparse.Namespace) -> BatchJob:
     sampling = settings.pop("do_sample")  # False also where the temperature is 0
     if sampling:
         settings["do_sample"] = True
-    elif unused := [f"--{name.replace('_', '-')}" for name in SAMPLING if name in settings]:
+    elif unused := [f"--{name.replace('_', '-')}" for name in shared.SAMPLING if name in settings]:
         raise ValueError(f"{', '.join(unused)}: without effect on greedy decoding: add --do-sample or leave it out")
     if options.language is not None:
         settings["language"] = options.language

@@ -11,6 +11,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 # Settings of `generate` by the names of their options: --max-new-tokens and so on.
 SETTINGS = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "seed", "num_beams", "repetition_penalty")
 SETTINGS += ("no_repeat_ngram_size",)
+SAMPLING = ("temperature", "top_p", "top_k", "seed")  # without effect on greedy decoding
 
 
 class WrongUse(ValueError):
@@ -75,8 +76,8 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     from mindone_audio.generation.settings import settle
 
     given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name, None) is not None}
-    if given.get("temperature") in (0, 0.0):
-        given = {name: value for name, value in given.items() if name != "temperature"} | {"do_sample": False}
+    if given.get("temperature") == 0:  # as elsewhere on command lines: greedy
+        given = {name: value for name, value in given.items() if name not in SAMPLING} | {"do_sample": False}
     try:
         settle(None, given, warn=False)
     except ValueError as error:
