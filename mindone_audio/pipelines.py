@@ -1,7 +1,7 @@
 """`pipeline("audio-text-to-text")`: clips and questions in, text out, one by one or in batches."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,12 +12,23 @@ from mindone_audio.audio import SAMPLING_RATE, AudioError, is_one_clip, load_cli
 from mindone_audio.chat import TASKS, chat_clips, clean_messages, task_schema
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.conversion import to_mindspore
-from mindone_audio.generation.settings import settle
-from mindone_audio.generation.text import cut, text_stream
+from mindone_audio.generation.settings import (
+    GENERATE_ARGUMENTS,
+    GenerationSettings,
+    RequestOptions,
+    flag,
+    real,
+    settle,
+    split_request,
+    stored,
+    whole,
+)
+from mindone_audio.generation.text import cut, stripped, text_stream
 
 TASK = "audio-text-to-text"
 MAX_NEW_TOKENS = {False: 128, True: 256}  # where a call says nothing else; 30 s of speech are at most some 200
 SHORTEST_WINDOW = 1.0  # seconds
+_REFUSALS = (TypeError, ValueError, OverflowError, OSError)  # of one input, that others are answered in spite of
 SILENCE = 1e-4  # of full scale, the loudest sample of a window that is not worth transcribing
 
 
@@ -43,15 +54,17 @@ class Request:
     """One thing asked: a conversation whose clips are loaded, or a clip to transcribe, and the settings for it.
 
     messages: as `apply_chat_template` takes them, audio elements as float32 samples. given: the conversation as it was
-    given, None where it was a clip and a text. transcribe: the clip is to be written down. language: of the speech, as
-    "en", where a family takes one. window: seconds of the longest piece that goes to the model at a time, None for any.
+    given, None where it was a clip and a text. arguments: of `generate`, settings and others. chosen: the settings that
+    they make with the model's own. transcribe: the clip is to be written down. language: of the speech, as "en", where
+    a family takes one. window: seconds of the longest piece that goes to the model at a time, None for any.
     by_windows: a clip longer than that is cut into windows, and is an error otherwise.
     """
 
     messages: list[dict]
     given: list[dict] | None = None
     text: str = ""
-    settings: dict = field(default_factory=dict)
+    arguments: dict = field(default_factory=dict)
+    chosen: GenerationSettings = field(default_factory=GenerationSettings)
     stops: tuple[str, ...] = ()
     full_text: bool = False
     count_tokens: bool = False
@@ -171,8 +184,9 @@ class AudioTextToTextPipeline:
             raise ValueError(f'window={window!r} is for task="transcribe"; see long_audio for questions')
         if long_audio not in (None, "windows"):
             raise ValueError(f'long_audio must be "windows" or left out, not {long_audio!r}')
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ValueError(f"batch_size must be a number of inputs, at least 1, not {batch_size!r}")
+        if generate_kwargs is not None and not isinstance(generate_kwargs, Mapping):
+            raise ValueError(f"generate_kwargs must be a dict of settings of generate, not {generate_kwargs!r:.80}")
+        batch_size, stream = whole("batch_size", batch_size, 1), flag("stream", stream)
         single = not isinstance(inputs, (list, tuple)) or _is_conversation(inputs) or is_one_clip(inputs)
         items = [inputs] if single else list(inputs)
         texts = self._texts(text, len(items))
@@ -189,7 +203,7 @@ class AudioTextToTextPipeline:
                 request = replace(self._request(item, texts[place], task, settings), **windows)
                 _check_length(request)
                 requests[place] = request
-            except (TypeError, ValueError, OSError) as error:
+            except _REFUSALS as error:
                 answers[place] = _failure(error, on_error, place, single)
         hidden = True if single else None if progress is None else not progress  # None: shown on a terminal
         with tqdm(desc="answering", total=len(items), unit="clip", disable=hidden, leave=False) as bar:
@@ -201,15 +215,16 @@ class AudioTextToTextPipeline:
         return Answers(answers, single)
 
     def _texts(self, text: str | list[str] | None, count: int) -> list[str | None]:
-        if isinstance(text, (list, tuple)):
-            if len(text) != count:
-                raise ValueError(f"{len(text)} texts were given for {count} inputs: give one, or one for each")
-            return list(text)
-        return [text] * count
+        texts = list(text) if isinstance(text, (list, tuple)) else [text] * count
+        if len(texts) != count:
+            raise ValueError(f"{len(texts)} texts were given for {count} inputs: give one, or one for each")
+        if wrong := [item for item in texts if item is not None and not isinstance(item, str)]:
+            raise ValueError(f"text must be a string, or a list of strings, not {wrong[0]!r:.80}")
+        return texts
 
     def _request(self, item: Any, text: str | None, task: str | None, settings: dict) -> Request:
         """An input as it was given, checked and with its clips loaded."""
-        given, language = None, None
+        given, inner_parameters = None, {}
         if _is_conversation(item):
             if text is not None or task is not None:
                 raise ValueError("a conversation says itself what is asked: leave out text and task")
@@ -218,12 +233,8 @@ class AudioTextToTextPipeline:
             clips, inner_text, inner_parameters = task_schema(item)
             if inner_text is not None and text is not None:
                 raise ValueError(f"the text is given twice: {inner_text!r} in the input and {text!r} beside it")
-            text, settings = inner_text if text is None else text, {**settings, **inner_parameters}
-        settings = dict(settings)
-        full_text, stops = settings.pop("return_full_text", False), settings.pop("stop_sequence", None)
-        count_tokens = settings.pop("return_token_count", False)
-        if task == "transcribe":
-            language = settings.pop("language", None)
+            text = inner_text if text is None else text
+        options, arguments, chosen = self._settings(settings, inner_parameters, task == "transcribe")
         if task is not None and text is not None:
             raise ValueError(f"task={task!r} and text={text!r} were both given: pass one of them")
         if given is not None:
@@ -234,10 +245,44 @@ class AudioTextToTextPipeline:
             if len(content) != 1 and task == "transcribe":
                 raise ValueError(f"{len(content)} clips were given to transcribe at once: give a list of inputs")
             messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-        stops = (stops,) if isinstance(stops, str) else tuple(stops or ())
         return Request(
-            messages, given, question, settings, stops, full_text, count_tokens, task == "transcribe", language
+            messages,
+            given,
+            question,
+            arguments,
+            chosen,
+            tuple(options.stop_sequence),
+            options.return_full_text,
+            options.return_token_count,
+            task == "transcribe",
+            options.language,
         )
+
+    def _settings(self, settings: dict, own: dict, transcribe: bool) -> tuple[RequestOptions, dict, GenerationSettings]:
+        """Settings of a call and an input's own, checked: the pipeline's, arguments for `generate`, and what it makes
+        of them."""
+        handed_on = {name: settings[name] for name in GENERATE_ARGUMENTS if settings.get(name) is not None}
+        shared = {name: value for name, value in settings.items() if name not in GENERATE_ARGUMENTS}
+        split_request(own)  # an input may not bring the arguments that a call may
+        options, asked = split_request({**shared, **own})
+        if options.language is not None and not transcribe:
+            raise ValueError(f'language={options.language!r} goes with task="transcribe": leave it out')
+        if "compile" in handed_on:
+            handed_on["compile"] = flag("compile", handed_on["compile"])
+        for name, methods in (("streamer", ("put", "end")), ("tokenizer", ("decode",))):
+            if name in handed_on and not all(hasattr(handed_on[name], method) for method in methods):
+                raise ValueError(f"{name} must have {' and '.join(methods)}, unlike {handed_on[name]!r:.80}")
+        config, decoder = handed_on.get("generation_config"), getattr(self.model, "language_model", None)
+        lengths = {**stored("generation_config", config), **asked}
+        if lengths.get("max_new_tokens") is None and lengths.get("max_length") is None:
+            asked["max_new_tokens"] = MAX_NEW_TOKENS[transcribe]
+        vocabulary = None if decoder is None else decoder.config.vocab_size
+        chosen = settle(self.model.generation_config, asked, config, vocabulary=vocabulary, warn=False)
+        if chosen.num_return_sequences != 1:
+            raise ValueError("the pipeline gives one answer for each input: call it again, or use model.generate")
+        if options.stop_sequence:
+            asked["stop_strings"] = [*options.stop_sequence, *chosen.stops]
+        return options, {"tokenizer": self.processor.tokenizer} | handed_on | asked, chosen
 
     def _load_messages(self, messages: list[dict]) -> list[dict]:
         loaded = []
@@ -255,8 +300,8 @@ class AudioTextToTextPipeline:
 
     def _window(self, window: float | None, task: str | None) -> float | None:
         """Seconds of the longest piece: what the model hears, or of a transcription what its encoder hears at once."""
-        if window is not None and not window >= SHORTEST_WINDOW:
-            raise ValueError(f"window={window!r}: give seconds, at least {SHORTEST_WINDOW}")
+        if window is not None:
+            window = real("window", window, SHORTEST_WINDOW)
         if window is None and task == "transcribe":
             window = self.processor.feature_extractor.chunk_length
         known = [seconds for seconds in (window, self.processor.longest_clip) if seconds is not None]
@@ -268,7 +313,7 @@ class AudioTextToTextPipeline:
         """Answers of one batch; where it fails as a whole, each request is tried alone to find the one at fault."""
         try:
             return self._answer([requests[place] for place in places], batch_size)
-        except (TypeError, ValueError, OSError) as error:
+        except _REFUSALS as error:
             if len(places) == 1:
                 return [_failure(error, on_error, places[0], single)]
         return [self._answer_each(requests, [place], batch_size, on_error, single)[0] for place in places]
@@ -332,22 +377,13 @@ class AudioTextToTextPipeline:
             inputs = self.processor.conversation_inputs([request.messages for request in batch], chat=chat)
         return to_mindspore(inputs, dtype=self.model.dtype)
 
-    def _settings(self, request: Request) -> dict:
-        settings = {"max_new_tokens": MAX_NEW_TOKENS[request.transcribe]} | request.settings
-        if settings.get("num_return_sequences", 1) != 1:
-            raise ValueError("the pipeline gives one answer for each input: call it again, or use model.generate")
-        if request.stops:
-            settings["stop_strings"] = list(request.stops)
-        return settings | ({"tokenizer": self.processor.tokenizer} if request.stops else {})
-
     def _generate(self, batch: list[Request]) -> list[tuple[str, int]]:
         """The text of each request, and how many tokens it took without the end token and the padding after it."""
-        inputs, settings = self._inputs(batch), self._settings(batch[0])
-        tokens = self.model.generate(**inputs, **settings).asnumpy()[:, inputs["input_ids"].shape[1] :]
-        texts = self.processor.batch_decode(tokens, skip_special_tokens=True)
-        ends = {name: settings[name] for name in ("eos_token_id", "pad_token_id") if name in settings}
-        ends = settle(self.model.generation_config, ends)
-        kept = ~np.isin(tokens, [*ends.eos_token_ids, ends.padding])
+        inputs, chosen = self._inputs(batch), batch[0].chosen
+        tokens = self.model.generate(**inputs, **batch[0].arguments).asnumpy()[:, inputs["input_ids"].shape[1] :]
+        rows = [_without_padding(row, chosen) for row in tokens] if len(tokens) > 1 else tokens
+        texts = self.processor.batch_decode([row.tolist() for row in rows], skip_special_tokens=True)
+        kept = ~np.isin(tokens, [*chosen.eos_token_ids, chosen.padding])
         counts = tokens.shape[1] - np.argmax(np.c_[kept[:, ::-1], np.ones(len(kept), bool)], 1)
         texts = [cut(text, batch[0].stops).strip() for text in texts]
         if batch[0].transcribe:
@@ -355,29 +391,46 @@ class AudioTextToTextPipeline:
         return [(text, int(count)) for text, count in zip(texts, counts)]
 
     def _stream(self, request: Request) -> Iterator[str]:
+        """The text of `_result`, in pieces."""
         _check_length(request)
-        parts = list(self._windows(request))
-        separator = " " if request.transcribe else "\n"
-
-        def decode(ids: list[int]) -> str:
-            return self.processor.decode(ids, skip_special_tokens=True).lstrip()
+        if request.full_text and request.given is not None:
+            raise ValueError("return_full_text of a conversation is a list of messages, which stream=True cannot give")
+        if "streamer" in request.arguments:
+            raise ValueError("streamer and stream=True were both given: leave one out")
 
         def pieces() -> Iterator[str]:
-            lead = ""
-            for _, part in parts:
+            if request.full_text:
+                yield request.text
+            separator, given = " " if request.transcribe else "\n", False
+            for _, part in self._windows(request):
                 if part.transcribe and _is_silent(part.clips[0]):
                     continue
-                if part.transcribe and self.processor.frames_transcriptions:
-                    said = (text for text, _ in self._generate([part]))
-                else:
-                    steps = self.model.stream(**self._inputs([part]), **self._settings(part))
-                    said = text_stream((int(tokens[0]) for tokens in steps), decode, part.stops)
-                for piece in said:
+                lead = separator if given else ""
+                for piece in self._said(part):
                     yield lead + piece
-                    lead = ""
-                lead = separator
+                    lead, given = "", True
 
         return pieces()
+
+    def _said(self, part: Request) -> Iterator[str]:
+        """The text of one window, in pieces: one alone where nothing is known before the end."""
+        if part.chosen.num_beams > 1 or (part.transcribe and self.processor.frames_transcriptions):
+            yield from (text for text, _ in self._generate([part]) if text)
+            return
+
+        def decode(ids: list[int]) -> str:
+            return self.processor.decode(ids, skip_special_tokens=True)
+
+        steps = self.model.stream(**self._inputs([part]), **part.arguments)
+        yield from stripped(text_stream((int(tokens[0]) for tokens in steps), decode, part.stops))
+
+
+def _without_padding(tokens: np.ndarray, settings: GenerationSettings) -> np.ndarray:
+    """A row of a batch up to its end token, as it would be alone; without one, up to the padding after it."""
+    if (ends := np.flatnonzero(np.isin(tokens, settings.eos_token_ids))).size:
+        return tokens[: ends[0] + 1]
+    own = np.flatnonzero(tokens != settings.padding)
+    return tokens[: own[-1] + 1] if own.size else tokens[:0]
 
 
 def _check_length(request: Request) -> None:
@@ -400,7 +453,7 @@ def _batches(requests: dict[int, Request], batch_size: int) -> Iterator[list[int
     """Places of requests to answer together: of equal settings, and of similar length."""
     groups: dict[str, list[int]] = {}
     for place, request in requests.items():
-        shared = (request.settings, request.stops, request.transcribe, request.language)
+        shared = (request.chosen, request.stops, request.transcribe, request.language)
         groups.setdefault(repr(shared), []).append(place)
     for places in groups.values():
         places.sort(key=lambda place: requests[place].length)

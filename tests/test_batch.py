@@ -163,6 +163,44 @@ def test_every_item_is_asked_as_it_says(tmp_path):
     }
 
 
+BAD_PARAMETERS = [
+    *({"stop_sequence": [5]}, {"stop_sequence": ""}, {"streamer": 1}, {"tokenizer": "x"}, {"input_ids": [1]}),
+    *({"max_new_tokens": "20"}, {"max_new_tokens": []}, {"max_new_tokens": {}}, {"max_new_tokens": -1}),
+    *({"max_new_tokens": True}, {"max_new_tokens": 20.5}, {"max_new_tokens": 1e400}, {"max_new_tokens": 10**30}),
+    *({"language": 5}, {"return_full_text": "false"}, {"do_sample": "false"}, {"temperature": [1]}, {"seed": "x"}),
+    *({"do_sample": True, "temperature": 0}, {"do_sample": True, "seed": [3]}, {"eos_token_id": "x"}, {"beams": 2}),
+    *({"generation_config": {}}, {"compile": False}, {"suppress_tokens": 5}, {"top_p": float("nan")}),
+]
+
+
+def test_a_line_with_a_wrong_parameter_costs_that_line(tmp_path):
+    clip = {"audio": CLIPS[0]}
+    good = [{"inputs": clip, "parameters": p} for p in ({"max_new_tokens": 20.0}, {"max_new_tokens": None})]
+    lines = [clip, *({"inputs": clip, "parameters": p} for p in BAD_PARAMETERS), *good]
+    pipe = Pipe()
+    totals = run(write_manifest(tmp_path, lines), tmp_path / "out", pipe=pipe)
+    records = results(tmp_path / "out")
+    errors = [record["error"] for record in records]
+    assert [error is None for error in errors] == [True, *[False] * len(BAD_PARAMETERS), True, True]
+    for error, parameters in zip(errors[1:], BAD_PARAMETERS):
+        assert list(parameters)[-1] in error and "\n" not in error
+    assert totals.complete and totals.answered == 3 and sum(map(len, pipe.batches)) == 3
+
+
+def test_whatever_an_item_makes_fail_the_others_are_answered(tmp_path):
+    class Broken(Pipe):
+        def __call__(self, inputs, **settings):
+            if any(sum(map(len, entry["audio"])) == self.broken for entry in inputs):
+                raise self.error
+            return super().__call__(inputs, **settings)
+
+    for number, error in enumerate((AttributeError("x"), OverflowError("x"), KeyError("x"), MemoryError())):
+        pipe = Broken(len(load_audio(CLIPS[3])))
+        pipe.error = error
+        totals = run(CLIPS, tmp_path / f"out{number}", pipe=pipe)
+        assert (totals.failed, totals.answered) == (1, len(CLIPS) - 1)
+
+
 def test_paths_are_seen_from_the_manifest_then_from_here(tmp_path, monkeypatch):
     shutil.copy(CLIPS[0], tmp_path / "near.wav")
     monkeypatch.chdir(ROOT)
@@ -467,7 +505,14 @@ def test_shares():
         ({"long_audio": "cut"}, "long_audio must be"),
         ({"batch_size": 0}, "batch_size must be between 1 and 256"),
         ({"batch_seconds": 0}, "batch_seconds must be more"),
+        ({"batch_size": "8"}, "batch_size must be between 1 and 256, not '8'"),
+        ({"batch_size": True}, "batch_size must be"),
+        ({"batch_seconds": "60"}, "batch_seconds must be a number"),
+        ({"batch_seconds": float("nan")}, "batch_seconds must be a number"),
         ({"workers": 0}, "workers must be"),
+        ({"settings": {"stop_sequence": [5]}}, "stop_sequence must be a string"),
+        ({"settings": {"streamer": 1}}, "unknown parameter streamer"),
+        ({"settings": {"language": 5}, "task": "transcribe"}, "language must be a string"),
         ({"max_errors": -1}, "max_errors must be"),
         ({"settings": {"language": "en"}}, "language goes with"),
         ({"settings": {"temperature": 0, "do_sample": True}}, "temperature must be"),
@@ -491,6 +536,9 @@ def test_jobs_that_are_refused(options, message):
         ([str(AUDIO), "--out", "{tmp}", "--model", "{tmp}/none"], "no checkpoint folder"),
         ([str(AUDIO), "--out", "{tmp}", "--model", str(AUDIO)], "no config.json"),
         ([str(AUDIO), "--out", "{tmp}", "--temperature", "0.5"], "add --do-sample"),
+        ([str(AUDIO), "--out", "{tmp}", "--temperature", "hot", "--do-sample"], "error: --temperature must be"),
+        ([str(AUDIO), "--out", "{tmp}", "--max-new-tokens", "20.5"], "error: --max-new-tokens must be"),
+        ([str(AUDIO), "--out", "{tmp}", "--no-repeat-ngram-size", "-1"], "error: --no-repeat-ngram-size must be"),
         (["--merge", "{tmp}"], "holds no batch job"),
         (["--merge", "{tmp}/none"], "holds no batch job"),
         ([str(AUDIO), "--merge", "{tmp}"], "stands alone"),

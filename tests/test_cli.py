@@ -1,5 +1,6 @@
 """The commands as people type them: answers, formats, exit status, and mistakes."""
 
+import argparse
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+from transformers import PreTrainedTokenizerBase
 
 from mindone_audio import cli
 from mindone_audio.commands import options, transcribe
@@ -39,6 +41,10 @@ def one_model():
         yield
 
 
+def options_of_the_bundled():
+    return argparse.Namespace(model=None, dtype=None, device="cpu", adapter=None)
+
+
 def run(*arguments: str) -> int:
     return cli.main([arguments[0], *CPU, *arguments[1:]])
 
@@ -52,6 +58,40 @@ def test_ask_one_clip_and_several(capsys):
     assert capsys.readouterr().out == f"{SIREN}: No\n{SPEECH}: Yes\n"
     assert run("ask", "--together", SPEECH, SIREN, "What does the person say?") == 0
     assert "open the door" in capsys.readouterr().out
+
+
+def test_greedy_by_temperature_and_beams(capsys):
+    for settings in (["--temperature", "0", "--do-sample", "--top-p", "0.5"], ["--num-beams", "2"]):
+        assert run("ask", SIREN, "What's that sound?", *settings) == 0
+        assert capsys.readouterr().out == "It is a siren.\n"
+    assert run("ask", SIREN, "What's that sound?", "--no-repeat-ngram-size", "1", "--max-new-tokens", "3.0") == 0
+    assert capsys.readouterr().out.startswith("It is")
+
+
+def test_a_tokenizer_that_rewrites(capsys, monkeypatch):
+    """What is printed, and what a chat remembers, is the whole text."""
+    pipe, asked = options.load_pipeline(options_of_the_bundled()), []
+    words = {0: "He", 1: " says", 2: " '", 3: "stop", 4: " the", 5: " car", 6: "'", 7: " and", 8: " goes", 9: " ."}
+
+    def stream(**inputs):
+        asked.append(inputs["input_ids"])
+        return iter([[token] for token in words])
+
+    def decode(ids, **settings):
+        return PreTrainedTokenizerBase.clean_up_tokenization("".join(words[i] for i in ids))
+
+    monkeypatch.setattr(type(pipe.model), "stream", lambda self, **inputs: stream(**inputs))
+    monkeypatch.setattr(type(pipe.processor), "decode", lambda self, ids, **settings: decode(ids))
+    whole = "He says'stop the car' and goes."
+    assert decode(words) == whole
+    assert run("ask", SIREN, "What?") == 0
+    assert run("transcribe", SPEECH) == 0
+    monkeypatch.setattr(sys, "stdin", io.StringIO("What?\nAnd then?\n"))
+    turns = []
+    monkeypatch.setattr(type(pipe), "_inputs", lambda self, batch: turns.append(batch[0].messages) or {"input_ids": 0})
+    assert run("chat", SIREN) == 0
+    assert capsys.readouterr().out == f"{whole}\n" * 4
+    assert [message["content"] for message in turns[-1] if message["role"] == "assistant"] == [whole]
 
 
 def test_globs_and_standard_input(capsys, monkeypatch):
@@ -141,7 +181,13 @@ def test_models(capsys):
         (["caption", "-", "-"], "given twice"),
         (["caption", SIREN, "--batch-size", "0"], "--batch-size 0: give a number"),
         (["caption", SIREN, "--model", "/no/such/model"], "no checkpoint folder"),
-        (["caption", SIREN, "--temperature", "-1"], "temperature must be greater than 0"),
+        (["caption", SIREN, "--temperature", "-1"], "error: --temperature must be greater than 0, not -1"),
+        (["ask", SIREN, "What?", "--temperature", "hot"], "error: --temperature must be greater than 0, not 'hot'"),
+        (["transcribe", SIREN, "--max-new-tokens", "20.5"], "error: --max-new-tokens must be at least 1, not 20.5"),
+        (["chat", "--seed", "nan", "--do-sample"], "error: --seed must be at least 0, not nan"),
+        (["caption", SIREN, "--top-p", "inf"], "error: --top-p must be between 0 and 1, not inf"),
+        (["caption", SIREN, "--no-repeat-ngram-size", "-1"], "error: --no-repeat-ngram-size must be at least 0"),
+        (["caption", SIREN, "--num-beams", "2", "--do-sample"], "error: --num-beams > 1 with --do-sample is not"),
         (["caption", SIREN, "--device", "abacus"], "unknown device 'abacus'"),
         (["transcribe", SPEECH, "--window", "0.5"], "--window 0.5: give seconds"),
         (["transcribe", SPEECH, DIGITS, "--format", "srt"], "give a folder with --out"),

@@ -9,6 +9,7 @@ import torch
 import transformers
 from benchmark_start import Compilations
 from helpers import VOCAB, batch, clips, prompt, relative_error, tiny_config, torch_model
+from mindone.transformers.generation.configuration_utils import GenerationConfig as MindoneGenerationConfig
 from mindspore import Tensor, ops
 from transformers import GenerationConfig, TextStreamer
 
@@ -126,6 +127,31 @@ def test_the_checkpoints_generation_config_is_honoured(model):
         assert new_tokens(model, max_new_tokens=2).shape == (1, 2)
     finally:
         model.generation_config = kept
+
+
+@pytest.mark.parametrize("config", [GenerationConfig, MindoneGenerationConfig, dict])
+def test_what_a_generation_config_leaves_unset_is_the_models(model, config):
+    greedy = new_tokens(model, max_new_tokens=20)
+    end = int(greedy[0, 3])
+    expected = greedy[:, : greedy[0].tolist().index(end) + 1].tolist()
+    model.generation_config, kept = GenerationConfig(max_new_tokens=8, eos_token_id=end, do_sample=True), None
+    try:
+        for given in (config(max_new_tokens=20, temperature=0.0), config(max_new_tokens=20, temperature=0)):
+            assert new_tokens(model, generation_config=given).tolist() == expected
+            steps = model.stream(**INPUTS, generation_config=given)
+            assert [token for step in steps for token in step.tolist()] == expected[0]
+        free = config(max_new_tokens=20, eos_token_id=int(greedy[0, 0]))
+        settings = {"do_sample": False, "eos_token_id": None, "max_new_tokens": 5}
+        assert new_tokens(model, generation_config=free, do_sample=False).tolist() == greedy[:, :1].tolist()
+        assert new_tokens(model, generation_config=free, **settings).tolist() == greedy[:, :5].tolist()
+    finally:
+        model.generation_config = kept
+
+
+def test_settings_that_change_nothing(model):
+    greedy = new_tokens(model, max_new_tokens=6).tolist()
+    for settings in ({"do_sample": False, "temperature": 0.0}, {"use_cache": False, "synced_gpus": True}):
+        assert new_tokens(model, max_new_tokens=6.0, **settings).tolist() == greedy
 
 
 def test_stop_strings(model):
@@ -311,7 +337,7 @@ def test_many_graphs_are_not_more(model, monkeypatch):
     ("settings", "message"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1, not 0"),
-        ({"temperature": 0.0}, "temperature must be greater than 0, not 0.0; .*do_sample=False"),
+        ({"temperature": 0.0, "do_sample": True}, "temperature must be greater than 0, not 0.0; .*do_sample=False"),
         ({"temperature": "hot"}, "temperature must be greater than 0, not 'hot'"),
         ({"top_p": 1.5}, "top_p must be between 0 and 1, not 1.5"),
         ({"top_k": -1}, "top_k must be at least 0"),
@@ -323,9 +349,16 @@ def test_many_graphs_are_not_more(model, monkeypatch):
         ({"max_length": 5}, f"max_length=5 leaves no room after the {LENGTH} tokens"),
         ({"penalty_alpha": 0.6}, "penalty_alpha=0.6 is not supported"),
         ({"logits_processor": []}, "logits_processor=.* is not supported. Supported: do_sample"),
-        ({"use_cache": False}, "use_cache=False is not supported.*always used"),
+        ({"eos_token_id": VOCAB}, f"eos_token_id has the token {VOCAB}, but the model has the tokens 0 to {VOCAB - 1}"),
+        ({"pad_token_id": [1, VOCAB]}, f"pad_token_id has the token {VOCAB}"),
+        ({"suppress_tokens": [10**6]}, "suppress_tokens has the token 1000000"),
+        ({"begin_suppress_tokens": [VOCAB], "num_beams": 2}, f"begin_suppress_tokens has the token {VOCAB}"),
+        ({"generation_config": 5}, "generation_config must be a GenerationConfig or a dict, not 5"),
         ({"maximum_tokens": 5}, "maximum_tokens=5 is not supported"),
-        ({"generation_config": GenerationConfig(no_repeat_ngram_size=2)}, "config no_repeat_ngram_size=2 is not supp"),
+        (
+            {"generation_config": GenerationConfig(encoder_no_repeat_ngram_size=2)},
+            "config encoder_no_repeat",
+        ),
     ],
 )
 def test_refused_settings(model, settings, message):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mindspore import Tensor
+from transformers import GenerationConfig, TextStreamer
 
 from mindone_audio import AutoProcessor, load_audio, pipeline
 from mindone_audio.audio import AudioError, quiet_windows
@@ -177,6 +179,109 @@ def test_stop_sequence(pipe):
         assert "".join(pipe(SPEECH, stop_sequence=stop, stream=True)) == expected
 
 
+@pytest.fixture
+def scripted(pipe, monkeypatch):
+    """The pipeline with a model that says what it is told: a list of words for each window, one token each."""
+    words, calls = [], []
+
+    def tokens_of(inputs):
+        calls.append(inputs)
+        said = calls and words[min(len(calls), len(words)) - 1]
+        return range(1000 * min(len(calls), len(words)), 1000 * min(len(calls), len(words)) + len(said))
+
+    def generate(self, **inputs):
+        rows = len(inputs["input_ids"])
+        return Tensor(np.concatenate([inputs["input_ids"].asnumpy(), np.array([list(tokens_of(inputs))] * rows)], 1))
+
+    def decode(ids, **settings):
+        return "".join(words[i // 1000 - 1][i % 1000] for i in ids)
+
+    monkeypatch.setattr(type(pipe.model), "generate", generate)
+    monkeypatch.setattr(type(pipe.model), "stream", lambda self, **inputs: ([token] for token in tokens_of(inputs)))
+    monkeypatch.setattr(type(pipe.processor), "decode", lambda self, ids, **settings: decode(ids))
+    monkeypatch.setattr(type(pipe.processor), "batch_decode", lambda self, rows, **settings: [decode(r) for r in rows])
+
+    def both(clip, *said, **settings):
+        words[:] = said
+        calls.clear()
+        whole = pipe(clip, batch_size=1, **settings)["generated_text"]
+        calls.clear()
+        assert "".join(pipe(clip, stream=True, **settings)) == whole
+        return whole
+
+    return both
+
+
+def test_a_stream_is_the_generated_text_always(scripted, long_clip):
+    words = ["  ", "\n a", " b", "\n", "c", " ", "\n"]
+    assert scripted(SIREN, words) == "a b\nc"
+    assert scripted(SIREN, words, return_full_text=True, text="Well?") == "Well?a b\nc"
+    for stop, text in (("\n", ""), (["c", "\nc"], "a b"), (" ", ""), ("b\nc", "a"), (["b", "a b\nd"], "a")):
+        assert scripted(SIREN, words, stop_sequence=stop) == text
+    assert scripted(SIREN, []) == "" == scripted(SIREN, [" ", "\n"])
+    assert scripted(SIREN, ["答", "案", "。好", "的"], stop_sequence="。好") == "答案"
+    assert scripted(SIREN, ["a", " b"], stop_sequence="x", stop_strings="y", num_beams=2) == "a b"
+    for said in ([["a "], [""]], [[" "], [" b"]], [["a"], [" b ", "\n"]], [[""], [""]]):
+        parts = [part for part in ("".join(words).strip() for words in said) if part]
+        assert scripted(long_clip, *said, text="?", long_audio="windows") == "\n".join(parts)
+        assert scripted(long_clip, *said, task="transcribe") == " ".join(parts)
+
+
+def test_what_a_stream_cannot_give(pipe):
+    with pytest.raises(ValueError, match="return_full_text of a conversation is a list of messages"):
+        pipe(ask(SIREN, SOUND), return_full_text=True, stream=True)
+    with pytest.raises(ValueError, match="streamer and stream=True"):
+        pipe(SIREN, stream=True, generate_kwargs={"streamer": TextStreamer(pipe.processor.tokenizer)})
+
+
+def test_settings_of_generate_as_hugging_face_takes_them(pipe):
+    whole = pipe(SPEECH)["generated_text"]
+    for settings in (
+        {"stop_strings": " the"},
+        {"stop_strings": [" the", "never"], "stop_sequence": "nor this"},
+        {"generation_config": GenerationConfig(stop_strings=" the", max_new_tokens=20)},
+    ):
+        for given in (settings, {"generate_kwargs": settings}):
+            text = pipe(SPEECH, **given)["generated_text"]
+            assert text == "".join(pipe(SPEECH, stream=True, **given))
+            assert text.endswith(" the") and whole.startswith(text)
+    config = GenerationConfig(max_new_tokens=2)
+    for given in (config, {"max_new_tokens": 2}, {"max_new_tokens": 2.0}):
+        assert pipe(SPEECH, generate_kwargs={"generation_config": given}, return_token_count=True)[0]["tokens"] == 2
+    assert pipe(SPEECH, generation_config=GenerationConfig(max_new_tokens=20)) == pipe(SPEECH)  # it has end tokens
+    assert pipe(SPEECH, max_new_tokens=None, use_cache=False, temperature=0.0, do_sample=False) == pipe(SPEECH)
+
+
+def test_one_seed_gives_one_text_in_every_row(pipe):
+    settings = {"do_sample": True, "temperature": 3.0, "seed": 3, "max_new_tokens": 12, "repetition_penalty": 1.2}
+    alone = [pipe(clip, text=SOUND, **settings)["generated_text"] for clip in (SIREN, SPEECH, SIREN)]
+    assert pipe([SIREN, SPEECH, SIREN], text=SOUND, **settings)["generated_text"] == alone
+
+
+def test_padding_that_is_no_special_token_is_not_decoded(pipe):
+    """A row of a batch that ends early is filled up with it, and reads as it does alone."""
+    texts, settings = [COUNT, WORDS, "Is anybody speaking?"], {"pad_token_id": 5}
+    assert pipe.processor.tokenizer.decode([5], skip_special_tokens=True)
+    together = pipe([SPEECH] * 3, text=texts, **settings)["generated_text"]
+    assert together == [pipe(SPEECH, text=text)["generated_text"] for text in texts]
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        *({"stop_sequence": [5]}, {"stop_sequence": ""}, {"streamer": 1}, {"tokenizer": 1}, {"compile": True}),
+        *({"max_new_tokens": "20"}, {"max_new_tokens": []}, {"max_new_tokens": -1}, {"return_full_text": "false"}),
+        *({"language": 5}, {"input_ids": None}, {"eos_token_id": 10**6}, {"suppress_tokens": [10**6]}, {"top_k": True}),
+        *({"min_new_tokens": 3, "eos_token_id": [790, 10**5]}, {"pad_token_id": -1}, {"generation_config": {}}),
+    ],
+)
+def test_a_wrong_parameter_costs_one_input(pipe, parameters):
+    good = {"audio": SIREN, "text": SOUND}
+    answers = pipe([good, {"inputs": good, "parameters": parameters}, good], on_error="return")
+    assert answers["generated_text"] == ["It is a siren.", None, "It is a siren."]
+    assert list(parameters)[-1] in answers[1]["error"]
+
+
 def test_tokens_are_counted(pipe, long_clip):
     tokenizer = pipe.processor.tokenizer
     answers = pipe([SPEECH, SIREN, BEEPS], text=[WORDS, SOUND, COUNT], return_token_count=True)
@@ -215,6 +320,19 @@ def test_errors_keep_the_other_answers(pipe):
         (lambda pipe: pipe(SIREN, on_error="ignore"), "on_error must be"),
         (lambda pipe: pipe(SIREN, long_audio="cut"), "long_audio must be"),
         (lambda pipe: pipe([SIREN], batch_size=0), "batch_size must be"),
+        (lambda pipe: pipe([SIREN], batch_size=True), "batch_size must be"),
+        (lambda pipe: pipe([SIREN], batch_size="8"), "batch_size must be"),
+        (lambda pipe: pipe(SIREN, stream="no"), "stream must be true or false"),
+        (lambda pipe: pipe(SIREN, text=5), "text must be a string"),
+        (lambda pipe: pipe([SIREN], text=[5]), "text must be a string"),
+        (lambda pipe: pipe(SIREN, generate_kwargs=[1]), "generate_kwargs must be a dict"),
+        (lambda pipe: pipe(SIREN, generate_kwargs={"streamer": 1}), "streamer must have put and end"),
+        (lambda pipe: pipe(SIREN, generate_kwargs={"generation_config": 1}), "generation_config must be"),
+        (lambda pipe: pipe(SIREN, compile="no"), "compile must be true or false"),
+        *(
+            (lambda pipe, window=window: pipe(SIREN, task="transcribe", window=window), "window must be at least 1")
+            for window in ("5", True, 0.5, float("nan"), float("inf"), [])
+        ),
         (lambda pipe: pipe({"inputs": {"audio": SIREN}, "params": {}}), "inputs and parameters, not params"),
         (lambda pipe: pipe({"inputs": {"text": "x"}}), "needs one clip"),
         (lambda pipe: pipe({"inputs": {"audio": SIREN, "text": 3}}), '"text" must be a string'),

@@ -2,19 +2,28 @@
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from mindone_audio.chat import TASKS
 from mindone_audio.checkpoints import demo_checkpoint
-from mindone_audio.generation.settings import settle
+from mindone_audio.generation.settings import real, settle, split_request, whole
 from mindone_audio.hub import checkpoint_file, read_config
 
 MAX_BATCH = 256
 _SAMPLE = 1 << 20  # bytes at both ends of a weights file that its fingerprint is made of
-_PIPELINE_SETTINGS = ("stop_sequence", "return_full_text", "language")  # parameters that are not `generate`'s
+
+
+_CHECKS = {
+    "batch_size": partial(whole, low=1, high=MAX_BATCH),
+    "batch_seconds": partial(real, low=-math.inf),
+    "workers": partial(whole, low=1),
+    "max_errors": partial(whole, low=0),
+}
 
 
 class BatchError(RuntimeError):
@@ -64,17 +73,15 @@ class BatchJob:
             raise ValueError(f"unknown dtype {self.dtype!r}: use float32, float16 or bfloat16, or leave it out")
         if self.long_audio not in (None, "windows"):
             raise ValueError(f'long_audio must be "windows" or left out, not {self.long_audio!r}')
-        if not _whole(self.batch_size, 1) or self.batch_size > MAX_BATCH:
-            raise ValueError(f"batch_size must be between 1 and {MAX_BATCH}, not {self.batch_size!r}")
+        for name, check in _CHECKS.items():
+            if (value := getattr(self, name)) is not None or name == "batch_size":
+                object.__setattr__(self, name, check(name, value))
         if self.batch_seconds is not None and not self.batch_seconds > 0:
             raise ValueError(f"batch_seconds must be more than 0 seconds, not {self.batch_seconds!r}")
-        if self.workers is not None and not _whole(self.workers, 1):
-            raise ValueError(f"workers must be a number of processes, at least 1, not {self.workers!r}")
-        if self.max_errors is not None and not _whole(self.max_errors, 0):
-            raise ValueError(f"max_errors must be a number of items, at least 0, not {self.max_errors!r}")
-        if "language" in self.settings and self.task != "transcribe":
+        options, settings = split_request(self.settings)
+        if options.language is not None and self.task != "transcribe":
             raise ValueError('language goes with task="transcribe": leave it out')
-        settle(None, {name: value for name, value in self.settings.items() if name not in _PIPELINE_SETTINGS})
+        settle(None, settings)
 
     def fingerprint(self, count: int, digest: str) -> dict:
         """Everything that the results depend on, except the device: what a rerun must have in common."""
@@ -157,7 +164,3 @@ def describe_model(model: str | os.PathLike | None, config_file: str = "config.j
             file.seek(max(0, size - _SAMPLE))
             digest.update(file.read())
     return {"name": folder.resolve().name, "digest": digest.hexdigest()[:16]}
-
-
-def _whole(value, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from mindone_audio.batch.job import BatchError, BatchJob, Shard, find_shard
 from mindone_audio.batch.manifest import Item, Manifest, read_manifest
 from mindone_audio.batch.parts import Part, merge, settle_job
 from mindone_audio.batch.progress import Progress
+from mindone_audio.generation.settings import settle, split_request
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class _Run:
 
     def __init__(self, job: BatchJob, shard: Shard, manifest: Manifest, part: Part, pipe: Any, bar: bool):
         self.job, self.part, self.pipe, self.folder = job, part, pipe, manifest.folder
-        self.todo = [item for item in manifest.items if item.index not in part.done]
+        self.todo = [self._checked(item) for item in manifest.items if item.index not in part.done]
         resumed = len(manifest.items) - len(self.todo)
         self.totals = BatchTotals(shard, part.path, len(manifest.items), resumed)
         label = str(shard) if shard.ranks > 1 else ""
@@ -170,16 +171,27 @@ class _Run:
         dtype = dtypes[self.job.dtype]
         return pipeline(model=self.job.model, device=device, mindspore_dtype=dtype, adapter=self.job.adapter)
 
+    def _settings(self, item: Item) -> dict:
+        return {"do_sample": False, **self.job.settings, **item.parameters, "return_token_count": True}
+
+    def _checked(self, item: Item) -> Item:
+        """The item, with an error where its parameters cannot be, as far as no model is needed to say so."""
+        try:
+            if item.error is None:
+                settle(None, split_request(self._settings(item))[1], warn=False)
+        except ValueError as error:
+            return replace(item, error=str(error))
+        return item
+
     def _question(self, item: Item) -> Question:
-        settings = {"do_sample": False, **self.job.settings, **item.parameters, "return_token_count": True}
+        settings = self._settings(item)
         text = self.job.text if item.text is None else item.text
         task = self.job.task if text is None else None
         if task is None and "language" not in item.parameters:
             settings.pop("language", None)  # the job's, which goes with its task
-        if settings["do_sample"] is True:
-            seed = settings.get("seed")
-            if "seed" not in item.parameters and (seed is None or isinstance(seed, int)):
-                settings["seed"] = (seed or 0) + item.index
+        if settings["do_sample"]:
+            if "seed" not in item.parameters:
+                settings["seed"] = int(settings.get("seed") or 0) + item.index
             return Question(text, task, settings, alone=True)
         unused = [name for name in _SAMPLING_ONLY if settings.pop(name, None) is not None]
         if unused and not self.warned:
@@ -203,7 +215,7 @@ class _Run:
                 on_error="return",
                 progress=False,
             )
-        except RuntimeError as error:  # MindSpore's, such as too little memory
+        except Exception as error:  # MindSpore's, such as too little memory; whatever it is, the other items go on
             logger.warning("a batch of %d clips failed: %s", len(batch), str(error).split("\n")[0])
             if len(batch) == 1:
                 return [{"generated_text": None, "error": f"{type(error).__name__}: {error}"}]

@@ -2,7 +2,7 @@
 
 import argparse
 
-from mindone_audio.commands.options import add_adapter
+from mindone_audio.commands.options import add_adapter, add_settings, number
 
 
 def add(commands) -> None:
@@ -27,13 +27,9 @@ def add(commands) -> None:
     add_adapter(parser)
     parser.add_argument("--device", default="auto", help="auto, ascend, ascend:1 or cpu (default: %(default)s)")
     parser.add_argument("--dtype", help="float32, float16 or bfloat16 (default: the checkpoint's)")
-    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="default: 128")
     parser.add_argument("--do-sample", action="store_true", help="sample, one clip at a time; otherwise greedy")
-    parser.add_argument("--temperature", type=float)
-    parser.add_argument("--top-p", type=float)
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--seed", type=int, help="of the first item, one more for each after it (default: 0)")
-    parser.add_argument("--num-beams", type=int)
+    parser.add_argument("--seed", type=number, help="of the first item, one more for each after it (default: 0)")
+    add_settings(parser)
     parser.add_argument("--language", help="of the speech, for families that take one, with --task transcribe")
     parser.add_argument("--long-audio", help='"windows": answer for each window of a clip longer than the model hears')
     parser.add_argument("--workers", type=int, metavar="N", help="processes that decode audio (default: 1 to 4)")

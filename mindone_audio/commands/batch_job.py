@@ -12,10 +12,9 @@ from mindone_audio.batch.decoding import die_with_parent
 from mindone_audio.batch.job import BatchError, BatchJob
 from mindone_audio.batch.parts import merge
 from mindone_audio.batch.runner import BatchTotals, run_batch
+from mindone_audio.commands import options as shared
 from mindone_audio.commands.msrun import is_scheduler, started_by_msrun
 
-SETTINGS = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "num_beams", "language")
-SAMPLING = ("temperature", "top_p", "top_k", "seed")
 SHOWN = 10  # missing items that are named
 OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as a shell reports them
@@ -67,11 +66,14 @@ def _job(options: argparse.Namespace) -> BatchJob:
         raise ValueError("no input: give a JSONL manifest, a folder of clips, a glob, or clips")
     if options.out is None:
         raise ValueError("no --out: give a folder for the results")
-    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
-    if options.do_sample:
+    settings = shared.settings(options)
+    sampling = settings.pop("do_sample")  # False also where the temperature is 0
+    if sampling:
         settings["do_sample"] = True
-    elif unused := [f"--{name.replace('_', '-')}" for name in SAMPLING if name in settings]:
+    elif unused := [f"--{name.replace('_', '-')}" for name in shared.SAMPLING if name in settings]:
         raise ValueError(f"{', '.join(unused)}: without effect on greedy decoding: add --do-sample or leave it out")
+    if options.language is not None:
+        settings["language"] = options.language
     return BatchJob(
         inputs=options.inputs,
         out=options.out,

@@ -3,12 +3,15 @@
 import argparse
 import glob
 import os
+import re
 import sys
 from typing import Any
 
 DTYPES = ("float32", "float16", "bfloat16")
-# Settings of `generate` by the names of their options.
-_SETTINGS = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "seed", "num_beams", "repetition_penalty")
+# Settings of `generate` by the names of their options: --max-new-tokens and so on.
+SETTINGS = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "seed", "num_beams", "repetition_penalty")
+SETTINGS += ("no_repeat_ngram_size",)
+SAMPLING = ("temperature", "top_p", "top_k", "seed")  # without effect on greedy decoding
 
 
 class WrongUse(ValueError):
@@ -40,28 +43,56 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 
 
 def add_generation(parser: argparse.ArgumentParser) -> None:
-    """The settings of `generate` that people change."""
+    """The settings of `generate` that people change, as a group of their own."""
     group = parser.add_argument_group("generation")
-    group.add_argument("--max-new-tokens", type=int, metavar="N", help="default: 128")
     group.add_argument("--do-sample", action="store_true", default=None, help="draw tokens, not always the best ones")
-    group.add_argument("--temperature", type=float, metavar="T")
-    group.add_argument("--top-p", type=float, metavar="P")
-    group.add_argument("--top-k", type=int, metavar="K")
-    group.add_argument("--seed", type=int, metavar="N", help="makes sampling repeatable")
-    group.add_argument("--num-beams", type=int, metavar="N")
-    group.add_argument("--repetition-penalty", type=float, metavar="X")
+    group.add_argument("--seed", type=number, metavar="N", help="makes sampling repeatable")
+    add_settings(group)
+
+
+def add_settings(parser) -> None:
+    """Those that mean the same for every command; what they may be is checked by `settings`."""
+    parser.add_argument("--max-new-tokens", type=number, metavar="N", help="default: 128")
+    parser.add_argument("--temperature", type=number, metavar="T", help="of sampling; 0 takes the best token each time")
+    parser.add_argument("--top-p", type=number, metavar="P")
+    parser.add_argument("--top-k", type=number, metavar="K")
+    parser.add_argument("--num-beams", type=number, metavar="N")
+    parser.add_argument("--repetition-penalty", type=number, metavar="X")
+    parser.add_argument("--no-repeat-ngram-size", type=number, metavar="N", help="no N tokens in a row come twice")
+
+
+def number(text: str) -> int | float | str:
+    """What was typed as a number, or as it is where it is none, so that its check says which option it is."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Those that were given."""
-    return {name: getattr(options, name) for name in _SETTINGS if getattr(options, name) is not None}
+    """Those that were given, checked; `WrongUse` that names the option for a value that cannot be."""
+    from mindone_audio.generation.settings import settle
+
+    given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name, None) is not None}
+    if given.get("temperature") == 0:  # as elsewhere on command lines: greedy
+        given = {name: value for name, value in given.items() if name not in SAMPLING} | {"do_sample": False}
+    try:
+        settle(None, given, warn=False)
+    except ValueError as error:
+        raise WrongUse(in_options(str(error))) from error
+    return given
+
+
+def in_options(message: str) -> str:
+    """A message about settings in the words of the command line: --do-sample for do_sample=True."""
+    return re.sub(rf"\b({'|'.join(SETTINGS)})\b(=True)?", lambda found: f"--{found[1].replace('_', '-')}", message)
 
 
 def load_pipeline(options: argparse.Namespace):
-    """The pipeline that the options ask for; `ValueError` also for settings of `generate` that cannot be."""
-    from mindone_audio.generation.settings import settle
-
-    settle(None, settings(options))  # before MindSpore is imported, which takes seconds
+    """The pipeline that the options ask for; `WrongUse` also for settings of `generate` that cannot be."""
+    settings(options)  # before MindSpore is imported, which takes seconds
     import mindspore as ms
 
     from mindone_audio.pipelines import pipeline

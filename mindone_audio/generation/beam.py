@@ -6,6 +6,7 @@ by length ** length_penalty. Candidates beyond the beams are kept, so that beams
 
 import numpy as np
 
+from mindone_audio.generation.sampling import refuse_invalid
 from mindone_audio.generation.settings import GenerationSettings
 
 _EXCLUDED = np.float32(-1.0e9)  # the reference's value: part of the convention, since sums with it decide ties
@@ -41,6 +42,7 @@ class BeamSearch:
         keep = max(2, 1 + len(self.settings.eos_token_ids)) * self.beams
         totals = log_probabilities.reshape(self.batch, self.beams, vocab) + self.running_scores[:, :, None]
         totals = totals.reshape(self.batch, self.beams * vocab)
+        refuse_invalid(totals)
         chosen = _candidates(totals, keep)
         scores = np.take_along_axis(totals, chosen, 1)
         parents, tokens = chosen // vocab, (chosen % vocab).astype(np.int32)

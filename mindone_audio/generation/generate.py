@@ -51,7 +51,8 @@ class GenerationMixin:
         input_ids int (batch, length), padded on either side where attention_mask is 0. What else the processor made
         (`audio_inputs`: features (clips, mel bins, frames) and their mask, the clips of all prompts in the order of
         their placeholders) goes in by its names. Masks may be of any dtype, and everything may be NumPy or MindSpore.
-        `settings` are the fields of `GenerationSettings` and change `generation_config` (default: the checkpoint's).
+        `settings` are the fields of `GenerationSettings` and change `generation_config` (a GenerationConfig or a dict),
+        which changes the checkpoint's: as in Hugging Face, what it leaves at its default is the checkpoint's.
         streamer: an object with `put` and `end` such as transformers' TextStreamer, for one prompt. tokenizer: needed
         for stop_strings. compile=False interprets the same code, many times slower. Sequences that end early are filled
         with the padding token. Raises `ValueError` for inputs that do not fit together or a setting that is not
@@ -91,7 +92,8 @@ class GenerationMixin:
     def _begin(self, input_ids, attention_mask, generation_config, tokenizer, compile: bool, settings: dict) -> "Begun":
         """Check everything, and encode the clips."""
         audio = {name: settings.pop(name) for name in self.audio_inputs if name in settings}
-        chosen = settle(self.generation_config if generation_config is None else generation_config, settings)
+        vocabulary = self.language_model.config.vocab_size
+        chosen = settle(self.generation_config, settings, generation_config, vocabulary=vocabulary)
         prompt, features, lengths = self.prompt(input_ids, attention_mask, **audio)
         if not prompt.lengths.all():
             raise ValueError(f"prompt {int(prompt.lengths.argmin())} has no token that attention_mask lets be seen")
@@ -119,16 +121,21 @@ def token_stream(begun: Begun) -> Iterator[np.ndarray]:
     copies = settings.num_return_sequences
     rows = len(prompt.input_ids) * copies
     sequences, scores, best = _prefill(begun, copies)
-    history = np.repeat(prompt.input_ids, copies, 0)
+    history = np.repeat(_without_padding(prompt), copies, 0)
     chain = sampling.score_functions(settings, history.shape[1])
-    choose = sampling.Sampler(rows, settings.seed) if settings.do_sample else sampling.greedy
+    sample = sampling.Sampler(rows, settings.seed, copies) if settings.do_sample else None
     prompt_length, done = history.shape[1], np.zeros(rows, bool)
     history = np.concatenate([history, np.zeros((rows, settings.max_new_tokens), np.int32)], 1)
     for produced in range(1, settings.max_new_tokens + 1):
         last = prompt_length + produced
-        if chain or settings.do_sample:
-            tokens = choose(sampling.process(chain, scores, history[:, : last - 1]))
+        if chain:  # which rows that have ended are spared: it could forbid all of their tokens
+            going = np.flatnonzero(~done)
+            chosen = sampling.process(chain, scores[going], history[going, : last - 1])
+            tokens = np.zeros(rows, np.int32)
+            tokens[going] = sample(chosen, going) if sample else sampling.greedy(chosen)
         else:
+            if produced == 1:
+                sampling.refuse_invalid(scores)  # of a broken model these are NaN at once
             tokens = best  # greedy: the graph has chosen, the scores stay on the device
         tokens = np.where(done, settings.padding, tokens).astype(np.int32)
         history[:, last - 1] = tokens
@@ -137,10 +144,15 @@ def token_stream(begun: Begun) -> Iterator[np.ndarray]:
         if done.all() or produced == settings.max_new_tokens:
             return
         outputs = sequences.extend(tokens)
-        if chain or settings.do_sample:
+        if chain:
             scores = outputs[0].asnumpy()[:rows]
         else:
             best = outputs[1].asnumpy()[:rows]
+
+
+def _without_padding(prompt: Prompt) -> np.ndarray:
+    """The tokens that score functions see: int32 (batch, length), -1 for padding."""
+    return np.where(prompt.mask, prompt.input_ids, -1).astype(np.int32)
 
 
 def _prefill(begun: Begun, copies: int) -> tuple[Sequences, np.ndarray, np.ndarray]:
@@ -173,7 +185,7 @@ def _beams(begun: Begun) -> np.ndarray:
     prompt, settings = begun.prompt, begun.settings
     batch, beams = len(prompt.input_ids), settings.num_beams
     sequences, scores, _ = _prefill(begun, beams)
-    repeated = np.repeat(prompt.input_ids, beams, 0)
+    repeated = np.repeat(_without_padding(prompt), beams, 0)
     chain = sampling.score_functions(settings, repeated.shape[1])
     search = BeamSearch(batch, settings)
     while True:
@@ -200,7 +212,10 @@ def _end_test(settings: GenerationSettings, tokenizer) -> Callable[[np.ndarray],
         if new_tokens.shape[1] >= settings.max_new_tokens:
             result[:] = True
         for row in np.flatnonzero(~result) if stops else ():
-            text = tokenizer.decode(new_tokens[row, -tail:].tolist(), skip_special_tokens=False)
+            for first in range(tail, tail + 4):  # a tail that begins within a character can be no text at all
+                text = tokenizer.decode(new_tokens[row, -first:].tolist(), skip_special_tokens=False)
+                if not text.startswith("\ufffd"):
+                    break
             result[row] = any(stop in text for stop in stops)
         return result
 

@@ -1,7 +1,8 @@
 """From scores to the next token, in NumPy on the host: a chain of score functions and a draw.
 
-A score function takes scores fp32 (rows, vocab) and the tokens so far int (rows, length) and returns new scores; -inf
-forbids a token. The order is that of transformers: penalties, then temperature, top_k, top_p, min_p.
+A score function takes scores fp32 (rows, vocab) and the tokens so far int (rows, length), -1 where there is none but
+padding, and returns new scores; -inf forbids a token. The order is that of transformers: penalties, forbidden tokens,
+then temperature, top_k, top_p, min_p.
 """
 
 from collections.abc import Callable
@@ -29,9 +30,39 @@ def repetition_penalty(penalty: float) -> ScoreFunction:
     """Divide positive and multiply negative scores of tokens seen before, the prompt included (arXiv 1909.05858)."""
 
     def apply(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        seen = np.take_along_axis(scores, tokens, 1)
+        rows, columns = np.nonzero(tokens >= 0)
+        tokens = tokens[rows, columns]
+        seen = scores[rows, tokens]
         scores = scores.copy()
-        np.put_along_axis(scores, tokens, np.where(seen < 0, seen * penalty, seen / penalty), 1)
+        scores[rows, tokens] = np.where(seen < 0, seen * np.float32(penalty), seen / np.float32(penalty))
+        return scores
+
+    return apply
+
+
+def no_repeat_ngram(size: int) -> ScoreFunction:
+    """Forbid what would repeat any `size` tokens in a row, the prompt's included."""
+
+    def apply(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        scores = scores.copy()
+        for row, sequence in zip(scores, tokens):
+            sequence = sequence[sequence >= 0]
+            if len(sequence) >= size:
+                ngrams = np.lib.stride_tricks.sliding_window_view(sequence, size)
+                begun = (ngrams[:, :-1] == sequence[len(sequence) - size + 1 :]).all(1)
+                row[ngrams[begun, -1]] = -np.inf
+        return scores
+
+    return apply
+
+
+def suppress(token_ids: list[int], at: int | None = None) -> ScoreFunction:
+    """Forbid tokens always, or only where the sequence, prompt included, has the length `at`."""
+
+    def apply(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        if at is None or tokens.shape[1] == at:
+            scores = scores.copy()
+            scores[:, token_ids] = -np.inf
         return scores
 
     return apply
@@ -92,14 +123,29 @@ def min_p(fraction: float) -> ScoreFunction:
     return apply
 
 
+def renormalize(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+    """Log probabilities of what is not forbidden; a row without any stays as it is."""
+    some = scores.max(-1) > -np.inf
+    scores = scores.copy()
+    scores[some] = log_softmax(scores[some])
+    return scores
+
+
 def score_functions(settings: GenerationSettings, prompt_length: int) -> list[ScoreFunction]:
-    """The chain that the settings ask for; empty for plain greedy decoding."""
+    """The chain that the settings ask for; empty for plain greedy decoding, and never empty for sampling."""
     chain: list[ScoreFunction] = []
     if settings.repetition_penalty != 1.0:
         chain.append(repetition_penalty(settings.repetition_penalty))
+    if settings.no_repeat_ngram_size:
+        chain.append(no_repeat_ngram(settings.no_repeat_ngram_size))
     if settings.min_new_tokens and settings.eos_token_ids:
         chain.append(forbid_end_before(prompt_length + settings.min_new_tokens, settings.eos_token_ids))
+    if settings.suppress_tokens:
+        chain.append(suppress(settings.suppress_tokens))
+    if settings.begin_suppress_tokens:
+        chain.append(suppress(settings.begin_suppress_tokens, at=prompt_length))
     if settings.do_sample:
+        chain.append(lambda scores, tokens: refuse_invalid(scores))  # before they are made probabilities
         if settings.temperature != 1.0:
             chain.append(temperature(settings.temperature))
         if settings.top_k:
@@ -108,6 +154,8 @@ def score_functions(settings: GenerationSettings, prompt_length: int) -> list[Sc
             chain.append(top_p(settings.top_p))
         if settings.min_p:
             chain.append(min_p(settings.min_p))
+    elif settings.renormalize_logits and settings.num_beams > 1 and chain:  # elsewhere it changes no token
+        chain.append(renormalize)
     return chain
 
 
@@ -118,20 +166,46 @@ def process(chain: list[ScoreFunction], scores: np.ndarray, tokens: np.ndarray) 
     return scores
 
 
+def refuse_invalid(scores: np.ndarray) -> np.ndarray:
+    """The scores (rows, vocab); `ValueError` where one is NaN, or where a row forbids every token."""
+    best = scores.max(-1)  # NaN where there is one in the row
+    if np.isnan(best).any():
+        raise ValueError(
+            f"the model's scores of row {int(np.isnan(best).argmax())} are NaN: look for damaged weights, or load the "
+            "model in float32 if it overflows in float16"
+        )
+    if (best == -np.inf).any():
+        raise ValueError(
+            f"every token of row {int((best == -np.inf).argmax())} is forbidden: suppress_tokens, "
+            "begin_suppress_tokens, no_repeat_ngram_size, and min_new_tokens or min_length, which forbid the end "
+            "tokens, leave none to choose: relax one of them"
+        )
+    return scores
+
+
 class Sampler:
-    """Draws tokens; each row has its own random stream, so that a row of a batch draws what it would draw alone."""
+    """Draws tokens; each row has its own random stream.
 
-    def __init__(self, rows: int, seed: int | None):
+    rows: `copies` for each prompt, next to each other. With a seed copy i of a prompt draws the same alone and in any
+    row of any batch; without one all rows draw differently.
+    """
+
+    def __init__(self, rows: int, seed: int | None, copies: int = 1):
         entropy = np.random.SeedSequence(seed).entropy
-        self.streams = [np.random.default_rng([entropy, row]) for row in range(rows)]
+        keys = range(rows) if seed is None else [row % copies for row in range(rows)]
+        self.streams = [np.random.default_rng([entropy, key]) for key in keys]
 
-    def __call__(self, scores: np.ndarray) -> np.ndarray:
-        """One token of each row, int32 (rows), with the probabilities softmax(scores)."""
-        cumulative = np.cumsum(softmax(scores), -1)
-        drawn = [np.searchsorted(c, s.random() * c[-1], side="right") for c, s in zip(cumulative, self.streams)]
+    def __call__(self, scores: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+        """One token of each row, int32 (rows), with the probabilities softmax(scores); rows: which they are, or all.
+
+        Raises `ValueError` for NaN and for a row without a possible token.
+        """
+        cumulative = np.cumsum(softmax(refuse_invalid(scores)), -1)
+        streams = self.streams if rows is None else [self.streams[row] for row in rows]
+        drawn = [np.searchsorted(c, s.random() * c[-1], side="right") for c, s in zip(cumulative, streams)]
         return np.array(drawn, np.int32)
 
 
 def greedy(scores: np.ndarray) -> np.ndarray:
-    """The best token of each row, int32 (rows); the first of equals."""
-    return scores.argmax(-1).astype(np.int32)
+    """The best token of each row, int32 (rows); the first of equals. Raises `ValueError` as `Sampler` does."""
+    return refuse_invalid(scores).argmax(-1).astype(np.int32)

@@ -1,27 +1,146 @@
-"""What one call of `generate` was asked for: the checkpoint's generation_config.json with the caller's changes."""
+"""What one call of `generate` was asked for: the checkpoint's generation_config.json with the caller's changes.
+
+Every value of a request, wherever it comes from, is checked here: by `GenerationSettings`, `settle` and
+`request_parameters`, before anything runs.
+"""
 
 import dataclasses
 import logging
+import math
 import numbers
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from mindone_audio.generation.text import check_stops
 
 logger = logging.getLogger(__name__)
 
-# Fields of Hugging Face's GenerationConfig that change nothing here at these values (None: at any value).
-_NO_EFFECT = {
-    "transformers_version": None,
-    "bos_token_id": None,
-    "_from_model_config": None,
-    "use_cache": True,
-    "num_beam_groups": 1,
-    "output_scores": False,
-    "output_logits": False,
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "return_dict_in_generate": False,
-    "cache_implementation": "static",
+LARGEST = 2**31 - 1  # of token ids and lengths, which are int32
+_ANY = object()
+# The other fields of Hugging Face's GenerationConfig and arguments of its `generate`, with the values at which they
+# change nothing here; None always does.
+_NO_EFFECT: dict[str, Any] = {
+    # How it is computed, and what only a draft model or an encoder-decoder model reads.
+    **dict.fromkeys(("use_cache", "cache_implementation", "cache_config", "return_legacy_cache"), _ANY),
+    **dict.fromkeys(("prefill_chunk_size", "compile_config", "disable_compile", "low_memory", "synced_gpus"), _ANY),
+    **dict.fromkeys(("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule"), _ANY),
+    **dict.fromkeys(("assistant_confidence_threshold", "max_matching_ngram_size"), _ANY),
+    **dict.fromkeys(("assistant_lookbehind", "target_lookbehind"), _ANY),
+    **dict.fromkeys(("bos_token_id", "decoder_start_token_id", "trust_remote_code"), _ANY),
+    **dict.fromkeys(("transformers_version", "_from_model_config", "_commit_hash", "_original_object_hash"), _ANY),
+    # What `generate` returns: tokens and nothing else.
+    **dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), (False,)),
+    "return_dict_in_generate": (False,),
+    # Other ways to choose tokens.
+    **dict.fromkeys(("typical_p", "encoder_repetition_penalty", "guidance_scale", "num_beam_groups"), (1,)),
+    **dict.fromkeys(("epsilon_cutoff", "eta_cutoff", "penalty_alpha", "diversity_penalty"), (0,)),
+    "encoder_no_repeat_ngram_size": (0,),
+    **dict.fromkeys(("remove_invalid_values", "token_healing"), (False,)),
+    "use_model_defaults": (True,),
+    **dict.fromkeys(("max_time", "bad_words_ids", "force_words_ids", "constraints", "sequence_bias"), ()),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
+    **dict.fromkeys(("watermarking_config", "prompt_lookup_num_tokens", "assistant_early_exit", "dola_layers"), ()),
+    **dict.fromkeys(("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "assistant_model"), ()),
+    **dict.fromkeys(("negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate"), ()),
 }
 _SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "seed")
+_SAMPLING_CUTS = (
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)  # without effect on greedy decoding, like those
+# Arguments of `generate` that a caller of the pipeline may hand on to it, and inputs, which come from the request.
+GENERATE_ARGUMENTS = ("generation_config", "streamer", "tokenizer", "compile")
+_INPUTS = ("input_ids", "inputs", "attention_mask", "inputs_embeds", "input_features", "feature_attention_mask")
+
+
+def whole(name: str, value: Any, low: int, high: int = LARGEST) -> int:
+    """A whole number, from `low` to `high`, as an int: 20.0 and NumPy's are; `ValueError` for "20", True, 20.5, NaN."""
+    limits = f"at least {low}" if high >= LARGEST else f"between {low} and {high}"
+    is_whole = isinstance(value, numbers.Integral) or (_is_number(value) and float(value).is_integer())
+    if isinstance(value, bool) or not is_whole:
+        raise ValueError(f"{name} must be {limits}, not {value!r:.80}: give a whole number")
+    if not low <= value <= high:
+        limits = f"at most {high}" if value > high >= LARGEST else limits
+        raise ValueError(f"{name} must be {limits}, not {value!r:.80}")
+    return int(value)
+
+
+def real(name: str, value: Any, low: float, high: float = math.inf, *, beyond: bool = False) -> float:
+    """A finite number, from `low` (or `beyond` it) to `high`, as a float; `ValueError` for anything else."""
+    limits = f"greater than {low}" if beyond else f"at least {low}" if high == math.inf else f"between {low} and {high}"
+    limits = "a number" if low == -math.inf else limits
+    if not _is_number(value) or not _is_finite(value) or not low <= value <= high or (beyond and value == low):
+        hint = "" if _is_number(value) and _is_finite(value) else ": give a finite number"
+        raise ValueError(f"{name} must be {limits}, not {value!r:.80}{hint}")
+    return float(value)
+
+
+def flag(name: str, value: Any) -> bool:
+    """True or False (NumPy's too) as a bool; `ValueError` for "false", 0 and anything else."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be true or false, not {value!r:.80}")
+    return bool(value)
+
+
+def _token_ids(name: str, value: Any) -> int | list[int]:
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    return [whole(name, token, 0) for token in value] if isinstance(value, list | tuple) else whole(name, value, 0)
+
+
+def _token_list(name: str, value: Any) -> list[int]:
+    tokens = _token_ids(name, value)
+    if not isinstance(tokens, list):
+        raise ValueError(f"{name} must be a list of token ids, not {value!r:.80}")
+    return tokens
+
+
+def _stop_strings(name: str, value: Any) -> list[str]:
+    return check_stops(name, value)
+
+
+def _early_stopping(name: str, value: Any) -> bool | str:
+    if not (isinstance(value, bool | np.bool_) or (isinstance(value, str) and value == "never")):
+        raise ValueError(f"{name} must be True, False or 'never', not {value!r:.80}")
+    return value if isinstance(value, str) else bool(value)
+
+
+def _temperature(name: str, value: Any) -> float:
+    if _is_number(value) and value == 0:
+        return 0.0  # which is greedy decoding, and refused with do_sample=True
+    return real(name, value, 0, beyond=True)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_finite(value: numbers.Real) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False
+
+
+_CHECKS = {
+    **{name: partial(whole, low=1) for name in ("max_new_tokens", "max_length", "num_return_sequences", "num_beams")},
+    **{name: partial(whole, low=0) for name in ("min_new_tokens", "min_length", "top_k", "no_repeat_ngram_size")},
+    "seed": partial(whole, low=0, high=2**64 - 1),
+    **{name: partial(real, low=0, high=1) for name in ("top_p", "min_p")},
+    "temperature": _temperature,
+    "repetition_penalty": partial(real, low=0, beyond=True),
+    "length_penalty": partial(real, low=-math.inf),
+    **{name: flag for name in ("do_sample", "renormalize_logits")},
+    "early_stopping": _early_stopping,
+    **{name: _token_ids for name in ("eos_token_id", "pad_token_id")},
+    **{name: _token_list for name in ("suppress_tokens", "begin_suppress_tokens")},
+    "stop_strings": _stop_strings,
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +148,8 @@ class GenerationSettings:
     """Names, meanings and defaults are those of transformers' `GenerationConfig`; `seed` makes sampling repeatable.
 
     max_length counts the prompt, max_new_tokens (which wins where both are given) does not; with neither, 20 new ones.
+    Raises `ValueError` for a value of a wrong type or out of range, and for settings that do not go together. Whole
+    numbers may be given as floats; without sampling a temperature of 0 is allowed.
     """
 
     max_new_tokens: int | None = None
@@ -41,38 +162,27 @@ class GenerationSettings:
     top_p: float = 1.0
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    suppress_tokens: list[int] | None = None
+    begin_suppress_tokens: list[int] | None = None
+    renormalize_logits: bool = False
     seed: int | None = None
     num_return_sequences: int = 1
     num_beams: int = 1
     length_penalty: float = 1.0
     early_stopping: bool | str = False
     eos_token_id: int | list[int] | None = None
-    pad_token_id: int | None = None
+    pad_token_id: int | list[int] | None = None
     stop_strings: str | list[str] | None = None
 
     def __post_init__(self):
-        for name, low, high in (
-            ("max_new_tokens", 1, None),
-            ("max_length", 1, None),
-            ("min_new_tokens", 0, None),
-            ("min_length", 0, None),
-            ("top_k", 0, None),
-            ("top_p", 0, 1),
-            ("min_p", 0, 1),
-            ("num_return_sequences", 1, None),
-            ("num_beams", 1, None),
-            ("seed", 0, None),
-        ):
+        for name, check in _CHECKS.items():
             value = getattr(self, name)
-            if value is not None and not (_is_number(value) and value >= low and (high is None or value <= high)):
-                limits = f"at least {low}" if high is None else f"between {low} and {high}"
-                raise ValueError(f"{name} must be {limits}, not {value!r}")
-        for name in ("temperature", "repetition_penalty"):
-            value = getattr(self, name)
-            if not (_is_number(value) and value > 0):
-                raise ValueError(f"{name} must be greater than 0, not {value!r}" + _ZERO_HINT.get(name, ""))
-        if self.early_stopping not in (True, False, "never"):
-            raise ValueError(f"early_stopping must be True, False or 'never', not {self.early_stopping!r}")
+            if value is not None or _DEFAULTS[name] is not None:
+                object.__setattr__(self, name, check(name, value))
+        if self.do_sample and self.temperature == 0:
+            hint = "for the most likely token each time use do_sample=False"
+            raise ValueError(f"temperature must be greater than 0, not {self.temperature}; {hint}")
         if self.num_beams > 1 and self.do_sample:
             raise ValueError("num_beams > 1 with do_sample=True is not supported: choose beams or sampling")
         choices = self.num_beams if self.num_beams > 1 else (None if self.do_sample else 1)
@@ -87,19 +197,27 @@ class GenerationSettings:
         """Every token that ends a sequence."""
         if self.eos_token_id is None:
             return []
-        return [
-            int(i) for i in (self.eos_token_id if isinstance(self.eos_token_id, list | tuple) else [self.eos_token_id])
-        ]
+        return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
 
     @property
     def padding(self) -> int:
         """What fills a sequence after its end: pad_token_id, else the first end token, else 0."""
-        return int(self.pad_token_id if self.pad_token_id is not None else (self.eos_token_ids or [0])[0])
+        given = self.pad_token_id if isinstance(self.pad_token_id, list) else [self.pad_token_id]
+        return [*(token for token in given if token is not None), *self.eos_token_ids, 0][0]
 
     @property
     def stops(self) -> list[str]:
         """Every string that ends a sequence."""
-        return [self.stop_strings] if isinstance(self.stop_strings, str) else list(self.stop_strings or [])
+        return check_stops("stop_strings", self.stop_strings)
+
+    def check_vocabulary(self, size: int) -> "GenerationSettings":
+        """The settings; `ValueError` for a token id that a model of so many tokens has not."""
+        for name in ("eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens"):
+            tokens = getattr(self, name)
+            beyond = [token for token in (tokens if isinstance(tokens, list) else [tokens or 0]) if token >= size]
+            if beyond:
+                raise ValueError(f"{name} has the token {beyond[0]}, but the model has the tokens 0 to {size - 1}")
+        return self
 
     def resolve_length(self, prompt: int, max_positions: int) -> "GenerationSettings":
         """Settle max_new_tokens and min_new_tokens for a prompt of so many tokens in a model of so many positions."""
@@ -130,45 +248,86 @@ class GenerationSettings:
         return dataclasses.replace(self, max_new_tokens=new, min_new_tokens=least)
 
 
-_ZERO_HINT = {"temperature": "; for the most likely token each time use do_sample=False"}
-_FIELDS = {field.name for field in dataclasses.fields(GenerationSettings)}
+@dataclass(frozen=True)
+class RequestOptions:
+    """Parameters of a request that are the pipeline's own; `ValueError` as for `GenerationSettings`."""
+
+    stop_sequence: str | list[str] | None = None
+    return_full_text: bool = False
+    return_token_count: bool = False
+    language: str | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "stop_sequence", check_stops("stop_sequence", self.stop_sequence))
+        for name in ("return_full_text", "return_token_count"):
+            object.__setattr__(self, name, flag(name, getattr(self, name)))
+        if self.language is not None and not (isinstance(self.language, str) and self.language):
+            raise ValueError(f'language must be a string such as "en", not {self.language!r:.80}')
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+def split_request(parameters: Mapping) -> tuple[RequestOptions, dict]:
+    """Parameters of a request as what the pipeline reads of them, and settings of `generate`, which `settle` checks.
 
-
-def settle(base, overrides: dict) -> GenerationSettings:
-    """Settings of `base` (a GenerationConfig or a dict; None for the defaults) changed by `overrides`.
-
-    Raises `ValueError` for a name that is not supported at the value given: nothing is silently ignored.
+    Raises `ValueError` for the arguments of `generate` that are no settings.
     """
-    values = {}
-    for source, origin in ((_stored(base), "generation config"), (overrides, "argument of generate")):
-        for name, value in source.items():
-            if name in _FIELDS:
-                if value is not None or origin != "generation config":
-                    values[name] = value
-            elif value is not None and not _has_no_effect(name, value):
-                raise ValueError(
-                    f"{origin} {name}={value!r} is not supported. Supported: {', '.join(sorted(_FIELDS))}"
-                    + ("; the key-value cache is always used" if name == "use_cache" else "")
-                )
-    defaults = GenerationSettings()
-    values = {name: getattr(defaults, name) if value is None else value for name, value in values.items()}
-    settings = GenerationSettings(**values)
-    unused = [name for name in _SAMPLING_ONLY if overrides.get(name) is not None and not settings.do_sample]
-    if unused:
+    if wrong := [name for name in parameters if name in (*GENERATE_ARGUMENTS, *_INPUTS)]:
+        raise ValueError(f"unknown parameter {wrong[0]}: a request has settings of generate, which this is not")
+    own = {field.name for field in dataclasses.fields(RequestOptions)}
+    given = {name: value for name, value in parameters.items() if name in own and value is not None}
+    return RequestOptions(**given), {name: value for name, value in parameters.items() if name not in own}
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationSettings)}
+
+
+def settle(
+    base: Any, overrides: Mapping, given: Any = None, *, vocabulary: int | None = None, warn: bool = True
+) -> GenerationSettings:
+    """Settings of `base`, the model's, changed by `given`, the caller's, and both by `overrides`.
+
+    base and given: a GenerationConfig, a dict, or None. As in Hugging Face, what an object leaves at its default is not
+    set by it. vocabulary: tokens that the model has. warn: log what has no effect. Raises `ValueError` for a value that
+    cannot be, and for a name that is not supported at the value given: nothing that changes the result is ignored.
+    """
+    own, asked = stored("the model's generation_config", base), stored("generation_config", given)
+    # Fields that published files have for other programs, such as chat_format: objects and files may, callers may not.
+    foreign = {name for name in own if name not in _DEFAULTS and name not in _NO_EFFECT}
+    if given is not None and not isinstance(given, Mapping):
+        foreign |= {name for name in asked if name not in _DEFAULTS and name not in _NO_EFFECT}
+    if isinstance(own.get("pad_token_id"), int) and own["pad_token_id"] < 0:
+        del own["pad_token_id"]  # as some files say that there is none
+    values = {name: (value, "generation config") for name, value in (own | asked).items()}
+    if given is not None and asked.get("temperature") == 0:
+        values["do_sample"] = False, "generation config"
+    values |= {name: (value, "argument of generate") for name, value in overrides.items()}
+    chosen = {name: value for name, (value, _) in values.items() if name in _DEFAULTS and value is not None}
+    settings = GenerationSettings(**chosen)
+    for name, (value, origin) in values.items():
+        if name not in _DEFAULTS and name not in foreign and not _changes_nothing(name, value, settings.do_sample):
+            supported = ", ".join(["do_sample", *sorted(set(_DEFAULTS) - {"do_sample"})])
+            raise ValueError(f"{origin} {name}={value!r:.80} is not supported. Supported: {supported}")
+    if vocabulary is not None:
+        settings.check_vocabulary(vocabulary)
+    unused = [] if settings.do_sample else [name for name in _SAMPLING_ONLY if overrides.get(name)]
+    if unused and warn:
         logger.warning("%s has no effect without do_sample=True", ", ".join(unused))
     return settings
 
 
-def _stored(config) -> dict:
-    """Only what differs from Hugging Face's defaults, so that its max_length of 20 does not count as a request."""
+def stored(what: str, config: Any) -> dict:
+    """What a config sets: of an object what differs from Hugging Face's defaults, such as its max_length of 20."""
     if config is None:
         return {}
-    return dict(config) if isinstance(config, dict) else config.to_diff_dict()
+    if not isinstance(config, Mapping) and not hasattr(config, "to_diff_dict"):
+        raise ValueError(f"{what} must be a GenerationConfig or a dict, not {config!r:.80}")
+    stored = config if isinstance(config, Mapping) else config.to_diff_dict()
+    return {name: value for name, value in stored.items() if value is not None}
 
 
-def _has_no_effect(name: str, value) -> bool:
-    return name in _NO_EFFECT and _NO_EFFECT[name] in (None, value)
+def _changes_nothing(name: str, value: Any, do_sample: bool) -> bool:
+    if value is None:
+        return True
+    if not do_sample and name in _SAMPLING_CUTS:
+        return _is_number(value) and 0 <= value <= 1
+    harmless = _NO_EFFECT.get(name, ())
+    return harmless is _ANY or (isinstance(value, numbers.Real) and value in harmless)

@@ -1,28 +1,53 @@
 """Tokens to text while they come."""
 
+import logging
+import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+
+logger = logging.getLogger(__name__)
+
+_LONGEST = 16  # tokens that are decoded again with each new one
+_CONTEXT = 8  # of them, that stay when the older ones are dropped
+_PARTIAL = "\ufffd"  # what bytes decode to that are no whole character yet, or never
+# White space at the end, and what transformers' clean_up_tokenization may still change: it takes away the space of
+# " .", " n't", " 've" and more, and both of " ' ". It is short, so no tokenizer is asked whether it cleans up.
+_CHANGING = re.compile(r"\s*(?:[ '][ n']*[vr]?)?\Z")
 
 
 def text_stream(tokens: Iterable[int], decode: Callable[[list[int]], str], stops: Sequence[str] = ()) -> Iterator[str]:
     """The text of a growing list of token ids, in pieces that are never taken back.
 
-    decode: from all ids so far to text. A character whose bytes have not all come is held back, and so is what may be
-    the beginning of one of `stops`, at which the text ends without it. The pieces joined are `cut(decode(all), stops)`.
+    decode: from token ids to text. It is called with the last few ids again and again, and once with all of them. What
+    the next tokens may change is held back: a character whose bytes have not all come, white space and apostrophes that
+    a tokenizer may clean up, and what may be the beginning of one of `stops`, at which the text ends without it. The
+    pieces joined are `cut(decode(all), stops)`. Raises `ValueError` for an empty stop string.
     """
-    ids: list[int] = []
-    given = text = ""
+    return _pieces(tokens, decode, check_stops("stops", stops))
+
+
+def _pieces(tokens: Iterable[int], decode: Callable[[list[int]], str], stops: Sequence[str]) -> Iterator[str]:
+    ids, pieces, tail = [], [], _Tail(decode)
     for token in tokens:
         ids.append(token)
-        text = decode(ids)
-        if cut(text, stops) != text:
-            break
-        safe = text[: len(text) - _held_back(text, stops)]
-        if safe.startswith(given) and safe != given:
-            yield safe[len(given) :]
-            given = safe
-    text = cut(text, stops)
-    if text.startswith(given) and text != given:
-        yield text[len(given) :]
+        settled = tail.add(token)
+        if settled is None:
+            continue
+        if settled.startswith(tail.shown):
+            end, is_stop = _end(settled, stops)
+            if end > len(tail.shown):
+                pieces.append(settled[len(tail.shown) : end])
+                tail.shown = settled[:end]
+                yield pieces[-1]
+            if is_stop:
+                break
+        tail.shorten()
+    whole, given = cut(decode(ids), stops), "".join(pieces)
+    if not whole.startswith(given):
+        logger.warning("the tokenizer has rewritten text that was given out: %r is now %r", given[-80:], whole[-80:])
+        given = os.path.commonprefix([whole, given])
+    if len(whole) > len(given):
+        yield whole[len(given) :]
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
@@ -30,9 +55,75 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
-def _held_back(text: str, stops: Sequence[str]) -> int:
-    """How many characters at the end may still change or be cut."""
-    if text.endswith("\ufffd"):
-        return len(text) - len(text.rstrip("\ufffd"))
-    starts = (n for stop in stops for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
-    return max(starts, default=0)
+def stripped(pieces: Iterable[str]) -> Iterator[str]:
+    """Pieces of text without the white space at both ends of the whole: joined they are `"".join(pieces).strip()`."""
+    waiting, begun = "", False
+    for piece in pieces:
+        waiting = waiting + piece if begun else (waiting + piece).lstrip()
+        kept = waiting.rstrip()
+        if kept:
+            yield kept
+            waiting, begun = waiting[len(kept) :], True
+
+
+def check_stops(name: str, stops: str | Sequence[str] | None) -> list[str]:
+    """Stop strings as a list; `ValueError` for anything but strings, and for an empty one, which would end any text."""
+    given = [stops] if isinstance(stops, str) else [] if stops is None else stops
+    if not isinstance(given, list | tuple) or not all(isinstance(stop, str) for stop in given):
+        raise ValueError(f"{name} must be a string or a list of strings, not {stops!r:.80}")
+    if "" in given:
+        raise ValueError(f"{name} has an empty string, at which every text would end: leave it out")
+    return list(given)
+
+
+class _Tail:
+    """The last tokens of a text, which are decoded again with each new one.
+
+    shown: what of their text was given out. What was dropped before them was given out as well.
+    """
+
+    def __init__(self, decode: Callable[[list[int]], str]):
+        self.decode, self.ids, self.text, self.shown = decode, [], "", ""
+        self.due = 0  # tokens at which it is decoded next
+        # The last token that is only bytes of a character. SentencePiece's byte_fallback makes one text or none of
+        # neighbouring bytes, so a wrong one after it takes characters back; None where bytes are known to stay.
+        self.byte: int | None = None
+        self.bytes_stay = False
+
+    def add(self, token: int) -> str | None:
+        """The text of the tail with one more token, as far as no other token changes it; None where it is not due."""
+        self.ids.append(token)
+        if is_byte := not self.bytes_stay and _PARTIAL in self.decode([token]):
+            self.byte = token
+        if len(self.ids) < self.due:
+            return None
+        self.text = self.decode(self.ids)
+        settled = self.text.rstrip(_PARTIAL)
+        if self.byte is not None:
+            kept = os.path.commonprefix([settled, self.decode([*self.ids, self.byte])])
+            if is_byte and kept == settled == self.text:  # it has completed a character, which a wrong byte leaves
+                self.bytes_stay, self.byte = True, None
+            settled = kept
+        return settled[: _CHANGING.search(settled).start()]
+
+    def shorten(self) -> None:
+        """Drop tokens whose text was given out, where the rest decodes to the same text without them."""
+        if len(self.ids) <= _LONGEST:
+            return
+        for size in range(_CONTEXT, _LONGEST):
+            text = self.decode(self.ids[-size:])
+            dropped = len(self.text) - len(text)
+            if self.text.endswith(text) and dropped < len(self.shown) and not text.startswith(_PARTIAL):
+                self.ids, self.text, self.shown, self.due = self.ids[-size:], text, self.shown[dropped:], 0
+                return
+        self.due = len(self.ids) + len(self.ids) // 4  # text that does not settle is decoded less and less often
+
+
+def _end(settled: str, stops: Sequence[str]) -> tuple[int, bool]:
+    """Up to where a text may be given out, and whether it ends there, at a stop that no other one can precede."""
+    found = len(cut(settled, stops))
+    begun = len(settled)
+    for stop in stops:
+        lengths = range(min(len(stop) - 1, len(settled)), 0, -1)
+        begun = min(begun, len(settled) - next((n for n in lengths if settled.endswith(stop[:n])), 0))
+    return min(found, begun), found < len(settled) and found <= begun
