@@ -14,7 +14,7 @@ from mindone_audio.batch.buckets import Buckets, Question, Ready
 from mindone_audio.batch.decoding import POLL, DecodeAhead
 from mindone_audio.batch.job import BatchError, BatchJob, Shard, find_shard
 from mindone_audio.batch.manifest import Item, Manifest, read_manifest
-from mindone_audio.batch.parts import Part, merge, settle_job
+from mindone_audio.batch.parts import EXTRA, Part, merge, settle_job
 from mindone_audio.batch.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -247,4 +247,5 @@ def _record(item: Item, text: Any, tokens: int | None, seconds: float | None, er
         "tokens": tokens,
         "seconds": None if seconds is None else round(seconds, 3),
         "error": error,
+        **({EXTRA: item.extra} if item.extra else {}),
     }

@@ -72,12 +72,14 @@ def load_pipeline(options: argparse.Namespace):
 
 def expand(sources: list[str]) -> list[str]:
     """Clips as they were given, each glob replaced by the files that it matches, sorted; `WrongUse` where none does."""
+    from mindone_audio.batch.manifest import matching
+
     clips = []
     for source in sources:
         if "://" in source or os.path.exists(source) or not glob.has_magic(source):
             clips.append(source)
             continue
-        found = sorted(path for path in glob.glob(source, recursive=True) if os.path.isfile(path))
+        found = [path for path in matching(source) if os.path.isfile(path)]
         if not found:
             raise WrongUse(f"no file matches {source!r} (seen from {os.getcwd()})")
         clips += found
