@@ -1,7 +1,7 @@
 """`pipeline("audio-text-to-text")`: clips and questions in, text out, one by one or in batches."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from mindone_audio.generation.text import cut, text_stream
 
 TASK = "audio-text-to-text"
 MAX_NEW_TOKENS = {False: 128, True: 256}  # where a call says nothing else; 30 s of speech are at most some 200
+AHEAD = 2  # batches of clips that are loaded together, to put those of similar length into one
 SHORTEST_WINDOW = 1.0  # seconds
 SILENCE = 1e-4  # of full scale, the loudest sample of a window that is not worth transcribing
 
@@ -118,6 +119,7 @@ class AudioTextToTextPipeline:
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
+        self.explain: Callable[[Exception], str] = str  # what is told of an input that failed, with on_error="return"
 
     def __call__(
         self,
@@ -143,7 +145,8 @@ class AudioTextToTextPipeline:
             text: what to ask; one for all inputs, or a list with one for each. None asks for a caption.
             task: "caption" or "transcribe" instead of a text, in the words that the model's family has for it.
             generate_kwargs: settings of `generate`, for all inputs; "parameters" of an input change them.
-            batch_size: how many inputs are answered at a time, those of similar length together.
+            batch_size: how many inputs are answered at a time, of a few batches those of similar length together;
+                the clips of later ones are not loaded yet.
             long_audio: for a question about a clip that is longer than the model hears: "windows" answers for each
                 window and joins the answers by newlines. Transcriptions always go by windows.
             window: seconds of the longest piece of a transcription; None is one window of the encoder, mostly 30 s.
@@ -182,23 +185,36 @@ class AudioTextToTextPipeline:
             if not single:
                 raise ValueError("stream=True takes one input, not a list: call the pipeline once for each")
             return self._stream(replace(self._request(items[0], texts[0], task, settings), **windows))
-        answers: list[dict | None] = [None] * len(items)
-        requests: dict[int, Request] = {}
-        for place, item in enumerate(items):
-            try:
-                request = replace(self._request(item, texts[place], task, settings), **windows)
-                _check_length(request)
-                requests[place] = request
-            except (TypeError, ValueError, OSError) as error:
-                answers[place] = _failure(error, on_error, place, single)
+
+        def load(place: int) -> Request:
+            request = replace(self._request(items[place], texts[place], task, settings), **windows)
+            _check_length(request)
+            return request
+
+        answers: list[dict] = []
         hidden = True if single else None if progress is None else not progress  # None: shown on a terminal
         with tqdm(desc="answering", total=len(items), unit="clip", disable=hidden, leave=False) as bar:
-            bar.update(len(items) - len(requests))
-            for places in _batches(requests, batch_size):
-                for place, answer in zip(places, self._answer_each(requests, places, batch_size, on_error, single)):
-                    answers[place] = answer
-                bar.update(len(places))
+            for first in range(0, len(items), AHEAD * batch_size):
+                places = range(first, min(first + AHEAD * batch_size, len(items)))
+                answers += self._answer_some(load, places, batch_size, on_error, single, bar)
         return Answers(answers, single)
+
+    def _answer_some(
+        self, load: Callable[[int], Request], places: range, batch_size: int, on_error: str, single: bool, bar: tqdm
+    ) -> list[dict]:
+        """Answers of a few batches of inputs, whose clips are in memory until it returns."""
+        answers: dict[int, dict] = {}
+        requests: dict[int, Request] = {}
+        for place in places:
+            try:
+                requests[place] = load(place)
+            except (TypeError, ValueError, OSError) as error:
+                answers[place] = self._failure(error, on_error, place, single)
+        bar.update(len(answers))
+        for batch in _batches(requests, batch_size):
+            answers |= zip(batch, self._answer_each(requests, batch, batch_size, on_error, single))
+            bar.update(len(batch))
+        return [answers[place] for place in places]
 
     def _texts(self, text: str | list[str] | None, count: int) -> list[str | None]:
         if isinstance(text, (list, tuple)):
@@ -270,7 +286,7 @@ class AudioTextToTextPipeline:
             return self._answer([requests[place] for place in places], batch_size)
         except (TypeError, ValueError, OSError) as error:
             if len(places) == 1:
-                return [_failure(error, on_error, places[0], single)]
+                return [self._failure(error, on_error, places[0], single)]
         return [self._answer_each(requests, [place], batch_size, on_error, single)[0] for place in places]
 
     def _answer(self, batch: list[Request], batch_size: int) -> list[dict]:
@@ -280,7 +296,7 @@ class AudioTextToTextPipeline:
             for start, part in self._windows(request):
                 parts.append(part)
                 owners.append(number)
-                windows.append((start, start + len(part.clips[0]) / SAMPLING_RATE if part.clips else start))
+                windows.append((start / SAMPLING_RATE, (start + sum(map(len, part.clips[:1]))) / SAMPLING_RATE))
         texts, counts = [""] * len(parts), [0] * len(parts)
         heard = [i for i, part in enumerate(parts) if not (part.transcribe and _is_silent(part.clips[0]))]
         for first in range(0, len(heard), batch_size):
@@ -294,17 +310,25 @@ class AudioTextToTextPipeline:
             answers.append(answer | ({"tokens": sum(counts[i] for i in own)} if request.count_tokens else {}))
         return answers
 
+    def _failure(self, error: Exception, on_error: str, place: int, single: bool) -> dict:
+        if on_error == "return":
+            return {"generated_text": None, "error": self.explain(error)}
+        if single:
+            raise error
+        kind = type(error) if isinstance(error, AudioError) else OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"input {place}: {error}") from error
+
     @staticmethod
-    def _windows(request: Request) -> Iterator[tuple[float, Request]]:
-        """The request with each window of its clip, and the second at which the window starts; mostly one."""
+    def _windows(request: Request) -> Iterator[tuple[int, Request]]:
+        """The request with each window of its clip, and the sample at which the window starts; mostly one."""
         longest, clips = request.window, request.clips
         if longest is None or not clips or all(len(clip) <= longest * SAMPLING_RATE for clip in clips):
-            yield 0.0, request
+            yield 0, request
             return
         for start, end in quiet_windows(clips[0], SAMPLING_RATE, longest):
             content = [{"type": "audio", "audio": clips[0][start:end]}]
             words = [element for element in request.messages[0]["content"] if element["type"] == "text"]
-            yield start / SAMPLING_RATE, replace(request, messages=[{"role": "user", "content": content + words}])
+            yield start, replace(request, messages=[{"role": "user", "content": content + words}])
 
     def _result(self, request: Request, parts: list[tuple[tuple[float, float], str]]) -> dict:
         separator = " " if request.transcribe else "\n"
@@ -351,8 +375,25 @@ class AudioTextToTextPipeline:
         counts = tokens.shape[1] - np.argmax(np.c_[kept[:, ::-1], np.ones(len(kept), bool)], 1)
         texts = [cut(text, batch[0].stops).strip() for text in texts]
         if batch[0].transcribe:
-            texts = [self.processor.transcription(text) for text in texts]
+            texts = [self._said(self.processor.transcription(text)) for text in texts]
         return [(text, int(count)) for text, count in zip(texts, counts)]
+
+    def _said(self, transcription: str) -> str:
+        """Nothing where it is what the family says of silence."""
+        silent = map(_bare, getattr(self.processor, "silence_answers", ()))
+        return "" if _bare(transcription) in silent else transcription
+
+    def _stream_said(self, pieces: Iterable[str]) -> Iterator[str]:
+        """The pieces of a transcription, held back while they may become what the family says of silence."""
+        silent, held = [_bare(answer) for answer in getattr(self.processor, "silence_answers", ())], ""
+        for piece in pieces:
+            held += piece
+            if not any(answer.startswith(_bare(held)) for answer in silent):
+                yield held
+                held = ""
+                silent = []
+        if held and (said := self._said(held)):
+            yield said
 
     def _stream(self, request: Request) -> Iterator[str]:
         _check_length(request)
@@ -363,7 +404,7 @@ class AudioTextToTextPipeline:
             return self.processor.decode(ids, skip_special_tokens=True).lstrip()
 
         def pieces() -> Iterator[str]:
-            lead = ""
+            told = False
             for _, part in parts:
                 if part.transcribe and _is_silent(part.clips[0]):
                     continue
@@ -372,10 +413,11 @@ class AudioTextToTextPipeline:
                 else:
                     steps = self.model.stream(**self._inputs([part]), **self._settings(part))
                     said = text_stream((int(tokens[0]) for tokens in steps), decode, part.stops)
-                for piece in said:
+                    said = self._stream_said(said) if part.transcribe else said
+                lead = separator if told else ""
+                for piece in filter(None, said):
                     yield lead + piece
-                    lead = ""
-                lead = separator
+                    lead, told = "", True
 
         return pieces()
 
@@ -412,10 +454,6 @@ def _is_silent(clip: np.ndarray) -> bool:
     return float(np.abs(clip).max(initial=0.0)) < SILENCE
 
 
-def _failure(error: Exception, on_error: str, place: int, single: bool) -> dict:
-    if on_error == "raise":
-        if single:
-            raise error
-        kind = type(error) if isinstance(error, AudioError) else OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"input {place}: {error}") from error
-    return {"generated_text": None, "error": str(error)}
+def _bare(text: str) -> str:
+    """A text without what does not matter when it is compared."""
+    return " ".join(text.split()).rstrip(".!。").casefold()
