@@ -44,6 +44,14 @@ class AudioNotFoundError(AudioError, FileNotFoundError):
     """No file at the given path: also a `FileNotFoundError`."""
 
 
+class ClipTooLongError(AudioError):
+    """A clip that is longer than the model hears. what: the message without what to do, for who has other words."""
+
+    def __init__(self, what: str, advice: str = ""):
+        super().__init__(f"{what}: {advice}" if advice else what)
+        self.what = what
+
+
 def load_audio(
     source: Any, sampling_rate: int = SAMPLING_RATE, *, source_sampling_rate: int | None = None, timeout: float = 30.0
 ) -> np.ndarray:
@@ -116,7 +124,7 @@ def fit_window(
         return clip
     lengths = f"{name} is {len(clip) / sampling_rate:.2f} s long and the model hears {window_seconds:g} s"
     if not truncation:
-        raise AudioError(f"{lengths}: cut it into pieces, or pass truncation=True to use only its beginning")
+        raise ClipTooLongError(lengths, "cut it into pieces, or pass truncation=True to use only its beginning")
     logger.warning("%s: the rest is cut off", lengths)
     return clip[:window]
 
@@ -216,9 +224,7 @@ def _read_url(url: str, timeout: float, name: str) -> bytes:
         raise AudioError(f"{name} answered HTTP {error.code} {error.reason}: check the address") from error
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, TimeoutError) or isinstance(getattr(error, "reason", None), TimeoutError):
-            raise AudioError(
-                f"{name} was not read within {timeout:g} s: try again, or call load_audio with a larger timeout"
-            ) from error
+            raise AudioError(f"{name} was not read within {timeout:g} s: try again, or download it first") from error
         reason = getattr(error, "reason", error)
         raise AudioError(f"cannot read {name}: {reason}: check the address and the network") from error
     if expected and expected.isdigit() and len(data) != int(expected):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindone_audio.audio import SAMPLING_RATE, AudioError, load_clip, quiet_windows
+from mindone_audio.audio import SAMPLING_RATE, AudioError, ClipTooLongError, load_clip, quiet_windows
 from mindone_audio.chat import TASKS, chat_clips, clean_messages, task_schema
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.conversion import to_mindspore
@@ -248,7 +248,9 @@ class AudioTextToTextPipeline:
             question = text if text is not None else self.processor.questions[task or "caption"]
             content = [{"type": "audio", "audio": load_clip(clip)} for clip in clips]
             if len(content) != 1 and task == "transcribe":
-                raise ValueError(f"{len(content)} clips were given to transcribe at once: give a list of inputs")
+                raise ValueError(
+                    f"{len(content)} clips were given to transcribe at once: give each as an input of its own"
+                )
             messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         stops = (stops,) if isinstance(stops, str) else tuple(stops or ())
         return Request(
@@ -428,9 +430,9 @@ def _check_length(request: Request) -> None:
         seconds = len(clip) / SAMPLING_RATE
         if request.window is None or seconds <= request.window or (request.by_windows and len(request.clips) == 1):
             continue
-        raise AudioError(
-            f"clip {number} is {seconds:.2f} s long and the model hears {request.window:g} s at a time: cut it, pass "
-            'long_audio="windows" for one answer a window, or task="transcribe"'
+        raise ClipTooLongError(
+            f"clip {number} is {seconds:.2f} s long and the model hears {request.window:g} s at a time",
+            'cut it, pass long_audio="windows" for one answer a window, or task="transcribe"',
         )
 
 

@@ -13,6 +13,7 @@ from mindone_audio.batch.job import BatchError, BatchJob
 from mindone_audio.batch.parts import merge
 from mindone_audio.batch.runner import BatchTotals, run_batch
 from mindone_audio.commands.msrun import is_scheduler, started_by_msrun
+from mindone_audio.commands.options import explain
 
 SETTINGS = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "num_beams", "language")
 SAMPLING = ("temperature", "top_p", "top_k", "seed")
@@ -67,6 +68,10 @@ def _job(options: argparse.Namespace) -> BatchJob:
         raise ValueError("no input: give a JSONL manifest, a folder of clips, a glob, or clips")
     if options.out is None:
         raise ValueError("no --out: give a folder for the results")
+    if options.language is not None and options.task != "transcribe":
+        raise ValueError("--language goes with --task transcribe: leave it out")
+    if options.long_audio not in (None, "windows"):
+        raise ValueError(f"--long-audio may be windows, not {options.long_audio!r}")
     settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
     if options.do_sample:
         settings["do_sample"] = True
@@ -97,7 +102,7 @@ def _run(options: argparse.Namespace, should_stop: Callable[[], bool]) -> int:
         die_with_parent(signal.SIGTERM)
     again = f"what is done is kept in {job.out}: run the same command again to continue"
     try:
-        totals = run_batch(job, should_stop=should_stop)
+        totals = run_batch(job, should_stop=should_stop, explain=explain("batch"))
     except KeyboardInterrupt:
         print(f"\ninterrupted; {again}", file=sys.stderr)
         return INTERRUPTED

@@ -4,6 +4,7 @@ import argparse
 import glob
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -13,6 +14,25 @@ _SETTINGS = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "se
 
 class WrongUse(ValueError):
     """A mistake on the command line, which costs nothing because nothing has run yet."""
+
+
+# What to do about a clip that is longer than the model hears, by command.
+_TOO_LONG = {
+    "ask": "cut it, add --long-audio windows for one answer a window, or use mindone-audio transcribe",
+    "batch": "cut it, add --long-audio windows for one answer a window, or --task transcribe",
+    "chat": "cut it, or use mindone-audio transcribe",
+}
+_TOO_LONG["caption"] = _TOO_LONG["ask"]
+
+
+def explain(command: str) -> Callable[[Exception], str]:
+    """From an error to its message, with the options of a command where the library names Python's keywords."""
+
+    def message(error: Exception) -> str:
+        advice = _TOO_LONG.get(command)
+        return f"{error.what}: {advice}" if advice and hasattr(error, "what") else str(error)
+
+    return message
 
 
 def add_device(parser: argparse.ArgumentParser, dtype_default: str = "the checkpoint's") -> None:
