@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 TABLES = {".csv": ",", ".tsv": "\t"}  # suffixes, and what is between two columns
+LONGEST_CELL = 131_072  # characters
 _UTF8_MARK = b"\xef\xbb\xbf"
 _OTHER_MARKS = {
     b"\xff\xfe\0\0": "UTF-32",
@@ -77,6 +78,8 @@ def read_table(path: Path) -> Iterator[tuple[int, dict[str, str | None]]]:
                         f"{path} line {rows.line_num}: {len(cells)} cells, and the first line names {len(names)} "
                         f'columns: put text with "{separator}" in it in quotation marks'
                     )
+                if any(len(cell) > LONGEST_CELL for cell in cells):  # csv's own limit, which other libraries take away
+                    raise csv.Error(f"field larger than field limit ({LONGEST_CELL})")
                 if cells:
                     yield rows.line_num, dict(zip(names, cells)) | dict.fromkeys(names[len(cells) :])
         except csv.Error as error:

@@ -127,6 +127,16 @@ def test_fine_tuning_examples_in_an_array(tmp_path):
     ]
 
 
+@pytest.fixture(autouse=True)
+def no_limit():
+    """As other libraries set it for the whole process."""
+    import csv
+
+    before = csv.field_size_limit(2**31 - 1)
+    yield
+    csv.field_size_limit(before)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
