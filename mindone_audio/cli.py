@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import warnings
 
 from mindone_audio.commands import ask, batch, chat, doctor, finetune, models, parity, transcribe
 from mindone_audio.signals import Signals
@@ -40,7 +41,20 @@ def start() -> int:
     """`main` of a process that is only this command."""
     # transformers imports PyTorch where it is installed, for three to five seconds, and nothing here needs it.
     os.environ.setdefault("USE_TORCH", "0")
+    _quieten_libraries()
     return main()
+
+
+def _quieten_libraries() -> None:
+    """Keep what other libraries say to programmers off standard error, unless the user has asked for it."""
+    os.environ.setdefault("GLOG_v", "3")  # MindSpore: errors
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not sys.warnoptions:  # neither -W nor PYTHONWARNINGS
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", module=r"mindone_audio\b")
 
 
 if __name__ == "__main__":

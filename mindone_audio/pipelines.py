@@ -1,14 +1,14 @@
 """`pipeline("audio-text-to-text")`: clips and questions in, text out, one by one or in batches."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from mindone_audio.audio import SAMPLING_RATE, AudioError, is_one_clip, load_clip, quiet_windows
+from mindone_audio.audio import SAMPLING_RATE, AudioError, ClipTooLongError, is_one_clip, load_clip, quiet_windows
 from mindone_audio.chat import TASKS, chat_clips, clean_messages, task_schema
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.conversion import to_mindspore
@@ -27,6 +27,7 @@ from mindone_audio.generation.text import cut, stripped, text_stream
 
 TASK = "audio-text-to-text"
 MAX_NEW_TOKENS = {False: 128, True: 256}  # where a call says nothing else; 30 s of speech are at most some 200
+AHEAD = 2  # batches of clips that are loaded together, to put those of similar length into one
 SHORTEST_WINDOW = 1.0  # seconds
 _REFUSALS = (TypeError, ValueError, OverflowError, OSError)  # of one input, that others are answered in spite of
 SILENCE = 1e-4  # of full scale, the loudest sample of a window that is not worth transcribing
@@ -51,12 +52,13 @@ class Answers(list):
 
 @dataclass(frozen=True)
 class Request:
-    """One thing asked: a conversation whose clips are loaded, or a clip to transcribe, and the settings for it.
+    """One thing asked: a conversation, or a clip to transcribe, and the settings for it.
 
-    messages: as `apply_chat_template` takes them, audio elements as float32 samples. given: the conversation as it was
-    given, None where it was a clip and a text. arguments: of `generate`, settings and others. chosen: the settings that
-    they make with the model's own. transcribe: the clip is to be written down. language: of the speech, as "en", where
-    a family takes one. window: seconds of the longest piece that goes to the model at a time, None for any.
+    messages: as `apply_chat_template` takes them, audio elements as float32 samples once they are loaded. given: the
+    conversation as it was given, None where it was a clip and a text. arguments: of `generate`, settings and others.
+    chosen: the settings that they make with the model's own. transcribe: the clip is to be written down. language: of
+    the speech, as "en", where a family takes one. window: seconds of the longest piece that goes to the model at a
+    time, None for any.
     by_windows: a clip longer than that is cut into windows, and is an error otherwise.
     """
 
@@ -131,6 +133,7 @@ class AudioTextToTextPipeline:
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
+        self.explain: Callable[[Exception], str] = str  # what is told of an input that failed, with on_error="return"
 
     def __call__(
         self,
@@ -156,7 +159,8 @@ class AudioTextToTextPipeline:
             text: what to ask; one for all inputs, or a list with one for each. None asks for a caption.
             task: "caption" or "transcribe" instead of a text, in the words that the model's family has for it.
             generate_kwargs: settings of `generate`, for all inputs; "parameters" of an input change them.
-            batch_size: how many inputs are answered at a time, those of similar length together.
+            batch_size: how many inputs are answered at a time, of a few batches those of similar length together;
+                the clips of later ones are not loaded yet.
             long_audio: for a question about a clip that is longer than the model hears: "windows" answers for each
                 window and joins the answers by newlines. Transcriptions always go by windows.
             window: seconds of the longest piece of a transcription; None is one window of the encoder, mostly 30 s.
@@ -195,24 +199,40 @@ class AudioTextToTextPipeline:
         if stream:
             if not single:
                 raise ValueError("stream=True takes one input, not a list: call the pipeline once for each")
-            return self._stream(replace(self._request(items[0], texts[0], task, settings), **windows))
-        answers: list[dict | None] = [None] * len(items)
+            request = self._request(items[0], texts[0], task, settings)
+            return self._stream(self._loaded(replace(request, **windows)))
+        answers: dict[int, dict] = {}
         requests: dict[int, Request] = {}
-        for place, item in enumerate(items):
+        for place, item in enumerate(items):  # all of them, before anything is computed
             try:
-                request = replace(self._request(item, texts[place], task, settings), **windows)
-                _check_length(request)
-                requests[place] = request
+                requests[place] = replace(self._request(item, texts[place], task, settings), **windows)
             except _REFUSALS as error:
-                answers[place] = _failure(error, on_error, place, single)
+                answers[place] = self._failure(error, on_error, place, single)
+        places, some = list(requests), AHEAD * batch_size
         hidden = True if single else None if progress is None else not progress  # None: shown on a terminal
         with tqdm(desc="answering", total=len(items), unit="clip", disable=hidden, leave=False) as bar:
-            bar.update(len(items) - len(requests))
-            for places in _batches(requests, batch_size):
-                for place, answer in zip(places, self._answer_each(requests, places, batch_size, on_error, single)):
-                    answers[place] = answer
-                bar.update(len(places))
-        return Answers(answers, single)
+            bar.update(len(answers))
+            for first in range(0, len(places), some):
+                chosen = {place: requests[place] for place in places[first : first + some]}
+                answers |= self._answer_some(chosen, batch_size, on_error, single, bar)
+        return Answers([answers[place] for place in range(len(items))], single)
+
+    def _answer_some(
+        self, requests: dict[int, Request], batch_size: int, on_error: str, single: bool, bar: tqdm
+    ) -> dict[int, dict]:
+        """Answers of a few batches of inputs, whose clips are in memory until it returns."""
+        answers: dict[int, dict] = {}
+        loaded: dict[int, Request] = {}
+        for place, request in requests.items():
+            try:
+                loaded[place] = self._loaded(request)
+            except _REFUSALS as error:
+                answers[place] = self._failure(error, on_error, place, single)
+        bar.update(len(answers))
+        for batch in _batches(loaded, batch_size):
+            answers |= zip(batch, self._answer_each(loaded, batch, batch_size, on_error, single))
+            bar.update(len(batch))
+        return answers
 
     def _texts(self, text: str | list[str] | None, count: int) -> list[str | None]:
         texts = list(text) if isinstance(text, (list, tuple)) else [text] * count
@@ -223,7 +243,7 @@ class AudioTextToTextPipeline:
         return texts
 
     def _request(self, item: Any, text: str | None, task: str | None, settings: dict) -> Request:
-        """An input as it was given, checked and with its clips loaded."""
+        """An input as it was given, checked; its clips are not loaded yet."""
         given, inner_parameters = None, {}
         if _is_conversation(item):
             if text is not None or task is not None:
@@ -238,12 +258,14 @@ class AudioTextToTextPipeline:
         if task is not None and text is not None:
             raise ValueError(f"task={task!r} and text={text!r} were both given: pass one of them")
         if given is not None:
-            messages, question = self._load_messages(clean_messages(given)), ""
+            messages, question = clean_messages(given), ""
         else:
             question = text if text is not None else self.processor.questions[task or "caption"]
-            content = [{"type": "audio", "audio": load_clip(clip)} for clip in clips]
+            content = [{"type": "audio", "audio": clip} for clip in clips]
             if len(content) != 1 and task == "transcribe":
-                raise ValueError(f"{len(content)} clips were given to transcribe at once: give a list of inputs")
+                raise ValueError(
+                    f"{len(content)} clips were given to transcribe at once: give each as an input of its own"
+                )
             messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
         return Request(
             messages,
@@ -284,9 +306,11 @@ class AudioTextToTextPipeline:
             asked["stop_strings"] = [*options.stop_sequence, *chosen.stops]
         return options, {"tokenizer": self.processor.tokenizer} | handed_on | asked, chosen
 
-    def _load_messages(self, messages: list[dict]) -> list[dict]:
+    @staticmethod
+    def _loaded(request: Request) -> Request:
+        """The request with the samples of its clips; `AudioError` for one that cannot be read or is too long."""
         loaded = []
-        for message in messages:
+        for message in request.messages:
             content = message["content"]
             if not isinstance(content, str):
                 content = [
@@ -296,7 +320,9 @@ class AudioTextToTextPipeline:
                     for element in content
                 ]
             loaded.append({**message, "content": content})
-        return loaded
+        request = replace(request, messages=loaded)
+        _check_length(request)
+        return request
 
     def _window(self, window: float | None, task: str | None) -> float | None:
         """Seconds of the longest piece: what the model hears, or of a transcription what its encoder hears at once."""
@@ -315,7 +341,7 @@ class AudioTextToTextPipeline:
             return self._answer([requests[place] for place in places], batch_size)
         except _REFUSALS as error:
             if len(places) == 1:
-                return [_failure(error, on_error, places[0], single)]
+                return [self._failure(error, on_error, places[0], single)]
         return [self._answer_each(requests, [place], batch_size, on_error, single)[0] for place in places]
 
     def _answer(self, batch: list[Request], batch_size: int) -> list[dict]:
@@ -325,7 +351,7 @@ class AudioTextToTextPipeline:
             for start, part in self._windows(request):
                 parts.append(part)
                 owners.append(number)
-                windows.append((start, start + len(part.clips[0]) / SAMPLING_RATE if part.clips else start))
+                windows.append((start / SAMPLING_RATE, (start + sum(map(len, part.clips[:1]))) / SAMPLING_RATE))
         texts, counts = [""] * len(parts), [0] * len(parts)
         heard = [i for i, part in enumerate(parts) if not (part.transcribe and _is_silent(part.clips[0]))]
         for first in range(0, len(heard), batch_size):
@@ -339,17 +365,25 @@ class AudioTextToTextPipeline:
             answers.append(answer | ({"tokens": sum(counts[i] for i in own)} if request.count_tokens else {}))
         return answers
 
+    def _failure(self, error: Exception, on_error: str, place: int, single: bool) -> dict:
+        if on_error == "return":
+            return {"generated_text": None, "error": self.explain(error)}
+        if single:
+            raise error
+        kind = type(error) if isinstance(error, AudioError) else OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"input {place}: {error}") from error
+
     @staticmethod
-    def _windows(request: Request) -> Iterator[tuple[float, Request]]:
-        """The request with each window of its clip, and the second at which the window starts; mostly one."""
+    def _windows(request: Request) -> Iterator[tuple[int, Request]]:
+        """The request with each window of its clip, and the sample at which the window starts; mostly one."""
         longest, clips = request.window, request.clips
         if longest is None or not clips or all(len(clip) <= longest * SAMPLING_RATE for clip in clips):
-            yield 0.0, request
+            yield 0, request
             return
         for start, end in quiet_windows(clips[0], SAMPLING_RATE, longest):
             content = [{"type": "audio", "audio": clips[0][start:end]}]
             words = [element for element in request.messages[0]["content"] if element["type"] == "text"]
-            yield start / SAMPLING_RATE, replace(request, messages=[{"role": "user", "content": content + words}])
+            yield start, replace(request, messages=[{"role": "user", "content": content + words}])
 
     def _result(self, request: Request, parts: list[tuple[tuple[float, float], str]]) -> dict:
         separator = " " if request.transcribe else "\n"
@@ -387,12 +421,28 @@ class AudioTextToTextPipeline:
         counts = tokens.shape[1] - np.argmax(np.c_[kept[:, ::-1], np.ones(len(kept), bool)], 1)
         texts = [cut(text, batch[0].stops).strip() for text in texts]
         if batch[0].transcribe:
-            texts = [self.processor.transcription(text) for text in texts]
+            texts = [self._said(self.processor.transcription(text)) for text in texts]
         return [(text, int(count)) for text, count in zip(texts, counts)]
+
+    def _said(self, transcription: str) -> str:
+        """Nothing where it is what the family says of silence."""
+        silent = map(_bare, getattr(self.processor, "silence_answers", ()))
+        return "" if _bare(transcription) in silent else transcription
+
+    def _stream_said(self, pieces: Iterable[str]) -> Iterator[str]:
+        """The pieces of a transcription, held back while they may become what the family says of silence."""
+        silent, held = [_bare(answer) for answer in getattr(self.processor, "silence_answers", ())], ""
+        for piece in pieces:
+            held += piece
+            if not any(answer.startswith(_bare(held)) for answer in silent):
+                yield held
+                held = ""
+                silent = []
+        if held and (said := self._said(held)):
+            yield said
 
     def _stream(self, request: Request) -> Iterator[str]:
         """The text of `_result`, in pieces."""
-        _check_length(request)
         if request.full_text and request.given is not None:
             raise ValueError("return_full_text of a conversation is a list of messages, which stream=True cannot give")
         if "streamer" in request.arguments:
@@ -406,23 +456,23 @@ class AudioTextToTextPipeline:
                 if part.transcribe and _is_silent(part.clips[0]):
                     continue
                 lead = separator if given else ""
-                for piece in self._said(part):
+                for piece in self._stream_part(part):
                     yield lead + piece
                     lead, given = "", True
 
         return pieces()
 
-    def _said(self, part: Request) -> Iterator[str]:
+    def _stream_part(self, part: Request) -> Iterator[str]:
         """The text of one window, in pieces: one alone where nothing is known before the end."""
         if part.chosen.num_beams > 1 or (part.transcribe and self.processor.frames_transcriptions):
-            yield from (text for text, _ in self._generate([part]) if text)
-            return
+            return (text for text, _ in self._generate([part]) if text)
 
         def decode(ids: list[int]) -> str:
             return self.processor.decode(ids, skip_special_tokens=True)
 
         steps = self.model.stream(**self._inputs([part]), **part.arguments)
-        yield from stripped(text_stream((int(tokens[0]) for tokens in steps), decode, part.stops))
+        said = stripped(text_stream((int(tokens[0]) for tokens in steps), decode, part.stops))
+        return self._stream_said(said) if part.transcribe else said
 
 
 def _without_padding(tokens: np.ndarray, settings: GenerationSettings) -> np.ndarray:
@@ -439,9 +489,9 @@ def _check_length(request: Request) -> None:
         seconds = len(clip) / SAMPLING_RATE
         if request.window is None or seconds <= request.window or (request.by_windows and len(request.clips) == 1):
             continue
-        raise AudioError(
-            f"clip {number} is {seconds:.2f} s long and the model hears {request.window:g} s at a time: cut it, pass "
-            'long_audio="windows" for one answer a window, or task="transcribe"'
+        raise ClipTooLongError(
+            f"clip {number} is {seconds:.2f} s long and the model hears {request.window:g} s at a time",
+            'cut it, pass long_audio="windows" for one answer a window, or task="transcribe"',
         )
 
 
@@ -466,10 +516,6 @@ def _is_silent(clip: np.ndarray) -> bool:
     return float(np.abs(clip - clip.mean(dtype=np.float64)).max(initial=0.0)) < SILENCE
 
 
-def _failure(error: Exception, on_error: str, place: int, single: bool) -> dict:
-    if on_error == "raise":
-        if single:
-            raise error
-        kind = type(error) if isinstance(error, AudioError) else OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"input {place}: {error}") from error
-    return {"generated_text": None, "error": str(error)}
+def _bare(text: str) -> str:
+    """A text without what does not matter when it is compared."""
+    return " ".join(text.split()).rstrip(".!。").casefold()

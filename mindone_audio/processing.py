@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from transformers import BatchFeature
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import PROCESSOR_NAME
 
 from mindone_audio import hub
 from mindone_audio.audio import AudioError, describe, is_one_clip, load_clips
@@ -44,13 +45,20 @@ class AudioTextProcessor:
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **download: Any):
         """Load a processor that transformers 4 or 5 saved, from a folder or a Hugging Face repository."""
         with hub.processor_files(pretrained_model_name_or_path, **download):
-            return super().from_pretrained(
+            processor = super().from_pretrained(
                 pretrained_model_name_or_path, **download, **_special_tokens(pretrained_model_name_or_path, **download)
             )
+        if stored := _silence_answers(pretrained_model_name_or_path, **download):
+            processor.silence_answers = stored
+        return processor
 
     load_keywords: tuple[str, ...] = ()  # of the family's `from_pretrained`, besides those of a download
     # What `pipeline` asks where it is given a task and no text: the words that the family was trained with.
     questions = {"caption": "Describe the audio.", "transcribe": "Transcribe the speech."}
+
+    # What the model says of a clip without speech when it is to transcribe: "silence_answers" of processor_config.json.
+    # The pipeline takes it as no text.
+    silence_answers: tuple[str, ...] = ()
 
     audio_first = True  # or the words before the clip that they are about
 
@@ -246,6 +254,13 @@ class AudioTextProcessor:
         texts = _without_second_start(self.tokenizer, texts, kwargs.get("add_special_tokens", True))
         encoded = self.tokenizer(texts, padding=padding, return_attention_mask=True, **kwargs)
         return token_arrays(encoded, padding, kwargs.get("max_length"))
+
+
+def _silence_answers(name_or_dir: str | os.PathLike, **download) -> tuple[str, ...]:
+    try:
+        return tuple(hub.read_config(name_or_dir, PROCESSOR_NAME, **download).get("silence_answers", ()))
+    except OSError:  # there need not be one
+        return ()
 
 
 def token_arrays(encoded: Any, padding: Any, max_length: int | None) -> dict[str, np.ndarray]:

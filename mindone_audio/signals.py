@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+WAKE_EVERY, WAKE_TRIES = 0.05, 20  # seconds; a library that works for longer takes the interruption afterwards
+
 
 class Signals:
     """A context in which SIGINT is a KeyboardInterrupt in the main thread and, where asked, SIGTERM only sets
@@ -26,7 +28,7 @@ class Signals:
         self._signals = {signal.SIGTERM} if hold_terminate else set()
         if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as nohup and `&` in a script have it
             self._signals.add(signal.SIGINT)
-        self._closed = threading.Event()
+        self._closed, self._woken = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
         self.terminated = self.interrupted = False
         self._held: Callable[[], None] | None = None
@@ -53,10 +55,12 @@ class Signals:
             self._signals.clear()
         if not self._signals:
             return self
-        self._wake = signal.signal(signal.SIGURG, lambda *_: None)
+        self._wake = signal.signal(signal.SIGURG, lambda *_: self._woken.set())
         self._main = threading.get_ident()
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._signals)
+        # The thread inherits that SIGURG is blocked and waits for it too: it is told by it that all is over.
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*self._signals, signal.SIGURG})
         self._thread.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGURG} - self._mask)
         self._hook, sys.unraisablehook = sys.unraisablehook, self._unraisable
         return self
 
@@ -64,6 +68,7 @@ class Signals:
         if not self._signals:
             return
         self._closed.set()
+        signal.pthread_kill(self._thread.ident, signal.SIGURG)
         self._thread.join()
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
         signal.signal(signal.SIGURG, self._wake)
@@ -76,13 +81,22 @@ class Signals:
 
     def _watch(self) -> None:
         while not self._closed.is_set():
-            found = signal.sigtimedwait(self._signals, 0.1)
-            if found is not None and found.si_signo == signal.SIGTERM:
+            # Not sigtimedwait, which macOS lacks.
+            found = signal.sigwait({*self._signals, signal.SIGURG})
+            if found == signal.SIGTERM:
                 self.terminated = True
-            elif found is not None and self._held is not None and not self.interrupted:
+            elif found == signal.SIGINT and self._held is not None and not self.interrupted:
                 self.interrupted = True
                 self._held()
-            elif found is not None:
+            elif found == signal.SIGINT:
                 self._came, self.interrupted = time.monotonic(), True
                 _thread.interrupt_main()
-                signal.pthread_kill(self._main, signal.SIGURG)  # ends a system call that it waits in
+                self._wake_main()
+
+    def _wake_main(self) -> None:
+        """End a system call that the main thread waits in; again where it was only about to begin one."""
+        self._woken.clear()
+        for _ in range(WAKE_TRIES):
+            signal.pthread_kill(self._main, signal.SIGURG)
+            if self._woken.wait(WAKE_EVERY) or self._closed.is_set():
+                return

@@ -118,7 +118,8 @@ def load_parameters(
     if not keep:
         _check_memory(folder, stored, target)
     total = sum(tensor.size for tensor in stored.values())
-    with tqdm(desc="loading weights", total=total, unit="B", unit_scale=True, delay=_BAR_AFTER, leave=False) as bar:
+    look = {"unit": "B", "unit_scale": True, "delay": _BAR_AFTER, "leave": False, "disable": None}  # on a terminal only
+    with tqdm(desc="loading weights", total=total, **look) as bar:
         for name, tensor in stored.items():
             quantized = isinstance(tensor, QuantizedWeight)
             if not (quantized and keep and name not in copies and keep(tensor)):

@@ -69,7 +69,7 @@ def test_a_manifest(tmp_path):
         '{"audio": "x.wav"',
         {"id": 7.5, "audio": "x.wav"},
         {"id": "b", "text": "no clip"},
-        {"id": 99, "audio": "x.wav", "prompt": "?"},
+        {"id": 99, "audio": "x.wav", "text": "!", "prompt": "?"},
         ["x.wav"],
         "[" * 100_000,
     ]
@@ -81,7 +81,7 @@ def test_a_manifest(tmp_path):
     assert (first.id, first.clips, first.text) == ("a", ["x.wav"], "What?")
     assert (second.id, second.clips, second.parameters) == (2, ["x.wav", "y.wav"], {"max_new_tokens": 3})
     assert [item.id for item in wrong] == [4, 5, "b", 99, 8, 9, 10]
-    messages = ("not JSON", '"id" must be', "needs one clip", "not prompt", "a line is an object", "", "not UTF-8")
+    messages = ("not JSON", '"id" must be', "needs one clip", "and differ", "a line is an object", "", "not UTF-8")
     for item, message in zip(wrong, messages):
         assert message in item.error and "line" in item.error
     shards = [read_manifest(path, rank, 4) for rank in range(4)]

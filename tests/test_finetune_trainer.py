@@ -2,6 +2,9 @@
 
 import csv
 import json
+import shutil
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import helpers
@@ -10,10 +13,21 @@ import helpers_finetune as reference
 import helpers_voxtral
 import numpy as np
 import pytest
+from helpers_kill import kill_at_each_step
 from safetensors.numpy import load_file
 
 from mindone_audio import AutoModelForAudioTextToText
-from mindone_audio.finetune import FinetuneError, FinetuneSettings, LoraSettings, Trainer, add_lora, load_adapter
+from mindone_audio.finetune import (
+    Example,
+    FinetuneError,
+    FinetuneSettings,
+    LoraSettings,
+    Trainer,
+    adapter_files,
+    add_lora,
+    dataset_examples,
+    load_adapter,
+)
 from mindone_audio.finetune.graphs import prompt_bucket
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -130,8 +144,8 @@ class Stack:
 
 def trainer(tiny, folder: Path, examples=None, **changes) -> Trainer:
     checkpoint, all_examples = tiny
-    lora = LoraSettings(r=4, alpha=8, dropout=changes.pop("dropout", 0.0), **changes.pop("lora", {}))
-    model = add_lora(AutoModelForAudioTextToText.from_pretrained(checkpoint), lora)
+    lora = {"r": 4, "alpha": 8, "dropout": changes.pop("dropout", 0.0), **changes.pop("lora", {})}
+    model = add_lora(AutoModelForAudioTextToText.from_pretrained(checkpoint), LoraSettings(**lora))
     known = {"max_steps": 6, "per_device_train_batch_size": 4, "learning_rate": 5e-3, "logging_steps": 1}
     evaluation = changes.pop("evaluation", None)
     collator = changes.pop("collator", None) or Stack()
@@ -182,6 +196,130 @@ def test_another_run_does_not_mix_with_checkpoints_that_are_there(tiny, tmp_path
     again = trainer(tiny, tmp_path, max_steps=2, learning_rate=1e-3, compile=False)
     result = again.train(resume_from_checkpoint=True)
     assert result.steps == 2 and "learning_rate 0.005 -> 0.001" in caplog.text
+
+
+def test_a_resumed_run_says_what_changes_its_steps(tiny, tmp_path, caplog):
+    """Every setting that does, by its name; and nothing of what an older version did not write down."""
+    keeper = trainer(tiny, tmp_path, dropout=0.1)
+    keeper.step = 2
+    keeper._save()
+    changes = [
+        ({"max_grad_norm": 0.5}, ["max_grad_norm 1.0 -> 0.5"]),
+        ({"adam_beta1": 0.8, "adam_beta2": 0.9}, ["adam_beta1 0.9 -> 0.8", "adam_beta2 0.999 -> 0.9"]),
+        ({"adam_epsilon": 1e-6}, ["adam_epsilon 1e-08 -> 1e-06"]),
+        ({"dropout": 0.2}, ["lora_dropout 0.1 -> 0.2"]),
+        ({"lora": {"use_rslora": True}}, ["lora_use_rslora False -> True"]),
+        (
+            {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+            ["per_device_train_batch_size 4 -> 2", "gradient_accumulation_steps 1 -> 2"],
+        ),
+        ({"weight_decay": 0.1, "seed": 7}, ["weight_decay 0.0 -> 0.1", "seed 42 -> 7"]),
+        ({"gradient_checkpointing": True, "logging_steps": 5, "metrics": ("wer",)}, []),
+    ]
+    for change, told in changes:
+        caplog.clear()
+        again = trainer(tiny, tmp_path, **{"dropout": 0.1, **change})
+        again._resume(None)
+        assert again.step == again.begun == 2
+        said = [record.getMessage() for record in caplog.records if "other settings" in record.getMessage()]
+        assert bool(said) == bool(told) and all(part in said[0] for part in told)
+    for lora in ({"r": 2}, {"target_modules": ("q_proj",)}):
+        caplog.clear()
+        other = trainer(tiny, tmp_path, dropout=0.1, lora=lora)
+        with pytest.raises(ValueError, match="is of another model or adapter: .* go on with its settings"):
+            other._resume(None)
+        assert ("lora_r 4 -> 2" if "r" in lora else "lora_target_modules") in caplog.text
+    state = tmp_path / "checkpoint-2" / "trainer_state.json"
+    known = json.loads(state.read_text())
+    older = ("learning_rate", "lr_scheduler_type", "warmup_steps", "warmup_ratio", "weight_decay", "seed", "shuffle")
+    known["facts"] = {name: known["facts"][name] for name in (*older, "steps", "global_batch", "examples")}
+    state.write_text(json.dumps(known))
+    caplog.clear()
+    trainer(tiny, tmp_path, dropout=0.3, max_grad_norm=0.1)._resume(None)
+    assert "other settings" not in caplog.text
+
+
+def test_other_questions_or_labels_are_told(tiny, tmp_path, caplog):
+    class Collator(Stack):
+        labels, max_length = "answer", None
+
+    def settled(examples, collator):
+        return trainer(tiny, tmp_path, examples, collator=collator)
+
+    def examples(prompt):
+        return [Example("a.wav", prompt, "yes"), Example("b.wav", prompt, "no")]
+
+    keeper = settled(examples("What?"), Collator())
+    keeper._save()
+    settled(examples("What?"), Collator())._resume(None)
+    assert "other settings" not in caplog.text
+    other = Collator()
+    other.labels, other.max_length = "all", 100
+    settled(examples("Who?"), other)._resume(None)
+    assert "labels answer -> all" in caplog.text and "max_length None -> 100" in caplog.text and "texts " in caplog.text
+    rows = [{"audio": "a.wav", "a": "yes"}, {"audio": "b.wav", "a": "no"}]
+    caplog.clear()
+    settled(dataset_examples(rows, answer="a", prompt="Who?"), Collator())._save()
+    settled(dataset_examples(rows, answer="a", prompt="Why?"), Collator())._resume(None)
+    assert "prompt Who? -> Why?" in caplog.text
+
+
+def test_an_adapter_is_the_old_or_the_new_one(tiny, tmp_path):
+    old, new = (trainer(tiny, tmp_path, lora=lora).model for lora in ({}, {"seed": 1}))
+    wider = trainer(tiny, tmp_path, lora={"r": 8}).model
+    folder = tmp_path / "adapter"
+    for model in (new, wider):
+        seen = []
+
+        def prepare():
+            shutil.rmtree(folder, ignore_errors=True)
+            old.save_pretrained(folder)
+
+        def check(seen=seen):
+            config = folder / "adapter_config.json"
+            rank = json.loads(config.read_text())["r"] if config.exists() else None
+            sizes = {array.shape[0] for name, array in adapter_of(folder).items() if "lora_A" in name}
+            assert rank in (None, *sizes)
+            seen.append((rank, np.concatenate([array.ravel() for array in adapter_of(folder).values()]).sum()))
+
+        writes = (adapter_files, "save_file")
+        steps = kill_at_each_step(prepare, lambda m=model: m.save_pretrained(folder), check, writes)
+        assert steps > 8 and seen[0] != seen[-1] and seen[-1][0] == (4 if model is new else 8)
+        if model is new:
+            assert len(set(seen)) == 2  # without a moment of no adapter
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_evaluation_reads_examples_as_batches_need_them(tiny, tmp_path, monkeypatch):
+    alive, most = weakref.WeakSet(), []
+
+    class Clip(Example):
+        pass
+
+    class Lazy(Sequence):
+        def __len__(self):
+            return 12
+
+        def __getitem__(self, place):
+            example = Clip(f"{place}.wav", "?", str(place))
+            alive.add(example)
+            most.append(len(alive))
+            return example
+
+    known = {"evaluation": Lazy(), "metrics": ("exact_match",), "per_device_eval_batch_size": 2, "collator": Nothing()}
+    made = trainer(tiny, tmp_path, **known)
+    monkeypatch.setattr(made, "_answers", lambda examples: [example.answer for example in examples])
+    assert made.evaluate() == {"eval_loss": 0.0, "eval_exact_match": 1.0}
+    assert max(most) <= 4 and len(most) == 12
+
+
+class Nothing:
+    """Skips everything."""
+
+    skipped = ()
+
+    def __call__(self, examples):
+        return None
 
 
 @pytest.mark.slow

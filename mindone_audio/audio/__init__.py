@@ -6,7 +6,7 @@ does not know is decoded by the program ffmpeg, where there is one.
 """
 
 from mindone_audio.audio.arrays import MAX_CHANNELS, PCM_OFFSET_AND_SCALE, is_one_clip, unwrapped
-from mindone_audio.audio.errors import AudioError, AudioNotFoundError, describe
+from mindone_audio.audio.errors import AudioError, AudioNotFoundError, ClipTooLongError, describe
 from mindone_audio.audio.load import MAX_SECONDS, SAMPLING_RATE, load_audio, load_clip, load_clips
 from mindone_audio.audio.sources import MAX_DOWNLOAD_BYTES, read_file_object
 from mindone_audio.audio.text import MAX_FILE_BYTES
@@ -22,6 +22,7 @@ __all__ = [
     "SAMPLING_RATE",
     "AudioError",
     "AudioNotFoundError",
+    "ClipTooLongError",
     "describe",
     "fit_window",
     "is_one_clip",

@@ -40,9 +40,7 @@ def read_url(url: str, timeout: float, limit: int, name: str) -> bytes:
     if isinstance(result, AudioError):
         raise result
     if isinstance(result, TimeoutError) or isinstance(getattr(result, "reason", None), TimeoutError):
-        raise AudioError(
-            f"{name} was not read within {timeout:g} s: try again, or call load_audio with a larger timeout"
-        ) from result
+        raise AudioError(f"{name} was not read within {timeout:g} s: try again, or download it first") from result
     if isinstance(result, (OSError, http.client.HTTPException, ValueError, zlib.error)):
         reason = str(getattr(result, "reason", "") or result) or type(result).__name__
         if isinstance(result, (UnicodeError, http.client.InvalidURL)):

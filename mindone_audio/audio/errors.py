@@ -16,6 +16,14 @@ class AudioNotFoundError(AudioError, FileNotFoundError):
     """No file at the given path: also a `FileNotFoundError`."""
 
 
+class ClipTooLongError(AudioError):
+    """A clip that is longer than the model hears. what: the message without what to do, for who has other words."""
+
+    def __init__(self, what: str, advice: str = ""):
+        super().__init__(f"{what}: {advice}" if advice else what)
+        self.what = what
+
+
 class NotAudioError(AudioError):
     """Bytes that no decoder at hand knows."""
 

@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from mindone_audio.audio.errors import AudioError
+from mindone_audio.audio.errors import ClipTooLongError
 
 logger = logging.getLogger(__name__)
 
@@ -14,13 +14,13 @@ QUIET_FRAME = 0.05  # seconds, over which the loudness of a place to cut at is m
 def fit_window(
     clip: np.ndarray, window_seconds: float, sampling_rate: int, *, truncation: bool = False, name: str = "the clip"
 ) -> np.ndarray:
-    """Return `clip` `[samples]` if it fits a model's window, else cut it (`truncation`) or raise AudioError."""
+    """Return `clip` `[samples]` if it fits a model's window, else cut it (`truncation`) or raise `ClipTooLongError`."""
     window = round(window_seconds * sampling_rate)
     if len(clip) <= window:
         return clip
     lengths = f"{name} is {len(clip) / sampling_rate:.2f} s long and the model hears {window_seconds:g} s"
     if not truncation:
-        raise AudioError(f"{lengths}: cut it into pieces, or pass truncation=True to use only its beginning")
+        raise ClipTooLongError(lengths, "cut it into pieces, or pass truncation=True to use only its beginning")
     logger.warning("%s: the rest is cut off", lengths)
     return clip[:window]
 

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from mindone_audio.batch.job import BatchError, Shard
+from mindone_audio.files import replacing
 
 logger = logging.getLogger(__name__)
 
 JOB, RESULTS, FIELDS = "job.json", "results.jsonl", ("id", "generated_text", "tokens", "seconds", "error")
+EXTRA = "extra"  # of a result: the further keys of its line in the manifest, where there are any
 LOCK_WAIT = 30.0  # seconds that a process which was told to stop gets to finish its batch
 
 
@@ -45,15 +47,8 @@ def settle_job(folder: Path, fingerprint: dict, restart: bool) -> str:
     if known is None:
         if not restart and any(_parts(folder)):
             raise ValueError(f"{folder} has parts of results and no readable {JOB}: use another --out, or --restart")
-        temporary = folder / f".{JOB}.{os.getpid()}"
-        try:
-            with open(temporary, "w", encoding="utf-8") as file:
-                file.write(json.dumps(fingerprint, indent=1) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / JOB)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replacing(folder / JOB) as file:
+            file.write_text(json.dumps(fingerprint, indent=1) + "\n", encoding="utf-8")
     return _name(fingerprint)
 
 
@@ -251,26 +246,24 @@ def merge(folder: str | os.PathLike) -> Merged:
         raise ValueError(f"{folder} holds no batch job (no {JOB}): give the --out of the job")
     count, found = fingerprint["items"], find_results(folder, _name(fingerprint))
     missing = [index for index in range(count) if index not in found]
-    path, temporary = folder / RESULTS, folder / f".{RESULTS}.{os.getpid()}"
+    path = folder / RESULTS
     if missing:
         return Merged(path, count, 0, missing, 0.0, 0)
     failed, seconds, tokens = 0, 0.0, 0
     files = {part: open(part, "rb") for _, part in _parts(folder)}
     try:
-        with open(temporary, "wb") as merged:
+        with replacing(path) as temporary, open(temporary, "wb") as merged:
             for index in range(count):
                 place = found[index]
                 files[place.path].seek(place.offset)
                 record = json.loads(files[place.path].read(place.length))
-                merged.write(_dump({name: record.get(name) for name in FIELDS}))
+                extra = {EXTRA: record[EXTRA]} if record.get(EXTRA) else {}
+                merged.write(_dump({name: record.get(name) for name in FIELDS} | extra))
                 failed += not place.good
                 seconds += record.get("seconds") or 0.0
                 tokens += record.get("tokens") or 0
             merged.flush()
-            os.fsync(merged.fileno())
-        os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
         for file in files.values():
             file.close()
     return Merged(path, count, failed, [], seconds, tokens)

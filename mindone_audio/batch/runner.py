@@ -14,7 +14,7 @@ from mindone_audio.batch.buckets import Buckets, Question, Ready
 from mindone_audio.batch.decoding import POLL, DecodeAhead
 from mindone_audio.batch.job import BatchError, BatchJob, Shard, find_shard
 from mindone_audio.batch.manifest import Item, Manifest, read_manifest
-from mindone_audio.batch.parts import Part, merge, settle_job
+from mindone_audio.batch.parts import EXTRA, Part, merge, settle_job
 from mindone_audio.batch.progress import Progress
 from mindone_audio.generation.settings import settle, split_request
 
@@ -73,12 +73,14 @@ def run_batch(
     shard: Shard | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     progress: bool | None = None,
+    explain: Callable[[Exception], str] = str,
 ) -> BatchTotals:
     """Answer every item of this process's share that has no answer yet.
 
     pipe: a pipeline that is loaded already (of `job.model`, which is what the job's fingerprint tells); None loads it
     when the first batch is ready. shard: None takes RANK_ID and RANK_SIZE. should_stop: asked between batches; True
     ends the run with what is done. progress: a bar; None shows it on a terminal, log lines elsewhere.
+    explain: what is told of an item that failed in the pipeline which this loads.
 
     A single process also writes results.jsonl; several are joined by `merge` when all have ended. A rerun goes on where
     the last run stopped, with any number of processes. Raises `ValueError` and `OSError` for what is wrong with the job
@@ -92,6 +94,7 @@ def run_batch(
     part = Part(folder, name, shard, job.restart)
     try:
         run = _Run(job, shard, manifest, part, pipe, sys.stderr.isatty() if progress is None else progress)
+        run.explain = explain
         run.work(should_stop)
     finally:
         part.close()
@@ -119,6 +122,7 @@ class _Run:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.workers = job.workers or max(1, min(4, cores // shard.ranks))
         self.warned = False
+        self.explain: Callable[[Exception], str] = str
 
     def work(self, should_stop: Callable[[], bool]) -> None:
         """Run until nothing is left to do or `should_stop`."""
@@ -169,7 +173,9 @@ class _Run:
         dtypes = {"float32": float32, "float16": float16, "bfloat16": bfloat16, None: None}
         device = "auto" if self.job.device is None else self.job.device
         dtype = dtypes[self.job.dtype]
-        return pipeline(model=self.job.model, device=device, mindspore_dtype=dtype, adapter=self.job.adapter)
+        pipe = pipeline(model=self.job.model, device=device, mindspore_dtype=dtype, adapter=self.job.adapter)
+        pipe.explain = self.explain
+        return pipe
 
     def _settings(self, item: Item) -> dict:
         return {"do_sample": False, **self.job.settings, **item.parameters, "return_token_count": True}
@@ -259,4 +265,5 @@ def _record(item: Item, text: Any, tokens: int | None, seconds: float | None, er
         "tokens": tokens,
         "seconds": None if seconds is None else round(seconds, 3),
         "error": error,
+        **({EXTRA: item.extra} if item.extra else {}),
     }

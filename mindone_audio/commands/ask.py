@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
         raise shared.WrongUse(f"--batch-size {options.batch_size}: give a number of clips, at least 1")
     clips = shared.expand(clips)
     pipe = shared.load_pipeline(options)
+    pipe.explain = shared.explain(options.command)
     settings = {"generate_kwargs": shared.settings(options), "long_audio": options.long_audio, "text": prompt}
     if options.together:
         clips, inputs = [" ".join(clips)], [{"audio": [shared.clip_source(clip) for clip in clips]}]
@@ -55,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _stream(pipe, clips: list[str], inputs: list, settings: dict, options: argparse.Namespace) -> int:
     """One clip after the other, each piece of text as it comes."""
-    failed, as_json = 0, options.json
+    failed, as_json, explain = 0, options.json, shared.explain(options.command)
     for clip, source in zip(clips, inputs):
         options.signals.check()
         name, pieces = "" if len(clips) == 1 else f"{clip}: ", []
@@ -71,7 +72,7 @@ def _stream(pipe, clips: list[str], inputs: list, settings: dict, options: argpa
             failed = 1
             if pieces and not as_json:
                 print()
-            _show(clip, {"generated_text": "".join(pieces) or None, "error": str(error)}, as_json)
+            _show(clip, {"generated_text": "".join(pieces) or None, "error": explain(error)}, as_json)
             continue
         if as_json:
             _show(clip, {"generated_text": "".join(pieces)}, as_json)

@@ -66,6 +66,10 @@ def _job(options: argparse.Namespace) -> BatchJob:
         raise ValueError("no input: give a JSONL manifest, a folder of clips, a glob, or clips")
     if options.out is None:
         raise ValueError("no --out: give a folder for the results")
+    if options.language is not None and options.task != "transcribe":
+        raise ValueError("--language goes with --task transcribe: leave it out")
+    if options.long_audio not in (None, "windows"):
+        raise ValueError(f"--long-audio may be windows, not {options.long_audio!r}")
     settings = shared.settings(options)
     sampling = settings.pop("do_sample")  # False also where the temperature is 0
     if sampling:
@@ -99,7 +103,7 @@ def _run(options: argparse.Namespace, should_stop: Callable[[], bool]) -> int:
         die_with_parent(signal.SIGTERM)
     again = f"what is done is kept in {job.out}: run the same command again to continue"
     try:
-        totals = run_batch(job, should_stop=should_stop)
+        totals = run_batch(job, should_stop=should_stop, explain=shared.explain("batch"))
     except KeyboardInterrupt:
         print(f"\ninterrupted; {again}", file=sys.stderr)
         return INTERRUPTED

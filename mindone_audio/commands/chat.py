@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
     from mindone_audio.audio import load_clip
 
     opening = [{"role": "system", "content": options.system}] if options.system else []
-    interactive = sys.stdin.isatty()
+    interactive, explain = sys.stdin.isatty(), shared.explain("chat")
     if interactive:
         print(HELP, file=sys.stderr)
     messages, waiting, failed = list(opening), [], 0
@@ -60,9 +60,14 @@ def run(options: argparse.Namespace) -> int:
                 waiting = []
         except (OSError, ValueError) as error:
             if options.json:
-                print(json.dumps({"text": line, "generated_text": None, "error": str(error)}, ensure_ascii=False))
+                print(
+                    json.dumps(
+                        {"text": line, "generated_text": None, "error": shared.explain("chat")(error)},
+                        ensure_ascii=False,
+                    )
+                )
             else:
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {explain(error)}", file=sys.stderr)
             failed = 0 if interactive else 1
         except KeyboardInterrupt:
             if not interactive:

@@ -5,6 +5,7 @@ import glob
 import os
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -16,6 +17,25 @@ SAMPLING = ("temperature", "top_p", "top_k", "seed")  # without effect on greedy
 
 class WrongUse(ValueError):
     """A mistake on the command line, which costs nothing because nothing has run yet."""
+
+
+# What to do about a clip that is longer than the model hears, by command.
+_TOO_LONG = {
+    "ask": "cut it, add --long-audio windows for one answer a window, or use mindone-audio transcribe",
+    "batch": "cut it, add --long-audio windows for one answer a window, or --task transcribe",
+    "chat": "cut it, or use mindone-audio transcribe",
+}
+_TOO_LONG["caption"] = _TOO_LONG["ask"]
+
+
+def explain(command: str) -> Callable[[Exception], str]:
+    """From an error to its message, with the options of a command where the library names Python's keywords."""
+
+    def message(error: Exception) -> str:
+        advice = _TOO_LONG.get(command)
+        return f"{error.what}: {advice}" if advice and hasattr(error, "what") else str(error)
+
+    return message
 
 
 def add_device(parser: argparse.ArgumentParser, dtype_default: str = "the checkpoint's") -> None:
@@ -103,12 +123,14 @@ def load_pipeline(options: argparse.Namespace):
 
 def expand(sources: list[str]) -> list[str]:
     """Clips as they were given, each glob replaced by the files that it matches, sorted; `WrongUse` where none does."""
+    from mindone_audio.batch.manifest import matching
+
     clips = []
     for source in sources:
         if "://" in source or os.path.exists(source) or not glob.has_magic(source):
             clips.append(source)
             continue
-        found = sorted(path for path in glob.glob(source, recursive=True) if os.path.isfile(path))
+        found = [path for path in matching(source) if os.path.isfile(path)]
         if not found:
             raise WrongUse(f"no file matches {source!r} (seen from {os.getcwd()})")
         clips += found

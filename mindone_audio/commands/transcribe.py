@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 from mindone_audio.commands import options as shared
+from mindone_audio.commands.subtitles import subtitles
+from mindone_audio.files import replacing
 
 FORMATS = ("txt", "json", "srt", "vtt")
 SHORTEST_WINDOW = 1.0  # seconds
@@ -55,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
             if target is None:
                 print(text, end="", flush=True)
             else:
-                target.write_text(text, encoding="utf-8")
+                with replacing(target) as new:
+                    new.write_text(text, encoding="utf-8")
                 print(target, file=sys.stderr)
         except (OSError, ValueError) as error:
             options.signals.check()
@@ -90,19 +93,6 @@ def render(clip: str, answer: dict, form: str) -> str:
     """A transcription in one of `FORMATS`, ending with a newline."""
     if form == "txt":
         return answer["generated_text"] + "\n"
-    chunks = [chunk for chunk in answer["chunks"] if chunk["text"]]
     if form == "json":
         return json.dumps({"audio": clip} | answer, ensure_ascii=False) + "\n"
-    point = "," if form == "srt" else "."
-    lines = [] if form == "srt" else ["WEBVTT", ""]
-    for number, chunk in enumerate(chunks, start=1):
-        lines += [str(number)] if form == "srt" else []
-        lines += [f"{_clock(chunk['start'], point)} --> {_clock(chunk['end'], point)}", chunk["text"], ""]
-    return "\n".join(lines) + ("\n" if not lines or lines[-1] else "")
-
-
-def _clock(seconds: float, point: str) -> str:
-    """00:01:02,345"""
-    milliseconds = round(seconds * 1000)
-    minutes, rest = divmod(milliseconds, 60_000)
-    return f"{minutes // 60:02}:{minutes % 60:02}:{rest // 1000:02}{point}{rest % 1000:03}"
+    return subtitles(answer["chunks"], form)

@@ -22,12 +22,13 @@ from safetensors.numpy import save_file
 from mindone_audio import hub, weights
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, to_numpy
 from mindone_audio.backbone.layers import Linear, QuantizedLinear
+from mindone_audio.files import filling, replacing
 from mindone_audio.finetune.mindone_peft import LoraConfig, LoraLayer, check_target_module_exists, get_pattern_key
 from mindone_audio.hub import CheckpointError
 
 logger = logging.getLogger(__name__)
 
-CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+CONFIG_FILE, WEIGHTS_FILE, README_FILE = "adapter_config.json", "adapter_model.safetensors", "README.md"
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"base_model\.model\.(.+)\.(lora_[AB])\.weight")
 # Fields that change what an adapter computes in ways that are not supported here.
@@ -180,26 +181,32 @@ def save_adapter(
     config: dict[str, Any],
     adapter_name: str = "default",
 ) -> None:
-    """Write one adapter of `model` with this configuration, and a README.md where there is none."""
+    """Write one adapter of `model` with this configuration, and a README.md where there is none.
+
+    A process that is killed meanwhile leaves the old adapter or the new one; where the configuration changes, for a
+    moment none.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     arrays = {}
     for name, layer in linear_layers(model).items():
         if isinstance(layer, LoraLayer) and adapter_name in layer.lora_A:
             for part, cells in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
                 array = to_numpy(cells[adapter_name].weight)
                 arrays[f"{_PREFIX}{name_on_disk(model, name)}.{part}.weight"] = np.ascontiguousarray(array)
-    save_file(arrays, folder / WEIGHTS_FILE, metadata={"format": "pt"})
     base = model.name_or_path or None
     config = {**config, "base_model_name_or_path": base, "inference_mode": True, "auto_mapping": _auto_mapping(model)}
     config = {name: sorted(value) if isinstance(value, set) else value for name, value in config.items()}
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-    if not (folder / "README.md").exists():
-        published = f"base_model: {base}\n" if base and not Path(base).is_dir() else ""
-        (folder / "README.md").write_text(
-            f"---\n{published}library_name: peft\n---\n\nA LoRA adapter for {base or type(model).__name__}.\n",
-            encoding="utf-8",
-        )
+    with filling(folder, CONFIG_FILE) as new:
+        save_file(arrays, new / WEIGHTS_FILE, metadata={"format": "pt"})
+        (new / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        if not (folder / README_FILE).exists():
+            with replacing(folder / README_FILE) as readme:
+                readme.write_text(_readme(model, base), encoding="utf-8")
+
+
+def _readme(model: AudioLanguageModel, base: str | None) -> str:
+    published = f"base_model: {base}\n" if base and not Path(base).is_dir() else ""
+    return f"---\n{published}library_name: peft\n---\n\nA LoRA adapter for {base or type(model).__name__}.\n"
 
 
 def _auto_mapping(model: AudioLanguageModel) -> dict[str, str] | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from mindone_audio.audio import AudioError
+from mindone_audio.audio import AudioError, ClipTooLongError
 from mindone_audio.finetune.examples import DataError, Example
 
 logger = logging.getLogger(__name__)
@@ -116,6 +116,8 @@ class AnswerCollator:
         return good
 
     def _refuse(self, example: Example, error: ValueError) -> None:
+        if isinstance(error, ClipTooLongError):  # nothing is ever cut here
+            error = ClipTooLongError(error.what, "cut the clip, leave the example out, or set on_bad_clip to skip")
         message = f"{example.name}: {error}"
         if self.on_bad_clip == "raise" or not isinstance(error, (AudioError, TooLongError)):
             raise (type(error) if isinstance(error, (AudioError, DataError)) else DataError)(message) from error

@@ -28,6 +28,15 @@ class DataError(ValueError):
     """Training data that cannot be used. The message names the row, what is wrong and what to do."""
 
 
+class ColumnsError(DataError):
+    """A table without a column that is needed. what: the message without what to do, for who has other words; missing:
+    what has no column, of audio, answer and prompt."""
+
+    def __init__(self, what: str, advice: str, missing: list[str]):
+        super().__init__(f"{what}: {advice}")
+        self.what, self.missing = what, missing
+
+
 @dataclass(frozen=True)
 class Example:
     """One thing to learn: what to answer when a clip and a question are given.
@@ -108,15 +117,16 @@ class Columns:
         if self.for_prompt and "default" not in self.prompt:
             needed["prompt"] = self.prompt["column"]
         if missing := {use: column for use, column in needed.items() if column not in names}:
-            raise DataError(
-                f"{where} has no column {', '.join(map(repr, missing.values()))}; it has "
-                f"{', '.join(map(repr, names))}: say which of them to use with "
-                f"{', '.join(f'{use}=' for use in missing)}"
+            raise ColumnsError(
+                f"{where} has no column {', '.join(map(repr, missing.values()))}; it has {', '.join(map(repr, names))}",
+                f"say which of them to use with {', '.join(f'{use}=' for use in missing)}",
+                list(missing),
             )
         if self.prompt is None and not set(OWN_PROMPT) & set(names):
-            raise DataError(
-                f"{where} has no question: it has {', '.join(map(repr, names))}: pass prompt='…' for all, or "
-                'prompt={"column": …}'
+            raise ColumnsError(
+                f"{where} has no question: it has {', '.join(map(repr, names))}",
+                "pass prompt='…' for all, or prompt={\"column\": …}",
+                ["prompt"],
             )
 
     def example(self, row: Mapping, name: str) -> Example:

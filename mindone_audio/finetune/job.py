@@ -15,6 +15,7 @@ from mindone_audio.device import set_device
 from mindone_audio.finetune.checkpoints import Checkpoints
 from mindone_audio.finetune.collator import AnswerCollator
 from mindone_audio.finetune.config import FinetuneConfig
+from mindone_audio.finetune.examples import ColumnsError, DataError
 from mindone_audio.finetune.lora import add_lora, trainable_parameters
 from mindone_audio.finetune.parts import part
 from mindone_audio.finetune.publish import check_empty, check_repository, push_to_hub, save_merged
@@ -23,6 +24,10 @@ from mindone_audio.finetune.sources import load_examples
 from mindone_audio.finetune.trainer import FinetuneError, FinetuneResult, Trainer
 
 logger = logging.getLogger(__name__)
+
+
+# The names of columns in a configuration; as options they begin with -- and have - for _.
+COLUMN_NAMES = {"audio": "audio_column", "answer": "answer_column", "prompt": "prompt, a text or {column: NAME}"}
 
 
 @dataclass
@@ -119,6 +124,9 @@ def _examples(config: FinetuneConfig, source: str, split: str):
     columns = {"audio": data.audio_column, "answer": data.answer_column, "prompt": data.prompt}
     try:
         return load_examples(source, split=split, streaming=data.streaming, **columns, **data.load)
+    except ColumnsError as error:
+        names = [COLUMN_NAMES[use] for use in error.missing]
+        raise DataError(f"{error.what}: say which of them to use with {', '.join(names)}") from error
     except (TypeError, ImportError) as error:
         raise ValueError(f"{source}: {error}") from error
 

@@ -2,8 +2,9 @@
 
 import csv
 import logging
-import os
 from pathlib import Path
+
+from mindone_audio.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -42,15 +43,10 @@ class Log:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             names = list(dict.fromkeys(name for known in self._lines for name in known))
             # Replaced whole: a run that is killed here, or a full disk, leaves the lines of earlier steps.
-            temporary = self._path.with_name(f".{NAME}.{os.getpid()}")
-            try:
-                with open(temporary, "w", newline="", encoding="utf-8") as file:
-                    writer = csv.DictWriter(file, names)
-                    writer.writeheader()
-                    writer.writerows(self._lines)
-                os.replace(temporary, self._path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            with replacing(self._path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as file:
+                writer = csv.DictWriter(file, names)
+                writer.writeheader()
+                writer.writerows(self._lines)
         if self._events is not None:
             for name, value in line.items():
                 if name != "step":

@@ -6,16 +6,19 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from mindone_audio.files import UNFINISHED, new_folder
 from mindone_audio.hub import ACCESS_KEYWORDS, CHECKPOINT_FILES, CONFIG_FILE, checkpoint_folder
 
 ADAPTER_FILE = "adapter_config.json"
 # What training leaves beside an adapter, and what is for nobody else.
-NOT_PUSHED = ["checkpoint-*/**", ".checkpoint-*/**", "events.out.tfevents.*"]
+NOT_PUSHED = ["checkpoint-*/**", ".checkpoint-*/**", "events.out.tfevents.*", f".*{UNFINISHED}", f".*{UNFINISHED}/**"]
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def save_merged(model: Any, base: str | os.PathLike, folder: str | os.PathLike, **download: Any) -> Path:
     """Write an adapted model as a checkpoint of its own: the adapter in its weights, and the base's processor.
+
+    The folder is there when all of it is written, and not before.
 
     model: what `add_lora` or `load_adapter` returned; it is merged in place and has no adapter afterwards. base: the
     folder or Hugging Face id that it was loaded from; `download` are `hub.ACCESS_KEYWORDS`. Raises `ValueError` for a
@@ -26,12 +29,13 @@ def save_merged(model: Any, base: str | os.PathLike, folder: str | os.PathLike, 
     folder = Path(folder).expanduser()
     check_empty(folder)
     source = checkpoint_folder(base, **download)
-    model.merge_and_unload().save_pretrained(str(folder))
-    for path in sorted(source.iterdir()):
-        if path.is_dir() and (path / CONFIG_FILE).is_file():  # a model that the processor needs, such as WhisperVQ
-            shutil.copytree(path, folder / path.name)
-        elif path.is_file() and _belongs_to_processor(path.name) and not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
+    with new_folder(folder) as new:
+        model.merge_and_unload().save_pretrained(str(new))
+        for path in sorted(source.iterdir()):
+            if path.is_dir() and (path / CONFIG_FILE).is_file():  # a model that the processor needs, such as WhisperVQ
+                shutil.copytree(path, new / path.name)
+            elif path.is_file() and _belongs_to_processor(path.name) and not (new / path.name).exists():
+                shutil.copyfile(path, new / path.name)
     return folder
 
 

@@ -1,14 +1,12 @@
 """Where examples are: a JSONL file, a local folder, or a data set of the Hugging Face hub."""
 
-import csv
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from mindone_audio.finetune.examples import DataError, Example
-from mindone_audio.finetune.tables import Rows, StreamedRows, dataset_examples, jsonl_examples
+from mindone_audio.finetune.tables import Rows, StreamedRows, dataset_examples, jsonl_examples, records_of
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
@@ -92,7 +90,7 @@ def _metadata_file(folder: Path, split: str) -> Path | None:
 def _folder_examples(metadata: Path, names: dict[str, Any]) -> Rows | StreamedRows:
     """The examples of a table of clips; `datasets` would need torchcodec, and that PyTorch, only to list the files."""
     clip = names["audio"]
-    table = _csv_rows(metadata) if metadata.suffix == ".csv" else _jsonl_rows(metadata)
+    table = _rows(metadata)
     for number, row in enumerate(table):
         file_name = row.get("file_name") or row.get(f"{clip}_file_name")
         if not file_name:
@@ -101,19 +99,14 @@ def _folder_examples(metadata: Path, names: dict[str, Any]) -> Rows | StreamedRo
     return dataset_examples(table, **names)
 
 
-def _csv_rows(path: Path) -> list[dict]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _jsonl_rows(path: Path) -> list[dict]:
+def _rows(path: Path) -> list[dict]:
+    """The rows of metadata.csv or metadata.jsonl; `DataError`, by the line, for one that cannot be read."""
     table = []
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1):
-        if line.strip():
-            try:
-                table.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise DataError(f"{path.name} line {number} is no JSON object: {error}") from error
+    for record in records_of(path):
+        if record.problem is not None or not isinstance(record.value, dict):
+            problem = record.problem or f"not {record.value!r:.80}"
+            raise DataError(f"{path.name} {record.place} is no JSON object: {problem}")
+        table.append(record.value)
     return table
 
 

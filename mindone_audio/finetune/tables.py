@@ -1,6 +1,5 @@
 """Tables of examples: JSONL files, rows in memory, and data sets and streams of `datasets`."""
 
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -8,12 +7,13 @@ from typing import Any
 
 from mindone_audio.chat import AUDIO_KEYS, element_clip
 from mindone_audio.finetune.examples import OWN_PROMPT, Columns, DataError, Example, LabelColumns
+from mindone_audio.records import Record, RecordsError, read_records
 
 
 def jsonl_examples(
     path: str | os.PathLike, prompt: str | Mapping | None = None, *, audio: str = "audio", answer: str = "answer"
 ) -> list[Example]:
-    """The examples of a file with one JSON object a line: `{"audio": …, "prompt": …, "answer": …}`.
+    """The examples of a file of JSON objects `{"audio": …, "prompt": …, "answer": …}`, one a line or in an array.
 
     "audio" (or audio_url, url, path, base64) is a clip as `load_audio` takes it; a relative path is seen from the
     file's folder first, then from the working directory. "text" is the same as "prompt". Other keys may be there.
@@ -31,24 +31,30 @@ def jsonl_examples(
         raise FileNotFoundError(f"no file {str(path)!r} (seen from {os.getcwd()}): check the path")
     columns, own = Columns(audio, answer, prompt), Columns(audio, answer)
     examples = []
-    for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if line.strip():
-            name = f"{path.name} line {number}"
-            row = _json_row(line, name, audio)
-            row[audio] = seen_from(path.parent, row[audio])
-            asks = prompt is None or any(row.get(key) is not None for key in OWN_PROMPT)
-            examples.append((own if asks else columns).example(row, name))
+    for record in records_of(path):
+        name = f"{path.name} {record.place}"
+        row = _json_row(record, name, audio)
+        row[audio] = seen_from(path.parent, row[audio])
+        asks = prompt is None or any(row.get(key) is not None for key in OWN_PROMPT)
+        examples.append((own if asks else columns).example(row, name))
     if not examples:
         raise DataError(f'{path.name} has no examples: write one {{"audio": …, "prompt": …, "answer": …}} a line')
     return examples
 
 
-def _json_row(line: bytes, name: str, audio: str) -> dict:
-    """A line as a dictionary that has a clip under `audio`."""
+def records_of(path: Path) -> Iterator[Record]:
+    """The records of a file; `DataError` for a file that cannot be read as such."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{name}: not JSON: {error}") from error
+        yield from read_records(path)
+    except RecordsError as error:
+        raise DataError(str(error)) from error
+
+
+def _json_row(record: Record, name: str, audio: str) -> dict:
+    """A record as a dictionary that has a clip under `audio`."""
+    row = record.value
+    if record.problem is not None:
+        raise DataError(f"{name}: {record.problem}")
     if not isinstance(row, dict):
         raise DataError(f'{name}: a line is an object {{"audio": …, "prompt": …, "answer": …}}, not {row!r:.80}')
     keys = [key for key in dict.fromkeys((audio, *AUDIO_KEYS)) if row.get(key) is not None]

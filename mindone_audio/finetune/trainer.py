@@ -1,5 +1,6 @@
 """The training loop: micro-batches to steps, logs, evaluation, checkpoints, and going on from them."""
 
+import json
 import logging
 import math
 import time
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from mindspore import ops as msops
 from tqdm import tqdm
 
 from mindone_audio.audio import AudioError
+from mindone_audio.files import filling
 from mindone_audio.finetune.checkpoints import Checkpoints
+from mindone_audio.finetune.facts import SETTINGS_OF_STEPS, adapter_facts, collator_facts, example_facts
 from mindone_audio.finetune.graphs import Accumulate, AdamW, MicroBatch, Reduce, SummedLoss, graph, zeros_like
 from mindone_audio.finetune.log import Log
 from mindone_audio.finetune.lora import set_dropout_seed
@@ -26,6 +30,7 @@ from mindone_audio.finetune.order import Order, share
 from mindone_audio.finetune.ranks import Ranks
 from mindone_audio.finetune.recompute import AccumulateByLayer
 from mindone_audio.finetune.settings import FinetuneSettings
+from mindone_audio.hub import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -264,23 +269,29 @@ class Trainer:
 
     def evaluate(self) -> dict[str, float]:
         """eval_loss over the evaluation examples, the mean over all their tokens, and each of the settings' metrics."""
-        own = self.evaluation[self.ranks.rank :: self.ranks.count] if self.ranks.count > 1 else self.evaluation
-        own = [own[place] for place in range(len(own))]
         rows, total, count = self.settings.per_device_eval_batch_size, 0.0, 0
         self.model.set_train(False)
-        for first in range(0, len(own), rows):
-            inputs = self.collator(own[first : first + rows])
+        answers, expected = [], []
+        for examples in self._evaluation_batches(rows):
+            inputs = self.collator(examples)
             if inputs is not None:
                 batch = MicroBatch(self.base, inputs, rows, self._encode is not None)
                 total += float(self._loss(*self._arguments(batch)).asnumpy())
                 count += batch.count
+            if self.settings.metrics:
+                answers += self._answers(examples)
+                expected += [example.answer for example in examples]
         counts = {"loss": (total, count)}
-        if self.settings.metrics:
-            answers = self._answers(own)
-            for metric in self.settings.metrics:
-                counts[metric] = COUNTS[metric](answers, [example.answer for example in own])
+        for metric in self.settings.metrics:
+            counts[metric] = COUNTS[metric](answers, expected)
         sums = self.ranks.sum([number for pair in counts.values() for number in pair])
         return {f"eval_{name}": sums[2 * i] / max(1, sums[2 * i + 1]) for i, name in enumerate(counts)}
+
+    def _evaluation_batches(self, rows: int) -> Iterator[list]:
+        """This rank's examples, so many at a time, each read when its batch comes."""
+        places = range(self.ranks.rank, len(self.evaluation), self.ranks.count)
+        for first in range(0, len(places), rows):
+            yield [self.evaluation[place] for place in places[first : first + rows]]
 
     def _answers(self, examples: Sequence) -> list[str]:
         """What the model says; nothing where a clip cannot be decoded."""
@@ -303,40 +314,47 @@ class Trainer:
 
     def save_model(self, folder: str | Path) -> None:
         """Write the adapter (or the model, where all of it is trained); the first rank does."""
-        if self.ranks.first:
+        if not self.ranks.first:
+            return
+        if self.base is not self.model:
             self.model.save_pretrained(str(folder))
+            return
+        with filling(Path(folder), CONFIG_FILE) as new:
+            self.model.save_pretrained(str(new))
 
     def _save(self) -> None:
         if self.ranks.first:
             self.checkpoints.save(self.step, self.model, self._state, self._facts())
         self.ranks.wait()
 
+    @cached_property
+    def _example_facts(self) -> dict:
+        return example_facts(self.order.examples)
+
     def _facts(self) -> dict:
         """What a run that goes on must have in common with this one to take the same steps."""
-        names = (
-            "learning_rate",
-            "lr_scheduler_type",
-            "warmup_steps",
-            "warmup_ratio",
-            "weight_decay",
-            "seed",
-            "shuffle",
-        )
-        facts = {name: getattr(self.settings, name) for name in names}
-        examples = len(self.order.examples) if self.order.known else None
-        return facts | {"steps": self.steps, "global_batch": self.order.size, "examples": examples}
+        facts = {name: getattr(self.settings, name) for name in SETTINGS_OF_STEPS}
+        facts |= {"dtype": str(self.base.dtype), "ranks": self.ranks.count}
+        facts |= adapter_facts(self.model) | collator_facts(self.collator)
+        facts |= {"steps": self.steps, "global_batch": self.order.size, "examples": None}
+        if self.order.known:
+            facts |= {"examples": len(self.order.examples)} | self._example_facts
+        return json.loads(json.dumps(facts, default=str))  # as they come back from a file
 
     def _resume(self, folder: Path | None) -> None:
-        found = self.checkpoints.load(folder, self._state)
+        found = self.checkpoints.find(folder)
         if found is None:
             logger.info("no checkpoint in %s: starting from the beginning", self.settings.output_dir)
             return
-        self.step, facts = found
-        self.begun = self.step
-        changed = {name: value for name, value in self._facts().items() if facts.get(name) != value}
+        folder, step, facts = found
+        # What a checkpoint does not say is not compared: earlier versions wrote fewer facts.
+        here = self._facts()
+        changed = {name: (old, here.get(name)) for name, old in facts.items() if old != here.get(name)}
         if changed:
-            told = ", ".join(f"{name} {facts.get(name)!r} -> {value!r}" for name, value in changed.items())
+            told = ", ".join(f"{name} {str(old):.120} -> {str(new):.120}" for name, (old, new) in changed.items())
             logger.warning("resuming with other settings, so the steps are not those of one run: %s", told)
+        self.checkpoints.load(folder, self._state)
+        self.step = self.begun = step
         logger.info("resuming after step %d of %d", self.step, self.steps)
 
 

@@ -1,0 +1,140 @@
+"""The pipeline with a model that only counts: which clips are in memory, transcripts of silence, times of windows."""
+
+import weakref
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from mindone_audio import pipelines
+from mindone_audio.audio import AudioError
+from mindone_audio.pipelines import AudioTextToTextPipeline, Request
+
+RATE = 16_000
+
+
+class Processor:
+    """What the pipeline asks of one, for clips of up to 10 s."""
+
+    questions = {"caption": "Describe.", "transcribe": "Write down."}
+    silence_answers = ("Nobody is speaking.",)
+    frames_transcriptions = False
+    feature_extractor = SimpleNamespace(chunk_length=10)
+    longest_clip = 10.0
+
+    def transcription(self, answer):
+        return answer
+
+
+class Counting(AudioTextToTextPipeline):
+    """Its answer is the length of the clip; `said` has other answers, in turn."""
+
+    def __init__(self, said=()):
+        super().__init__(None, Processor())
+        self.batches, self.said = [], list(said)
+
+    def _generate(self, batch: list[Request]):
+        self.batches.append([request.length for request in batch])
+        texts = [self.said.pop(0) if self.said else str(request.length) for request in batch]
+        return [(self._said(text) if batch[0].transcribe else text, 1) for text in texts]
+
+
+@pytest.fixture
+def alive(monkeypatch):
+    """Clips are numbers of samples; how many are in memory whenever one more is loaded."""
+    there, counts = {}, []
+
+    def load(source):
+        if source < 0:
+            raise AudioError(f"no clip of {source} samples")
+        clip = np.ones(source, np.float32)
+        there[id(clip)] = weakref.finalize(clip, there.pop, id(clip), None)
+        counts.append(len(there))
+        return clip
+
+    monkeypatch.setattr(pipelines, "load_clip", load)
+    return counts
+
+
+@pytest.mark.parametrize(("size", "inputs"), [(1, 40), (4, 100), (8, 20)])
+def test_clips_are_loaded_as_batches_need_them(alive, size, inputs):
+    pipe = Counting()
+    lengths = [100 + (i * 37) % 50 for i in range(inputs)]
+    answers = pipe(lengths, text="?", batch_size=size)
+    assert [answer["generated_text"] for answer in answers] == list(map(str, lengths))
+    assert max(alive) <= 2 * size + 1 and len(alive) == inputs
+    assert sum(len(batch) for batch in pipe.batches) == inputs and max(map(len, pipe.batches)) == size
+    first = sorted(lengths[: 2 * size])
+    assert pipe.batches[:2] == [first[:size], first[size:]]  # similar lengths together
+
+
+def test_errors_name_their_input(alive):
+    lengths = [100] * 50
+    lengths[45] = -5
+    pipe = Counting()
+    with pytest.raises(AudioError, match="input 45: no clip of -5 samples"):
+        pipe(lengths, text="?", batch_size=4)
+    assert pipe.batches  # others have been answered by then
+    answers = pipe(lengths, text="?", batch_size=4, on_error="return")
+    assert [i for i, answer in enumerate(answers) if "error" in answer] == [45]
+    assert answers["generated_text"][44] == "100"
+
+
+def test_settings_apart_keep_their_order(alive):
+    inputs = [{"inputs": {"audio": 100 + i}, "parameters": {"max_new_tokens": 1 + i % 3}} for i in range(20)]
+    answers = Counting()(inputs, text="?", batch_size=2)
+    assert answers["generated_text"] == [str(100 + i) for i in range(20)]
+
+
+def thirds(samples, *_):
+    """Three windows of equal length."""
+    third = len(samples) // 3
+    return [(i * third, (i + 1) * third) for i in range(3)]
+
+
+@pytest.mark.parametrize("silence", ["Nobody is speaking.", " nobody is speaking", "Nobody  is speaking!"])
+def test_a_transcript_of_silence_is_empty(alive, monkeypatch, silence):
+    pipe = Counting([silence, "hello", silence])
+    monkeypatch.setattr(pipelines, "quiet_windows", thirds)
+    result = pipe(30 * RATE, task="transcribe")[0]
+    assert result["generated_text"] == "hello" and [chunk["text"] for chunk in result["chunks"]] == ["", "hello", ""]
+    assert Counting([silence])(RATE, task="transcribe")["generated_text"] == ""
+    assert Counting([silence])(RATE, text="Who speaks?")["generated_text"] == silence  # a question
+    longer = "Nobody is speaking. Really."
+    assert Counting([longer])(RATE, task="transcribe")["generated_text"] == longer
+
+
+@pytest.mark.parametrize(
+    ("pieces", "given"),
+    [
+        (["No", "body is", " speaking."], []),
+        (["Nobody", " is", " speak"], ["Nobody is speak"]),
+        (["No", "body", " knows", " it"], ["Nobody knows", " it"]),
+        (["Nobody is speaking.", " But"], ["Nobody is speaking. But"]),
+        (["hello", " you"], ["hello", " you"]),
+        ([], []),
+    ],
+)
+def test_streams_hold_back_what_may_be_silence(pieces, given):
+    assert list(Counting()._stream_said(pieces)) == given
+
+
+def test_streams_of_windows_say_nothing_of_silence(alive, monkeypatch):
+    pipe = Counting()
+    said = iter([["Nobody is", " speaking."], ["a", "b"], ["Nobody is speaking."]])
+    monkeypatch.setattr(pipelines, "quiet_windows", thirds)
+    pipe.model = SimpleNamespace(stream=lambda **_: [])
+    monkeypatch.setattr(pipe, "_inputs", lambda batch: {})
+    monkeypatch.setattr(pipe, "_settings", lambda request: {})
+    monkeypatch.setattr(pipelines, "text_stream", lambda *_: next(said))
+    assert list(pipe(30 * RATE, task="transcribe", stream=True)) == ["a", "b"]
+    said = iter([["a"], ["Nobody is", " speaking."], ["c"]])
+    assert list(pipe(30 * RATE, task="transcribe", stream=True)) == ["a", " c"]
+
+
+def test_chunks_are_in_order_to_the_last_bit(alive):
+    rng = np.random.default_rng(0)
+    for length in rng.integers(20 * RATE, 100 * RATE, 20):
+        chunks = Counting()(int(length), task="transcribe", window=1.0 + rng.random())[0]["chunks"]
+        assert chunks[0]["start"] == 0 and chunks[-1]["end"] == length / RATE
+        assert all(one["end"] == two["start"] for one, two in zip(chunks, chunks[1:]))
