@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import struct
+import subprocess
 import threading
 from pathlib import Path
 from urllib.parse import quote
@@ -472,10 +473,22 @@ def test_rates_and_channels(rate, channels):
         assert np.allclose(loaded, load_audio(samples.mean(1), source_sampling_rate=rate), atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["fifo", "/dev/zero", "closed", "folder/x.wav"])
-def test_what_is_no_regular_file(tmp_path, name):
-    if name == "fifo":
-        os.mkfifo(tmp_path / name)
+def test_a_pipe_is_read_to_its_end(tmp_path):
+    """As a shell's `<(ffmpeg …)` is."""
+    (tmp_path / "clip").write_bytes(wav := encoded("WAV", None, tone(0.5)))
+    os.mkfifo(tmp_path / "pipe")
+    for limit in (None, 1000):
+        writer = subprocess.Popen(["cp", tmp_path / "clip", tmp_path / "pipe"], stderr=subprocess.DEVNULL)
+        if limit is None:
+            assert np.array_equal(load_audio(tmp_path / "pipe"), load_audio(wav))
+        else:
+            with pytest.raises(AudioError, match="more than 1000 bytes"):
+                load_audio(tmp_path / "pipe", max_bytes=limit)
+        writer.wait(10)
+
+
+@pytest.mark.parametrize("name", ["/dev/zero", "closed", "folder/x.wav"])
+def test_what_is_no_file(tmp_path, name):
     if name == "closed":
         (tmp_path / name).write_bytes(b"x")
         (tmp_path / name).chmod(0)
@@ -485,7 +498,7 @@ def test_what_is_no_regular_file(tmp_path, name):
         (tmp_path / "folder").write_bytes(b"x")
     if name == "/dev/zero" and not os.path.exists(name):
         pytest.skip("no such device")
-    with pytest.raises(AudioError, match="a pipe or a device|permissions|no audio file"):
+    with pytest.raises(AudioError, match="a device or a socket|permissions|no audio file"):
         load_audio(tmp_path / name)
 
 

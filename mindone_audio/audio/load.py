@@ -31,7 +31,7 @@ def load_audio(
 
     Args:
         source: one of
-            - a path (`str` or `os.PathLike`) of a regular file, an `http://`, `https://` or `file://` URL;
+            - a path (`str` or `os.PathLike`) of a file or a pipe, an `http://`, `https://` or `file://` URL;
             - encoded audio as `bytes`, as a binary file object (read from where it stands, and left open), as a
               `data:` URI or as plain base64, of either alphabet;
             - samples: a NumPy array, a tensor of PyTorch or MindSpore on any device, or anything with `__array__`.

@@ -72,14 +72,14 @@ def read_file_object(file: Any, limit: int, name: str) -> bytes:
 
 
 def _read_path(path: Path, limit: int, name: str) -> bytes:
-    """The bytes of a regular file: a pipe may never end, and a device never does."""
+    """The bytes of a file or a named pipe, such as a shell's `<(command)`: a device never ends."""
     try:
         path = path.expanduser()
         kind = path.stat().st_mode
         if stat.S_ISDIR(kind):
             raise AudioError(f"{name} is a folder: give the path of one audio file in it")
-        if not stat.S_ISREG(kind):
-            raise AudioError(f"{name} is a pipe or a device and no regular file: open it and pass the file object")
+        if not (stat.S_ISREG(kind) or stat.S_ISFIFO(kind)):
+            raise AudioError(f"{name} is a device or a socket and no file: open it and pass the file object")
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size > limit:
                 raise too_many_bytes(name, limit)
