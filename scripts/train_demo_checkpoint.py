@@ -60,6 +60,9 @@ def export(state: dict, work: Path, seed: int, folder: Path) -> None:
     with tempfile.TemporaryDirectory(dir=work) as scratch:
         model.to(torch.bfloat16).save_pretrained(scratch, safe_serialization=True)
         make_processor(tokenizer).save_pretrained(scratch)
+        processor = Path(scratch) / "processor_config.json"
+        silence = {"silence_answers": ["Nobody is speaking."]}  # which is no transcription
+        processor.write_text(json.dumps(json.loads(processor.read_text()) | silence, indent=2, sort_keys=True) + "\n")
         for path in sorted(Path(scratch).iterdir()):
             moved = Path(shutil.copy(path, folder / f".{path.name}.part"))
             moved.chmod(0o644)  # safetensors writes files that only their owner may read

@@ -9,8 +9,8 @@ PACKAGE = Path(mindone_audio.__file__).parent
 
 # From bottom to top. The modules of one line may import each other.
 LAYERS = [
-    {"audio", "chat", "checkpoints", "conversion", "device", "environment", "features", "hub", "npu_smi", "versions"}
-    | {"quantization", "signals", "weights"},
+    {"audio", "chat", "checkpoints", "conversion", "device", "environment", "features", "files", "folder_check", "hub"}
+    | {"npu_smi", "quantization", "records", "signals", "versions", "weights"},
     {"backbone", "completion", "processing", "tekken"},
     {"generation", "whisper_vq"},
     {"models"},

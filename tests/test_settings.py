@@ -122,12 +122,19 @@ def test_whole_numbers(name):
     for value in (20, 20.0, np.int64(20), np.float32(20), np.uint8(20)):
         got = getattr(settle(None, {name: value, **several}), name)
         assert got == 20 and type(got) is int
-    wrong = [*NEVER, True, np.True_, 20.5, -1, -1.0, 10**30, 1e300, [[]], ["a"], b"1", np.float64("nan")]
+    wrong = [*NEVER, True, np.True_, 20.5, -2, -2.0, 10**30, 1e300, [[]], ["a"], b"1", np.float64("nan")]
     wrong += [] if name.endswith("token_id") else [[], [20], np.array([20])]
     wrong += [0] if name in WHOLE[:4] else []
+    wrong += [-1, -1.0] if name != "eos_token_id" else []
     for value in wrong:
         with pytest.raises(ValueError, match=f"^{name} must be "):
             settle(None, {name: value, **several})
+
+
+def test_an_end_token_of_minus_1_never_comes():
+    """As in Hugging Face; it neither forbids the last token of the vocabulary nor fills sequences."""
+    settings = settle({"eos_token_id": 7}, {"eos_token_id": [-1], "min_new_tokens": 3})
+    assert settings.eos_token_ids == [] and settings.padding == 0
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -71,7 +71,8 @@ def decode_with_ffmpeg(
             process.wait()
             process.stdout.close()
         if status != 0 or not found:
-            raise NotAudioError(f"ffmpeg says: {_last_line(errors) or f'exit status {status}, no samples'}")
+            said = _last_line(errors, os.fspath(path)) or f"exit status {status}, no samples"
+            raise NotAudioError(f"ffmpeg says: {said}")
     return np.concatenate([samples for _, samples in found]), found[0][0]
 
 
@@ -165,8 +166,9 @@ def _kill(process: subprocess.Popen) -> None:
         pass  # it has ended
 
 
-def _last_line(errors) -> str:
+def _last_line(errors, path: str) -> str:
+    """The last of its messages, which names a file of ours that means nothing to anybody."""
     errors.seek(0, os.SEEK_END)
     errors.seek(max(0, errors.tell() - 2000))
     lines = errors.read().decode(errors="replace").strip().splitlines()
-    return lines[-1][-200:] if lines else ""
+    return lines[-1].replace(f"file:{path}", "it").replace(path, "it")[-200:] if lines else ""

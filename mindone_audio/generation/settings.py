@@ -87,10 +87,10 @@ def flag(name: str, value: Any) -> bool:
     return bool(value)
 
 
-def _token_ids(name: str, value: Any) -> int | list[int]:
+def _token_ids(name: str, value: Any, low: int = 0) -> int | list[int]:
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    return [whole(name, token, 0) for token in value] if isinstance(value, list | tuple) else whole(name, value, 0)
+    return [whole(name, token, low) for token in value] if isinstance(value, list | tuple) else whole(name, value, low)
 
 
 def _token_list(name: str, value: Any) -> list[int]:
@@ -137,7 +137,8 @@ _CHECKS = {
     "length_penalty": partial(real, low=-math.inf),
     **{name: flag for name in ("do_sample", "renormalize_logits")},
     "early_stopping": _early_stopping,
-    **{name: _token_ids for name in ("eos_token_id", "pad_token_id")},
+    "eos_token_id": partial(_token_ids, low=-1),  # -1, as in Hugging Face: nothing ends
+    "pad_token_id": _token_ids,
     **{name: _token_list for name in ("suppress_tokens", "begin_suppress_tokens")},
     "stop_strings": _stop_strings,
 }
@@ -197,7 +198,8 @@ class GenerationSettings:
         """Every token that ends a sequence."""
         if self.eos_token_id is None:
             return []
-        return self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        ends = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        return [token for token in ends if token >= 0]
 
     @property
     def padding(self) -> int:
