@@ -85,7 +85,7 @@ def compiled_primitives(script: str, folder: Path, least_graphs: int) -> set[str
 
 @pytest.fixture(scope="module")
 def primitives(tmp_path_factory) -> set[str]:
-    """The primitives of the graphs of encoder, prefill, step and copy, and of what the other families change."""
+    """The primitives of the graphs of encoder, prefill and step, and of what the other families change."""
     return compiled_primitives(GENERATE, tmp_path_factory.mktemp("graphs"), 4 + 3 + 1 + 3 * 3)
 
 

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, TextStreamer
 
 from mindone_audio import AutoModelForAudioTextToText
 from mindone_audio.backbone import decoder
-from mindone_audio.generation import engine, sampling
+from mindone_audio.generation import engine, generate, sampling
 from mindone_audio.generation.beam import BeamSearch
 from mindone_audio.generation.engine import PIECE, cache_bucket, power_of_two, prompt_width
 from mindone_audio.generation.settings import GenerationSettings, settle
@@ -316,21 +316,26 @@ def test_caches_are_dropped_only_where_they_are_too_large_together(model, monkey
     assert new_tokens(model, max_new_tokens=6, num_beams=2).tolist() == first
 
 
-def test_many_graphs_are_not_more(model, monkeypatch):
-    """Where there are enough, a batch takes slots that it does not fill, and says the same."""
+def test_many_graphs_are_not_more(tmp_path, monkeypatch):
+    """Where there are many, a batch takes slots that it does not fill, also when it outgrows its own."""
+    torch_model(tiny_config(text={"max_position_embeddings": 2048})).save_pretrained(tmp_path)
+    model = AutoModelForAudioTextToText.from_pretrained(tmp_path)
+    texts = [prompt([503 + row], row) for row in range(5)]
+    expected = [new_tokens(model, batch([text]), max_new_tokens=12)[0].tolist() for text in texts]
     model.__dict__.pop("_engines", None)
-    texts = batch([prompt([4 + row], row) for row in range(5)])
-    expected = new_tokens(model, {name: value[:3] for name, value in texts.items()}, max_new_tokens=6).tolist()
-    model.__dict__.pop("_engines", None)
-    new_tokens(model, texts, max_new_tokens=2)
+    new_tokens(model, batch(texts), max_new_tokens=2)
+    new_tokens(model, batch(texts[:2]), max_new_tokens=2)
     own = model._engines[True]
-    monkeypatch.setattr(engine, "_MOST_GRAPHS", own.graphs)
+    assert set(own._slots) == {(1, 1024), (8, 512), (2, 512)}
+    monkeypatch.setattr(engine, "_MANY_GRAPHS", own.graphs)
+    assert new_tokens(model, batch(texts[:3]), max_new_tokens=2).tolist() == [row[:2] for row in expected[:3]]
+    assert len(own._slots) == 3
+    monkeypatch.setattr(generate, "_EXPECTED_TOKENS", 1)
     with Compilations() as compiled:
-        few = new_tokens(model, {name: value[:3] for name, value in texts.items()}, max_new_tokens=6)
-    assert not compiled.seconds
-    assert few.tolist() == expected
-    assert new_tokens(model, batch([prompt([500])]), max_new_tokens=12).shape == (1, 12)  # nothing holds them
-    assert (1, 1024) in own._slots
+        assert new_tokens(model, batch(texts[:2]), max_new_tokens=12).tolist() == expected[:2]
+        assert new_tokens(model, batch(texts), max_new_tokens=12).tolist() == expected
+    assert len(compiled.seconds) <= 1
+    assert set(own._slots) == {(1, 1024), (8, 512), (2, 512), (8, 1024)}
 
 
 @pytest.mark.parametrize(

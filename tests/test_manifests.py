@@ -146,7 +146,7 @@ def no_limit():
         ("m.jsonl", '{"audio": "a"}\n'.encode("utf-16-le"), "m.jsonl is UTF-16"),
         ("m.csv", "audio,text\na,b\n".encode("utf-16"), "m.csv is UTF-16"),
         ("m.xlsx", b"PK\x03\x04\0\0", "m.xlsx is a zip file"),
-        ("m.jsonl.gz", gzip.compress(b"{}"), "is gzip"),
+        ("m.jsonl.gz", gzip.compress(b"{}", mtime=0), "is gzip"),
         ("m.xyz", b"\x01\x02\0\0\0\x03", "m.xyz is not text"),
         ("m.csv", b"name,text\nx,y\n", "m.csv has no column for clips; it has 'name', 'text': write \"audio\""),
         ("m.csv", "audio,text\na,\u4f60\n".encode("gbk"), "m.csv line 2: not UTF-8"),

@@ -124,13 +124,15 @@ def test_cache_writes_at_positions_and_copies_sequences(flat):
     np.testing.assert_array_equal(keys.asnumpy().reshape(cache.keys[1].shape), cache.keys[1].asnumpy())
     np.testing.assert_array_equal(values.asnumpy().reshape(cache.values[1].shape), cache.values[1].asnumpy())
     assert not cache.keys[0].asnumpy().any()
-    larger = KVCache(batch=2, positions=8, **sizes)
+    larger, wider = KVCache(batch=2, positions=8, **sizes), KVCache(batch=4, positions=8, **sizes)
     larger.take(cache)
+    wider.take(cache)
     for kind, written in enumerate((key, value)):
         expected = np.zeros((2, 3, 8, 4), np.float32)
         expected[:, :, 1:3] = written
         np.testing.assert_array_equal(stored(cache)[kind], expected[:, :, :5])
         np.testing.assert_array_equal(stored(larger)[kind], expected)
+        np.testing.assert_array_equal(stored(wider)[kind], np.concatenate([expected, 0 * expected]))
         larger.reorder(np.array([1, 0]))
         np.testing.assert_array_equal(stored(larger)[kind], expected[[1, 0]])
         larger.reorder(np.array([1, 1]))

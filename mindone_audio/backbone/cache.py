@@ -62,13 +62,20 @@ class KVCache(nn.Cell):
                 msops.assign(table, empty)
 
     def take(self, other: "KVCache") -> None:
-        """Become a copy of a cache of the same sequences with fewer positions; not for a graph."""
-        rest = msops.zeros((*self.shape[:2], self.positions - other.positions, self.head_dim), self.keys[0].dtype)
+        """Become a copy of a smaller cache, of no more sequences and positions; not for a graph."""
+        dtype, axis = self.keys[0].dtype, 2 if self.flat else 3
+        batch, heads, positions, head_dim = other.shape
+        columns = msops.zeros((batch, heads, self.positions - positions, head_dim), dtype)
+        rows = msops.zeros((self.batch - batch, *self.shape[1:]), dtype)
         for source, target in zip(other.values, self.values):
-            msops.assign(target, msops.concat((source.reshape(other.shape), rest), 2).reshape(target.shape))
+            larger = msops.concat((msops.concat((source.reshape(other.shape), columns), 2), rows))
+            msops.assign(target, larger.reshape(target.shape))
+        if not self.flat:
+            columns, rows = ops.turn(columns), ops.turn(rows)
         for source, target in zip(other.keys, self.keys):
-            parts, axis = ((source.reshape(other.shape), rest), 2) if self.flat else ((source, ops.turn(rest)), 3)
-            msops.assign(target, msops.concat(parts, axis).reshape(target.shape))
+            source = source.reshape(other.shape) if self.flat else source
+            larger = msops.concat((msops.concat((source, columns), axis), rows))
+            msops.assign(target, larger.reshape(target.shape))
 
     def insert(self, row: int, source: "KVCache", columns: np.ndarray) -> None:
         """Overwrite a sequence whole by that of a cache of one: column i is columns[i] of it; not for a graph.

@@ -9,6 +9,7 @@ up to 16 sequences of up to 1,024 tokens, whatever is asked in which order.
 """
 
 import logging
+import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable
@@ -32,8 +33,10 @@ logger = logging.getLogger(__name__)
 PIECE = 160
 _SMALLEST_CACHE = 512  # positions: three chunks of prompt, or two and 128 tokens of answer or more
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
-_MOST_GRAPHS = 16  # from which on a batch takes larger slots than it needs, if there are some, before it compiles more
+# From which on a batch takes larger slots than it needs, and what is compiled is for as many sequences as any before.
+_MANY_GRAPHS = 12
 _LEAST_BYTES = 4 << 30  # that all caches of a model may take together; or as many as its parameters, if those are more
+_EMPTY = np.int32(1 << 30)  # where an empty slot begins: no column is as far
 _best = msops.Argmax(-1, ms.int32)
 
 
@@ -102,8 +105,11 @@ class Forward(nn.Cell):
 
 
 class Slots:
-    """A cache with a slot for each of `batch` sequences, and the graphs that write it, of which the prefill's is only
-    for one sequence. `owner()`: the sequences that it is of, if they are still there."""
+    """A cache with a slot for each of `batch` sequences, and the graphs that write it, a prefill only for one slot.
+
+    silence: what that takes for the audio of a prompt without any. owner(): the sequences that have the slots, if they
+    are still there.
+    """
 
     def __init__(self, engine: "Engine", batch: int, positions: int):
         decoder, dtype = engine.model.language_model, engine.model.dtype
@@ -111,10 +117,10 @@ class Slots:
         self.cache = KVCache(sizes.num_layers, batch, sizes.num_key_value_heads, positions, sizes.head_dim, dtype)
         tables = decoder.rotation_tables(positions, dtype)
         self.step = engine.graph(Forward(decoder, self.cache, tables, engine.packed, scores=True))
-        self.silence = msops.zeros((batch, PIECE, sizes.hidden_size), dtype)
-        # Many rows gain nothing from packed weights.
-        prefill = Forward(decoder, self.cache, tables, None, scores=False) if batch == 1 else None
-        self.prefill = prefill and engine.graph(prefill)
+        self.prefill = self.silence = None
+        if batch == 1:  # many rows gain nothing from packed weights
+            self.prefill = engine.graph(Forward(decoder, self.cache, tables, None, scores=False))
+            self.silence = msops.zeros((1, PIECE, sizes.hidden_size), dtype)
         self.owner: Callable[[], Sequences | None] = lambda: None
 
 
@@ -122,18 +128,18 @@ class Sequences:
     """A batch under generation, and how far it is.
 
     rows: sequences; the cache has a slot for each, and empty ones up to a power of two. length: columns written so far.
-    start: int32 (slots), the first column of each that is not padding; of an empty slot the one after the last.
+    start: int32 (slots), the first column of each that is not padding; of an empty slot one that there is not.
     """
 
     def __init__(self, engine: "Engine", rows: int, positions: int):
         self.engine, self.rows = engine, rows
-        self.slots = engine.slots(rows, positions)
+        self.slots = engine.slots(rows, positions, prefills=rows == 1)
         self.slots.owner = weakref.ref(self)
         self.length, self.start = 0, np.zeros(self.slots.cache.batch, np.int32)
         if rows == 1:
             self.slots.cache.clear()
         else:  # `insert` overwrites each of them whole
-            self.start[:] = np.iinfo(np.int32).max // 2
+            self.start[:] = _EMPTY
 
     def prefill(self, input_ids: np.ndarray, audio: Tensor | None = None, audio_index: np.ndarray | None = None):
         """Run a prompt int32 (length) through the model, as the only sequence: scores and best token, on the device.
@@ -202,9 +208,11 @@ class Sequences:
 
     def _move(self, positions: int) -> None:
         """Go on in a larger cache."""
-        slots = self.engine.slots(self.slots.cache.batch, positions, grown=True)
+        slots = self.engine.slots(self.slots.cache.batch, positions, prefills=False)
         slots.owner = weakref.ref(self)
         slots.cache.take(self.slots.cache)
+        more = slots.cache.batch - self.slots.cache.batch
+        self.start = np.concatenate([self.start, np.full(more, _EMPTY)])
         self.slots = slots
 
 
@@ -266,16 +274,16 @@ class Engine:
         """A batch of so many empty sequences, at first with room for `positions` tokens."""
         return Sequences(self, rows, positions)
 
-    def slots(self, rows: int, positions: int, grown: bool = False) -> Slots:
-        """Slots for so many sequences of at least so many positions, which may have been used before.
+    def slots(self, rows: int, positions: int, prefills: bool) -> Slots:
+        """Slots for at least so many sequences of at least so many positions, which may have been used before.
 
-        grown: not more slots than `rows`.
+        prefills: whether a prompt is to be prefilled there, which takes slots for one.
         """
         key = (power_of_two(rows), cache_bucket(positions))
-        if key not in self._slots and self.graphs >= _MOST_GRAPHS:
-            exact = grown or rows == 1  # the only ones with a prefill
-            fitting = [(b, p) for b, p in self._slots if p >= positions and (b == key[0] or b > key[0] and not exact)]
-            key = min(fitting, key=lambda made: made[0] * made[1], default=key)
+        if key not in self._slots and self.graphs >= _MANY_GRAPHS:
+            fitting = [(b, p) for b, p in self._slots if p >= positions and (b == 1 if prefills else b >= rows)]
+            widest = 1 if prefills else max(key[0], *(b for b, _ in self._slots))
+            key = min(fitting, key=math.prod, default=(widest, key[1]))
         if key not in self._slots:
             made = Slots(self, *key)
             self._make_room(made.cache.nbytes)
