@@ -150,7 +150,7 @@ def test_an_undisturbed_run(job):
     assert [record["id"] for record in records] == ids
     by_id = {record["id"]: record for record in records}
     errors = {name: record["error"] for name, record in by_id.items() if record["error"]}
-    assert set(errors) == {BROKEN, *WRONG} and errors[BROKEN].startswith(f"line {BROKEN}: not JSON")
+    assert set(errors) == {BROKEN, *WRONG} and errors[BROKEN].startswith(f"manifest.jsonl line {BROKEN}: not JSON")
     assert all(message in errors[name] for name, message in WRONG.items())
     assert all(by_id[name]["generated_text"] is None and by_id[name]["tokens"] is None for name in errors)
     for index in (1, 33, 17):
