@@ -1,7 +1,7 @@
 """What one call of `generate` was asked for: the checkpoint's generation_config.json with the caller's changes.
 
 Every value of a request, wherever it comes from, is checked here: by `GenerationSettings`, `settle` and
-`request_parameters`, before anything runs.
+`split_request`, before anything runs.
 """
 
 import dataclasses
