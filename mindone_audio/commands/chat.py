@@ -60,12 +60,7 @@ def run(options: argparse.Namespace) -> int:
                 waiting = []
         except (OSError, ValueError) as error:
             if options.json:
-                print(
-                    json.dumps(
-                        {"text": line, "generated_text": None, "error": shared.explain("chat")(error)},
-                        ensure_ascii=False,
-                    )
-                )
+                print(json.dumps({"text": line, "generated_text": None, "error": explain(error)}, ensure_ascii=False))
             else:
                 print(f"error: {explain(error)}", file=sys.stderr)
             failed = 0 if interactive else 1
