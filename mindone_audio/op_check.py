@@ -117,6 +117,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
     tables = np.concatenate([cos, cos], 1)[None, None], np.concatenate([-sin, sin], 1)[None, None]
     rows, table = np.array([3, 0, 5], np.int32), normal(7, 16)
     columns, places = np.arange(3, 6, dtype=np.int32), np.arange(8, dtype=np.int32)
+    starts = np.array([[0, 0, 0], [2, 2, 5]], np.int32)
     audio_index = np.array([[-1, 3, 4, -1]] * 2, np.int32)
     row, row_weight = normal(1, 1, 256), normal(128, 256)
     convolution = normal(2, 7, 3), normal(4, 3, 3), normal(4)
@@ -145,7 +146,9 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
             "choose_heads", ops.choose_heads, _choose_heads, (normal(2, 5, 3, 4),), (np.array([0, 2, 1, 1], np.int32),)
         ),
         Case("for_heads", _run_for_heads, lambda x: np.tile(x, (1, 3, 1, 1)), (normal(2, 1, 5, 4),)),
-        Case("last", _run_last, lambda x: x[:, -2:], (normal(2, 5, 4),)),
+        Case(
+            "gather", _run_gather, lambda x, rows: x[:, :, rows], (normal(2, 3, 5, 4),), (np.array([1, 4], np.int32),)
+        ),
         Case("rotate", ops.rotate, _rotate, (normal(2, 3, 9, 8), *tables)),
         Case("attention", _run_attention, _attention, (many, keys, values), (hidden,)),
         Case("attention, one query", _run_attention, _attention, (one, keys, values), (hidden[:, :, :1],)),
@@ -158,7 +161,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("silu", ops.silu, lambda x: x / (1 + np.exp(-x)), (normal(2, 5, 16) * 2,)),
         Case("embed", ops.embed, lambda table, rows: table[rows], (table,), (rows,)),
         Case("write_rows", _WriteRows(table.shape, dtype), _write_rows, (table, normal(3, 16)), (rows,)),
-        Case("causal_mask", _run_mask, _mask, (normal(2, 1, 3, 8),), (columns, places, np.array([0, 2], np.int32))),
+        Case("causal_mask", _run_mask, _mask, (normal(2, 1, 3, 8),), (columns, places, starts)),
         Case("padding_mask", _run_padding, _padding, (normal(2, 3, 6, 6),), (np.array([11, 4], np.int32),)),
         Case("padding_mask, blocks", _run_blocks, _blocks, (normal(2, 3, 6, 6),), (np.array([11, 4], np.int32),)),
         Case("first_frames", first_frames, _first_frames, (normal(2, 5, 4),), (np.array([5, 2], np.int32),)),
@@ -188,8 +191,8 @@ def _run_for_heads(x):
     return ops.for_heads(x, 3)
 
 
-def _run_last(x):
-    return ops.last(x, 2, 1)
+def _run_gather(x, rows):
+    return msops.gather(x, rows, 2)
 
 
 def _run_attention(query, key, value, hidden):
@@ -209,7 +212,7 @@ def _run_conv1d_by_2(x, weight, bias):
 
 
 def _run_mask(scores, columns, places, start):
-    mask = causal_mask(columns, places, places >= start.reshape((-1, 1)))
+    mask = causal_mask(columns, places, places >= start.expand_dims(-1))
     return msops.softmax(scores.astype(ms.float32) + mask, -1)
 
 
@@ -311,7 +314,7 @@ def _add_columns(table, values, columns):
 
 
 def _mask(scores, columns, places, start):
-    seen = (places <= columns[:, None])[None, None] & (places >= start[:, None])[:, None, None]
+    seen = (places <= columns[:, None])[None, None] & (places >= start[:, :, None])[:, None]
     return _softmax(np.where(seen, scores, ops.MASKED))
 
 

@@ -17,7 +17,7 @@ from mindone_audio import AutoModelForAudioTextToText
 from mindone_audio.backbone import decoder
 from mindone_audio.generation import engine, generate, sampling
 from mindone_audio.generation.beam import BeamSearch
-from mindone_audio.generation.engine import PIECE, cache_bucket, power_of_two, prompt_width
+from mindone_audio.generation.engine import PACK, PIECE, cache_bucket, power_of_two, prompt_width
 from mindone_audio.generation.settings import GenerationSettings, settle
 
 INPUTS = {**batch([prompt([3, "a40", 5])]), **clips([40])}
@@ -209,11 +209,32 @@ def test_buckets_hold_what_they_are_asked_for():
 
 
 def test_many_prompts_are_answered_as_each_alone(model):
-    """17 prompts of one or two chunks in a batch of 32, of which 15 are empty."""
+    """17 prompts in a batch of 32, of which 15 are empty: 170 tokens with those of 2 to 16, and one token alone."""
     texts = [prompt([length], length) for length in (*range(1, 17), 170)]
     together = new_tokens(model, batch(texts), max_new_tokens=6)
-    for row in (0, 8, 16):
-        assert together[row].tolist() == new_tokens(model, batch([texts[row]]), max_new_tokens=6)[0].tolist()
+    for row, text in enumerate(texts):
+        assert together[row].tolist() == new_tokens(model, batch([text]), max_new_tokens=6)[0].tolist(), row
+
+
+@pytest.mark.parametrize(
+    ("lengths", "packs"),
+    [
+        ([3, 150, 480, 90, 481, 200, 40], [[4], [2], [5, 1, 3, 6], [0]]),
+        ([160, 160, 160, 1], [[0, 1, 2], [3]]),
+        ([5] * 18, [list(range(16)), [16, 17]]),
+    ],
+)
+def test_prompts_are_prefilled_together(model, lengths, packs):
+    """Each sees its own tokens only, wherever it lies: in one chunk, across two, or with others in all of a pack."""
+    assert generate._packs(np.array(lengths)) == packs
+    texts = [prompt([length], row) for row, length in enumerate(lengths)]
+    expected = [new_tokens(model, batch([text]), max_new_tokens=5)[0].tolist() for text in texts]
+    assert new_tokens(model, batch(texts), max_new_tokens=5).tolist() == expected
+    beams = new_tokens(model, batch(texts[:4]), max_new_tokens=5, num_beams=2).tolist()
+    alone = [new_tokens(model, batch([text]), max_new_tokens=5, num_beams=2)[0].tolist() for text in texts[:4]]
+    assert [row[: len(one)] for row, one in zip(beams, alone)] == alone
+    if any(PACK - PIECE < sum(lengths[row] for row in pack) <= PACK and len(pack) > 1 for pack in packs):
+        assert PACK in model._engines[True]._slots[1, 512].prefills
 
 
 def test_twenty_prompts_of_different_lengths_compile_two_graphs(model):
@@ -241,7 +262,7 @@ def test_weights_that_change_between_two_calls(tmp_path, change):
 
     def scores() -> np.ndarray:
         sequences = model._engine(True).sequences(1, PIECE + 1)
-        outputs = sequences.prefill(ids[0, :PIECE]), sequences.extend(ids[:, PIECE])
+        outputs = sequences.prefill(ids[0, :PIECE], np.array([PIECE])), sequences.extend(ids[:, PIECE])
         return np.concatenate([scores.asnumpy() for scores, _ in outputs])
 
     for part in ("self_attn.k_proj.bias", "mlp.up_proj.weight"):

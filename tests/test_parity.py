@@ -264,6 +264,23 @@ def test_short_clips_do_not_need_the_whole_window(pair, longest, encoded):
     assert ours.generate(**inputs, max_new_tokens=16, pad_token_id=PAD).asnumpy().tolist() == tokens.tolist()
 
 
+def test_each_clip_of_a_batch_is_encoded_at_its_own_width(pair):
+    """Narrow ones four at a time, and the last of them together with copies where one is missing."""
+    reference, ours = pair
+    lengths = [9, 40, 5, 17, 21, 8, 2, 36, 3, 9, 7]
+    inputs = {**batch([prompt([2, f"a{length}", 1 + row % 3], row) for row, length in enumerate(lengths)])}
+    inputs |= clips(lengths)
+    seen = []
+    hook = ours.audio_tower.register_forward_pre_hook(lambda cell, given: seen.append(given[0].shape[::2]))
+    interpreted = ours.generate(**inputs, max_new_tokens=8, pad_token_id=PAD, compile=False).asnumpy()
+    hook.remove()
+    assert seen == [(4, 12), (4, 12), (1, 20), (1, 24), (1, FRAMES), (1, FRAMES)]
+    with torch.no_grad():
+        tokens = reference.generate(**to_torch(inputs), do_sample=False, max_new_tokens=8, pad_token_id=PAD)
+    compiled = ours.generate(**inputs, max_new_tokens=8, pad_token_id=PAD).asnumpy()
+    assert compiled.tolist() == interpreted.tolist() == tokens.tolist()
+
+
 def test_float_masks_and_tensors_are_taken(pair):
     """The published loop casts masks to the model's dtype."""
     ours = pair[1]

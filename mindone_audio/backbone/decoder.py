@@ -46,7 +46,7 @@ class DecoderConfig:
 class DecoderAttention(nn.Cell):
     """Causal attention with rotary positions and grouped key and value heads, of x (batch * length, hidden_size).
 
-    Where the mask is of fewer queries, these are the last tokens, and the result has only their rows.
+    chosen: which tokens of each sample the result has rows of, int32; None: all.
     """
 
     def __init__(self, config: DecoderConfig, layer: int):
@@ -61,7 +61,9 @@ class DecoderAttention(nn.Cell):
         self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
 
-    def construct(self, x, rotation, mask, cache: KVCache | None, places, packed: "PackedWeights | None") -> Tensor:
+    def construct(
+        self, x, rotation, mask, cache: KVCache | None, places, packed: "PackedWeights | None", chosen: Tensor | None
+    ) -> Tensor:
         if packed is None:
             projected = msops.concat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), -1)
         else:
@@ -71,7 +73,8 @@ class DecoderAttention(nn.Cell):
             query, key, value = ops.split(heads, self.heads, 1)
             heads = msops.concat((self.q_norm(query), self.k_norm(key), value), 1)
         query, key, value = ops.split(ops.rotate(heads, *rotation), self.heads, 1)
-        query = ops.last(query, mask.shape[2], 2)
+        if chosen is not None:
+            query, mask = msops.gather(query, chosen, 2), msops.gather(mask, chosen, 2)
         turned = False
         if cache is not None:
             key, value = update(cache, self.layer, places, key, value)
@@ -102,7 +105,7 @@ class DecoderLayer(nn.Cell):
 
     Rows, because what is between the matrix products then needs no reshape: on a CPU each is a kernel to launch. And
     MindSpore parses every cell of every layer that is called, but a function like `ops.rms_norm` once for all.
-    As many rows come out as the mask has queries: the last ones of each sample.
+    chosen: as in `DecoderAttention`.
     """
 
     def __init__(self, config: DecoderConfig, layer: int):
@@ -112,11 +115,14 @@ class DecoderLayer(nn.Cell):
         self.input_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
 
-    def construct(self, x, rotation: tuple, mask, cache: KVCache | None = None, places=None, packed=None) -> Tensor:
+    def construct(
+        self, x, rotation: tuple, mask, cache: KVCache | None = None, places=None, packed=None, chosen=None
+    ) -> Tensor:
         before, after = self.input_layernorm, self.post_attention_layernorm
-        heard = self.self_attn(ops.rms_norm(x, before.weight, before.epsilon), rotation, mask, cache, places, packed)
-        if x.shape[0] != heard.shape[0]:  # without which a step would launch two reshapes a layer
-            x = ops.last(x.reshape((mask.shape[0], -1, x.shape[1])), mask.shape[2], 1).reshape(heard.shape)
+        normed = ops.rms_norm(x, before.weight, before.epsilon)
+        heard = self.self_attn(normed, rotation, mask, cache, places, packed, chosen)
+        if chosen is not None:
+            x = msops.gather(x.reshape((mask.shape[0], -1, x.shape[1])), chosen, 1).reshape(heard.shape)
         x = x + heard
         return x + self.mlp(ops.rms_norm(x, after.weight, after.epsilon), packed)
 
@@ -132,15 +138,13 @@ class DecoderStack(nn.Cell):
         self.num_layers = config.num_layers
         self.num_heads, self.num_key_value_heads = config.num_heads, config.num_key_value_heads
 
-    def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache, places, packed, last: bool) -> Tensor:
+    def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache, places, packed, chosen) -> Tensor:
         batch, length, width = embeddings.shape
         x = embeddings.reshape((batch * length, width))
-        of_last = ops.last(mask, 1, 2) if last else None
         rotation, mask = for_all_heads(rotation, mask, self.num_heads, self.num_key_value_heads)
         for i, layer in enumerate(self.layers):
-            if last and i == self.num_layers - 1:  # nothing reads what it makes of other tokens
-                mask = of_last
-            x = layer(x, rotation, mask, cache, places, packed)
+            # Nothing reads what the last layer makes of other tokens.
+            x = layer(x, rotation, mask, cache, places, packed, chosen if i == self.num_layers - 1 else None)
         return self.norm(x).reshape((batch, -1, width))
 
 
@@ -167,16 +171,16 @@ class Decoder(nn.Cell):
         cache: KVCache | None = None,
         places=None,
         packed: "PackedWeights | None" = None,
-        last: bool = False,
+        chosen: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states after the final norm, (batch, length, hidden_size); with `last` (batch, 1, hidden_size).
+        """Hidden states after the final norm, (batch, length, hidden_size), or of `chosen` tokens alone.
 
         embeddings (batch, length, hidden_size); rotation: `look_up` of the positions; mask fp32 (batch, 1, length,
         keys), added to the scores. With a cache, new keys and values are written at its `places` and the keys are all
-        of the cache's; without one they are this call's. packed: the same weights in fewer matrices. last: only the
-        last token of each sample is asked for, so the last layer computes nothing else but keys and values.
+        of the cache's; without one they are this call's. packed: the same weights in fewer matrices. chosen: int32, the
+        tokens of each sample that are asked for, of others the last layer computes nothing but keys and values.
         """
-        return self.model(embeddings, rotation, mask, cache, places, packed, last)
+        return self.model(embeddings, rotation, mask, cache, places, packed, chosen)
 
     @property
     def output_weight(self) -> ms.Parameter:
@@ -273,10 +277,10 @@ def look_up(tables: list[Tensor], positions: Tensor) -> tuple:
 def causal_mask(queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
     """What to add to scores: 0 where a key is `visible` and not later than its query, else `ops.MASKED`.
 
-    queries int32 (length) and keys int32 (keys): the columns they stand at; visible bool (batch, keys). Returns fp32
-    (batch, 1, length, keys).
+    queries int32 (length) and keys int32 (keys): the columns they stand at; visible bool (batch, keys), or
+    (batch, length, keys) where each query sees its own. Returns fp32 (batch, 1, length, keys).
     """
     batch, length, width = visible.shape[0], queries.shape[0], keys.shape[0]
     past = (keys <= queries.reshape((length, 1))).reshape((1, 1, length, width))
-    seen = msops.logical_and(past, visible.reshape((batch, 1, 1, width)))
+    seen = msops.logical_and(past, visible.reshape((batch, 1, -1, width)))
     return msops.where(seen, Tensor(0, ms.float32), Tensor(ops.MASKED, ms.float32))

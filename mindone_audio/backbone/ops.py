@@ -207,12 +207,6 @@ def for_heads(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[2] == 1 else ops.tile(x, (1, heads, 1, 1))
 
 
-def last(x: Tensor, count: int, axis: int) -> Tensor:
-    """The last `count` of x along an axis."""
-    others = x.shape[axis] - count
-    return _split(x, (others, count), axis)[1] if others else x
-
-
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`x * cos + swapped * sin` for x (batch, heads, length, head_dim); `swapped` is x's second half, then its first.
 

@@ -1,11 +1,12 @@
 """The compiled graphs behind `generate`: encode a clip, prefill a prompt, decode one token of every sequence.
 
 A compiled graph costs seconds and memory, so there are few shapes, and what is compiled is kept. Clips are encoded one
-at a time, in one of four widths. A prompt goes through the prefill graph of one sequence, in chunks of equal length; a
-batch is filled with what came out. The step graph is that of 1, 2, 4, 8, ... sequences, of which some may be empty. It
-reads the whole cache, so a cache begins small and is exchanged for a larger one when it is full. Prefill and step are
-compiled once for each size of cache, the step also for each number of sequences: with the encoder at most 16 graphs for
-up to 16 sequences of up to 1,024 tokens, whatever is asked in which order.
+or four at a time, in one of four widths. Prompts go through a prefill graph of one sequence, a long one in chunks of
+equal length, short ones of a batch one behind the other, and the batch is filled with what came out. The step graph is
+that of 1, 2, 4, 8, ... sequences, of which some may be empty. It reads the whole cache, so a cache begins small and is
+exchanged for a larger one when it is full. Prefill and step are compiled once for each size of cache, the step also for
+each number of sequences: at most 16 graphs for up to 16 sequences of up to 1,024 tokens, whatever is asked in which
+order.
 """
 
 import logging
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 # Columns of a prompt that the prefill graph takes at a time. One chunk holds 5 s at Qwen2-Audio's 25 tokens a second
 # with a question, five hold 30 s; the last chunk of a prompt is half empty on average.
 PIECE = 160
+PACK = 3 * PIECE  # columns that prompts share; the smallest cache has room for them, and one that stays empty
+PACKED = 16  # prompts at most that do
+TOGETHER = 4  # clips that are encoded at a time, of those that are much shorter than a window
 _SMALLEST_CACHE = 512  # positions: three chunks of prompt, or two and 128 tokens of answer or more
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
 # From which on a batch takes larger slots than it needs, and what is compiled is for as many sequences as any before.
@@ -80,87 +84,104 @@ class Forward(nn.Cell):
         self.language_model, self.cache, self.tables, self.packed = language_model, cache, tables, packed
         self.scores = scores
 
-    def construct(self, input_ids: Tensor, offset: Tensor, start: Tensor, audio=None, audio_index=None):
-        """input_ids int32 (batch, length); offset int32: column of the first token; start int32 (batch): first column
-        of each sample that is not padding; audio (batch, length, hidden), which replaces the tokens' embeddings where
+    def construct(self, input_ids: Tensor, offset: Tensor, start: Tensor, chosen=None, audio=None, audio_index=None):
+        """input_ids int32 (batch, length); offset int32: column of the first token; start int32 (batch, length): the
+        first column of each token's prompt; audio (batch, length, hidden), which replaces the tokens' embeddings where
         audio_index int32 (batch, length) is not -1, or neither.
 
-        Returns hidden states (batch, hidden) of the last token, or with `scores` those of the next token and the best.
+        Returns hidden states (batch * n, hidden) of the tokens `chosen` int32 (n), None: all, or with `scores` those
+        of the next token and the best.
         """
         columns = offset + ops.counting(input_ids.shape[1])
         keys = ops.counting(self.cache.positions)
-        start = start.reshape((-1, 1))
         rotation = look_up(self.tables, msops.maximum(columns - start, 0))
-        mask = causal_mask(columns, keys, keys >= start)
+        mask = causal_mask(columns, keys, keys >= start.expand_dims(-1))
         embeddings = self.language_model.embed(input_ids)
         if audio is not None:
             embeddings = merge_audio(embeddings, audio, audio_index)
         places = self.cache.places(columns)
-        hidden = self.language_model(embeddings, rotation, mask, self.cache, places, self.packed, last=True)
-        last = hidden.reshape((-1, hidden.shape[-1]))
+        hidden = self.language_model(embeddings, rotation, mask, self.cache, places, self.packed, chosen)
+        hidden = hidden.reshape((-1, hidden.shape[-1]))
         if not self.scores:
-            return last
-        scores = self.language_model.logits(last) if self.packed is None else self.packed.logits(last)
+            return hidden
+        scores = self.language_model.logits(hidden) if self.packed is None else self.packed.logits(hidden)
         return scores, _best(scores)
 
 
 class Slots:
-    """A cache with a slot for each of `batch` sequences, and the graphs that write it, a prefill only for one slot.
+    """A cache with a slot for each of `batch` sequences, and the graphs that write it: the step, and of one slot the
+    prefills, by how many columns they take.
 
-    silence: what that takes for the audio of a prompt without any. owner(): the sequences that have the slots, if they
-    are still there.
+    owner(): the sequences that have the slots, if they are still there.
     """
 
     def __init__(self, engine: "Engine", batch: int, positions: int):
         decoder, dtype = engine.model.language_model, engine.model.dtype
         sizes = decoder.config
         self.cache = KVCache(sizes.num_layers, batch, sizes.num_key_value_heads, positions, sizes.head_dim, dtype)
-        tables = decoder.rotation_tables(positions, dtype)
-        self.step = engine.graph(Forward(decoder, self.cache, tables, engine.packed, scores=True))
-        self.prefill = self.silence = None
-        if batch == 1:  # many rows gain nothing from packed weights
-            self.prefill = engine.graph(Forward(decoder, self.cache, tables, None, scores=False))
-            self.silence = msops.zeros((1, PIECE, sizes.hidden_size), dtype)
+        self._tables = decoder.rotation_tables(positions, dtype)
+        self.step = engine.graph(Forward(decoder, self.cache, self._tables, engine.packed, scores=True))
+        self.prefills: dict[int, Callable] = {}
+        if batch == 1:
+            self.add_prefill(engine, PIECE)
         self.owner: Callable[[], Sequences | None] = lambda: None
+
+    def add_prefill(self, engine: "Engine", width: int) -> None:
+        """Have a graph for so many columns; with many rows there is nothing to gain from packed weights."""
+        decoder = engine.model.language_model
+        self.prefills[width] = engine.graph(Forward(decoder, self.cache, self._tables, None, scores=False))
 
 
 class Sequences:
     """A batch under generation, and how far it is.
 
     rows: sequences; the cache has a slot for each, and empty ones up to a power of two. length: columns written so far.
-    start: int32 (slots), the first column of each that is not padding; of an empty slot one that there is not.
+    start: int32 (slots, 1), the first column of each that is not padding; of an empty slot one that there is not.
     """
 
     def __init__(self, engine: "Engine", rows: int, positions: int):
         self.engine, self.rows = engine, rows
         self.slots = engine.slots(rows, positions, prefills=rows == 1)
         self.slots.owner = weakref.ref(self)
-        self.length, self.start = 0, np.zeros(self.slots.cache.batch, np.int32)
+        self.length, self.start = 0, np.zeros((self.slots.cache.batch, 1), np.int32)
         if rows == 1:
             self.slots.cache.clear()
         else:  # `insert` overwrites each of them whole
             self.start[:] = _EMPTY
 
-    def prefill(self, input_ids: np.ndarray, audio: Tensor | None = None, audio_index: np.ndarray | None = None):
-        """Run a prompt int32 (length) through the model, as the only sequence: scores and best token, on the device.
+    def prefill(
+        self, input_ids: np.ndarray, lengths: np.ndarray, audio: Tensor | None = None, audio_index=None
+    ) -> tuple[Tensor, Tensor]:
+        """Run prompts through the model, in the slot of one: scores and best next tokens of each, on the device.
 
-        audio (rows, hidden) with audio_index int32 (length), -1 where a token is text, or neither.
+        input_ids int32 (sum of lengths): one prompt behind the other, of which the last goes on; lengths int (prompts).
+        audio (rows, hidden) with audio_index int32 like input_ids, -1 where a token is text, or neither.
         """
         self._check_owner()
         padding = prompt_width(len(input_ids)) - len(input_ids)
-        ids = np.pad(input_ids.astype(np.int32), (padding, 0))[None]
-        index = np.full(ids.shape, -1, np.int32)
-        if audio is not None:
-            index[0, padding:] = audio_index
-        self.start[0] = padding
-        for first in range(0, ids.shape[1], PIECE):
-            chunk = np.ascontiguousarray(ids[:, first : first + PIECE])
-            places = Tensor(np.ascontiguousarray(index[:, first : first + PIECE]))
-            rows = self.slots.silence
-            if audio is not None:  # of that dtype, which the graph was compiled for
-                rows = audio_rows(audio, places).astype(rows.dtype)
-            last = self.slots.prefill(*self._tokens(chunk), rows, places)
-        scores = self.engine.model.language_model.logits(last)
+        ends = padding + np.cumsum(lengths)
+        starts = np.repeat(ends - lengths, lengths)
+        index = np.full(len(input_ids), -1) if audio is None else audio_index
+        # Padding begins in the first column, so that it sees something; nothing sees it.
+        tokens, starts, index = (
+            np.pad(array.astype(np.int32), (padding, 0), constant_values=fill)
+            for array, fill in ((input_ids, 0), (starts, 0), (index, -1))
+        )
+        self.start[0], hidden = starts[-1], []
+        model = self.engine.model
+        if audio is None:
+            audio = msops.zeros((1, model.language_model.config.hidden_size), model.dtype)
+        graph, width = self.engine.prefill_graph(self.slots, len(tokens), len(lengths))
+        for first in range(0, len(tokens), width):
+            chunk, start, places = (array[None, first : first + width].copy() for array in (tokens, starts, index))
+            places = Tensor(places)
+            rows = audio_rows(audio, places).astype(model.dtype)  # of that dtype, which the graph was compiled for
+            last = ends[(first < ends) & (ends <= first + width)] - first - 1
+            chosen = Tensor(np.pad(last, (0, PACKED - len(last))).astype(np.int32))
+            output = graph(*self._tokens(chunk, start), chosen, rows, places)
+            if len(last):
+                hidden.append(output[: len(last)])
+        scores = model.language_model.logits(msops.concat(hidden))
         return scores, _best(scores)
 
     def extend(self, tokens: np.ndarray) -> tuple[Tensor, Tensor]:
@@ -173,16 +194,21 @@ class Sequences:
             self._move(self.length + 1)
         ids = np.zeros((self.slots.cache.batch, 1), np.int32)
         ids[: self.rows, 0] = tokens
-        return self.slots.step(*self._tokens(ids))
+        return self.slots.step(*self._tokens(ids, self.start))
 
-    def insert(self, row: int, prompt: "Sequences") -> None:
-        """Make a row a copy of the only sequence of `prompt`; all prompts end at this batch's `length`."""
-        cache, source = self.slots.cache, prompt.slots.cache
-        tokens = prompt.length - int(prompt.start[0])
-        columns = np.full(cache.positions, source.positions - 1)  # where nothing has been written
-        columns[self.length - tokens : self.length] = np.arange(prompt.length - tokens, prompt.length)
-        cache.insert(row, source, columns)
-        self.start[row] = self.length - tokens
+    def insert(self, rows: np.ndarray, prompts: "Sequences", lengths: np.ndarray) -> None:
+        """Make rows int (prompts, copies) copies of what was prefilled in `prompts`; all end at this batch's `length`.
+
+        lengths int (prompts): their tokens.
+        """
+        cache, source = self.slots.cache, prompts.slots.cache
+        ends = prompts.length - lengths.sum() + np.cumsum(lengths)
+        for copies, length, end in zip(rows.tolist(), lengths.tolist(), ends.tolist()):
+            columns = np.full(cache.positions, source.positions - 1)  # where nothing has been written
+            columns[self.length - length : self.length] = np.arange(end - length, end)
+            for row in copies:
+                cache.insert(row, source, columns)
+                self.start[row] = self.length - length
 
     def reorder(self, index: np.ndarray) -> None:
         """Make row i a copy of row index[i], int (rows)."""
@@ -196,14 +222,14 @@ class Sequences:
         if self.slots.owner() is not self:
             raise RuntimeError("another generation has begun on this model: finish or drop a stream before the next")
 
-    def _tokens(self, input_ids: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+    def _tokens(self, input_ids: np.ndarray, start: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of a graph for the next columns."""
         offset, self.length = self.length, self.length + input_ids.shape[1]
         # from_numpy shares the array's memory and takes a tenth of Tensor's time.
         return (
             Tensor.from_numpy(input_ids),
             Tensor.from_numpy(np.array(offset, np.int32)),
-            Tensor.from_numpy(self.start),
+            Tensor.from_numpy(start),
         )
 
     def _move(self, positions: int) -> None:
@@ -212,7 +238,7 @@ class Sequences:
         slots.owner = weakref.ref(self)
         slots.cache.take(self.slots.cache)
         more = slots.cache.batch - self.slots.cache.batch
-        self.start = np.concatenate([self.start, np.full(more, _EMPTY)])
+        self.start = np.concatenate([self.start, np.full((more, 1), _EMPTY)])
         self.slots = slots
 
 
@@ -262,13 +288,36 @@ class Engine:
         return one_graph(cell) if self.compiled else cell
 
     def encode(self, input_features: Tensor, lengths: np.ndarray) -> Tensor:
-        """Rows of decoder embeddings (clips * tokens, hidden) of clips (clips, mel bins, frames)."""
-        shape = (*input_features.shape[1:], *lengths.shape[1:])
-        if shape not in self._encoders:
-            self._encoders[shape] = self.graph(EncodeAudio(self.model))
-        parts = [slice(clip, clip + 1) for clip in range(len(lengths))]
-        encoded = [self._encoders[shape](input_features[part], Tensor(lengths[part])) for part in parts]
-        return encoded[0] if len(encoded) == 1 else msops.concat(encoded)
+        """Rows of decoder embeddings (clips * tokens, hidden) of clips (clips, mel bins, frames).
+
+        Each is encoded at its own width; tokens are as many as these frames have, anything where a clip has fewer.
+        """
+        config, frames = self.model.audio_tower.config, input_features.shape[2]
+        widths = np.array([config.frames_to_encode(int(length.max())) for length in lengths])
+        encoded, order, written = [], np.zeros((len(lengths), int(self.model.audio_tokens(np.array(frames)))), int), 0
+        for width in np.unique(widths).tolist():
+            clips = np.flatnonzero(widths == width)
+            while len(clips):
+                graph, count = self._encoder(width, len(clips), lengths.shape[1:])
+                some = np.pad(clips[:count], (0, max(0, count - len(clips))), mode="edge")
+                features = msops.gather(input_features, Tensor(some.astype(np.int32)), 0)
+                features = features[:, :, :width] if width < frames else features
+                encoded.append(graph(features, Tensor(lengths[some])))
+                tokens = len(encoded[-1]) // count
+                order[some, :tokens] = np.arange(written, written + count * tokens).reshape((count, tokens))
+                clips, written = clips[count:], written + count * tokens
+        return msops.gather(msops.concat(encoded), Tensor(order.reshape(-1).astype(np.int32)), 0)
+
+    def _encoder(self, width: int, clips: int, more: tuple[int, ...]) -> tuple[Callable, int]:
+        """A graph for clips of this width, and how many it takes: narrow ones together, which is less to launch."""
+        key = width, TOGETHER, *more
+        count = TOGETHER if clips > TOGETHER // 2 and width < self.model.audio_tower.config.num_mel_frames else 1
+        if key not in self._encoders and self.graphs >= _MANY_GRAPHS:
+            count = 1
+        key = width, count, *more
+        if key not in self._encoders:
+            self._encoders[key] = self.graph(EncodeAudio(self.model))
+        return self._encoders[key], count
 
     def sequences(self, rows: int, positions: int) -> Sequences:
         """A batch of so many empty sequences, at first with room for `positions` tokens."""
@@ -291,10 +340,20 @@ class Engine:
         self._slots.move_to_end(key)
         return self._slots[key]
 
+    def prefill_graph(self, slots: Slots, columns: int, prompts: int) -> tuple[Callable, int]:
+        """A graph, and how many columns it takes at a time: `PIECE`, or all of a full pack, which is less to launch."""
+        width = PACK if prompts > 1 and columns == PACK else PIECE
+        if width not in slots.prefills:
+            if self.graphs < _MANY_GRAPHS:
+                slots.add_prefill(self, width)
+            else:
+                width = PIECE
+        return slots.prefills[width], width
+
     @property
     def graphs(self) -> int:
         """How many there are, each compiled when it is first used."""
-        return len(self._encoders) + sum(1 + (slots.prefill is not None) for slots in self._slots.values())
+        return len(self._encoders) + sum(1 + len(slots.prefills) for slots in self._slots.values())
 
     def _make_room(self, needed: int) -> None:
         """Drop what was not used for longest, where all caches together would be too large with so many bytes more."""

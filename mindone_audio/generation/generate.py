@@ -11,7 +11,7 @@ from mindone_audio.backbone.layers import name_parameters
 from mindone_audio.backbone.prompt import Prompt
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
-from mindone_audio.generation.engine import Engine, Sequences, Structure, prompt_width
+from mindone_audio.generation.engine import PACK, PACKED, Engine, Sequences, Structure, prompt_width
 from mindone_audio.generation.settings import GenerationSettings, settle
 
 _EXPECTED_TOKENS = 128  # that a cache has room for at first; few answers are longer, whatever max_new_tokens allows
@@ -160,24 +160,37 @@ def _prefill(begun: Begun, copies: int) -> tuple[Sequences, np.ndarray, np.ndarr
     engine, prompt, settings = begun.engine, begun.prompt, begun.settings
     answer, lengths = min(settings.max_new_tokens, _EXPECTED_TOKENS), prompt.lengths
     if len(lengths) * copies == 1:
-        sequences, outputs = _prefill_one(begun, 0, answer)
+        sequences, outputs = _prefill_some(begun, [0], answer)
         return sequences, *(output.asnumpy() for output in outputs)
     together = engine.sequences(len(lengths) * copies, int(lengths.max()) + answer)
     together.length = int(lengths.max())
-    found = []
-    for row in range(len(lengths)):
-        one, outputs = _prefill_one(begun, row, 1)
-        for copy in range(copies):
-            together.insert(row * copies + copy, one)
-        found += [[output.asnumpy() for output in outputs]] * copies
-    return together, *(np.concatenate(outputs) for outputs in zip(*found))
+    rows = np.arange(len(lengths) * copies).reshape((-1, copies))
+    packs, found = _packs(lengths), []
+    for pack in packs:
+        some, outputs = _prefill_some(begun, pack, 1)
+        together.insert(rows[pack], some, lengths[pack])
+        found.append([output.asnumpy() for output in outputs])
+    order = np.repeat(np.argsort(np.concatenate(packs)), copies)
+    return together, *(np.concatenate(outputs)[order] for outputs in zip(*found))
 
 
-def _prefill_one(begun: Begun, row: int, answer: int) -> tuple[Sequences, tuple[Tensor, Tensor]]:
-    """One prompt of the batch, with room for so many tokens of answer."""
-    prompt, mask = begun.prompt, begun.prompt.mask[row]
-    one = begun.engine.sequences(1, prompt_width(int(prompt.lengths[row])) + answer)
-    return one, one.prefill(prompt.input_ids[row, mask], begun.audio, prompt.audio_index[row, mask])
+def _packs(lengths: np.ndarray) -> list[list[int]]:
+    """Which prompts, of so many tokens, are prefilled together: each goes to the first pack that has room for it."""
+    packs: list[list[int]] = []
+    for row in np.argsort(-lengths, kind="stable").tolist():
+        fitting = (pack for pack in packs if len(pack) < PACKED and lengths[[*pack, row]].sum() <= PACK)
+        if pack := next(fitting, None):
+            pack.append(row)
+        else:
+            packs.append([row])
+    return packs
+
+
+def _prefill_some(begun: Begun, rows: list[int], answer: int) -> tuple[Sequences, tuple[Tensor, Tensor]]:
+    """Some prompts of the batch one behind the other, with room for so many tokens of answer."""
+    prompt, mask = begun.prompt, begun.prompt.mask[rows]
+    one, lengths = begun.engine.sequences(1, prompt_width(int(mask.sum())) + answer), prompt.lengths[rows]
+    return one, one.prefill(prompt.input_ids[rows][mask], lengths, begun.audio, prompt.audio_index[rows][mask])
 
 
 def _beams(begun: Begun) -> np.ndarray:
