@@ -43,7 +43,6 @@ from mindone_audio import (  # noqa: E402
     pipeline,
     to_mindspore,
 )
-from mindone_audio.device import set_device  # noqa: E402
 from mindone_audio.finetune import (  # noqa: E402
     AnswerCollator,
     FinetuneError,
@@ -54,6 +53,7 @@ from mindone_audio.finetune import (  # noqa: E402
     dataset_examples,
     load_adapter,
 )
+from mindone_audio.machine.device import set_device  # noqa: E402
 
 QUESTION = "Describe the audio."
 GENERATION = {"max_new_tokens": 100, "do_sample": False}

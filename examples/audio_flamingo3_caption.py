@@ -21,7 +21,7 @@ from mindone_audio import (  # noqa: E402
     load_audio,
     to_mindspore,
 )
-from mindone_audio.device import set_device  # noqa: E402
+from mindone_audio.machine.device import set_device  # noqa: E402
 
 TRANSCRIBE, CAPTION = "Transcribe the input speech.", "Describe the audio."
 

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 import mindspore as ms  # noqa: E402
 
 from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, WhisperVQ, load_audio, to_mindspore  # noqa: E402
-from mindone_audio.device import set_device  # noqa: E402
+from mindone_audio.machine.device import set_device  # noqa: E402
 
 
 def sound_tokens(whisper_vq: WhisperVQ, samples) -> str:

@@ -18,7 +18,7 @@ import mindspore as ms  # noqa: E402
 
 from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, load_audio, to_mindspore  # noqa: E402
 from mindone_audio.checkpoints import demo_checkpoint  # noqa: E402
-from mindone_audio.device import set_device  # noqa: E402
+from mindone_audio.machine.device import set_device  # noqa: E402
 
 CAPTION = "Generate the caption in English:"
 

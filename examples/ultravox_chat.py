@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 import mindspore as ms  # noqa: E402
 
 from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, to_mindspore  # noqa: E402
-from mindone_audio.device import set_device  # noqa: E402
+from mindone_audio.machine.device import set_device  # noqa: E402
 
 SYSTEM = "You are a friendly and helpful assistant. You love to answer questions for people."
 

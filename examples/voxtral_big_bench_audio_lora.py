@@ -36,7 +36,6 @@ import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 
 from mindone_audio import VoxtralForConditionalGeneration, VoxtralProcessor, pipeline, to_mindspore  # noqa: E402
-from mindone_audio.device import set_device  # noqa: E402
 from mindone_audio.finetune import (  # noqa: E402
     BIG_BENCH_AUDIO_QUESTIONS,
     AnswerCollator,
@@ -48,6 +47,7 @@ from mindone_audio.finetune import (  # noqa: E402
     load_adapter,
     load_examples,
 )
+from mindone_audio.machine.device import set_device  # noqa: E402
 
 QUESTION = "Listen to the audio and answer the question."
 GENERATION = {"max_new_tokens": 100, "do_sample": False}

@@ -6,7 +6,7 @@ import sys
 import warnings
 
 from mindone_audio.commands import ask, batch, chat, doctor, finetune, models, parity, transcribe
-from mindone_audio.signals import Signals
+from mindone_audio.machine.signals import Signals
 
 INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
 

@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindone_audio.audio import SAMPLING_RATE, AudioError, ClipTooLongError, is_one_clip, load_clip, quiet_windows
-from mindone_audio.chat import TASKS, chat_clips, clean_messages, task_schema
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.conversion import to_mindspore
 from mindone_audio.generation.settings import (
@@ -23,7 +21,16 @@ from mindone_audio.generation.settings import (
     stored,
     whole,
 )
-from mindone_audio.generation.text import cut, stripped, text_stream
+from mindone_audio.generation.text_stream import cut, stripped, text_stream
+from mindone_audio.inputs.audio import (
+    SAMPLING_RATE,
+    AudioError,
+    ClipTooLongError,
+    is_one_clip,
+    load_clip,
+    quiet_windows,
+)
+from mindone_audio.inputs.conversation import TASKS, chat_clips, clean_messages, task_schema
 
 TASK = "audio-text-to-text"
 MAX_NEW_TOKENS = {False: 128, True: 256}  # where a call says nothing else; 30 s of speech are at most some 200
@@ -105,7 +112,7 @@ def pipeline(
     token, local_files_only, subfolder. Raises what `from_pretrained` and `load_adapter` raise, and `ValueError` for
     another task.
     """
-    from mindone_audio.device import set_device
+    from mindone_audio.machine.device import set_device
     from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
 
     if task != TASK:
@@ -120,8 +127,8 @@ def pipeline(
     if processor is None or isinstance(processor, (str, os.PathLike)):
         processor = AutoProcessor.from_pretrained(processor or getattr(model, "name_or_path", name), **download)
     if adapter is not None:
-        from mindone_audio.finetune import load_adapter
-        from mindone_audio.hub import ACCESS_KEYWORDS
+        from mindone_audio.adapters.lora import load_adapter
+        from mindone_audio.weights.hub import ACCESS_KEYWORDS
 
         access = {name: download[name] for name in ACCESS_KEYWORDS if name in download}
         model = load_adapter(model, adapter, **access).get_base_model()

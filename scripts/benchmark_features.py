@@ -40,7 +40,7 @@ def contender(connection, name: str, seconds: float) -> None:
         return extractor(batch, sampling_rate=rate, return_tensors="np")["input_features"]
 
     if name == OURS:
-        from mindone_audio.features import log_mels
+        from mindone_audio.inputs.log_mel import log_mels
 
     compute = ours if name == OURS else theirs
     connection.send("ready")

@@ -66,7 +66,7 @@ def empty_model(config):
 
 def write_checkpoint(folder: Path, size: str, shards: int) -> int:
     """Write config, shards and index with random bfloat16 values of about 0.02; returns the number of parameters."""
-    from mindone_audio.weights import INDEX_FILE, SINGLE_FILE
+    from mindone_audio.weights.parameters import INDEX_FILE, SINGLE_FILE
 
     config = make_config(size)
     config.save_pretrained(folder)
@@ -126,7 +126,7 @@ def load_ours(folder: Path):
     import mindspore as ms
     from transformers import Qwen2AudioConfig
 
-    from mindone_audio.weights import load_parameters
+    from mindone_audio.weights.parameters import load_parameters
 
     model = empty_model(Qwen2AudioConfig.from_pretrained(folder))
     yield

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, installed or not
 
-from mindone_audio import hub  # noqa: E402
+from mindone_audio.weights import hub  # noqa: E402
 
 FILE = "whisper-vq-stoks-v3-7lang-fixed.model"
 ADVICE = f"get {FILE} with: hf download jan-hq/WhisperVQ {FILE} --local-dir ."

@@ -23,9 +23,10 @@ from record_parity import load_model, record
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mindone_audio import AutoModelForAudioTextToText, parity  # noqa: E402
+from mindone_audio import AutoModelForAudioTextToText  # noqa: E402
 from mindone_audio.backbone import ops  # noqa: E402
 from mindone_audio.checkpoints import demo_checkpoint  # noqa: E402
+from mindone_audio.proof import parity  # noqa: E402
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DEPTHS = (2, 8, 32)

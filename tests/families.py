@@ -14,7 +14,7 @@ import helpers_voxtral
 import numpy as np
 from safetensors.numpy import load_file
 
-from mindone_audio.parity import Recording, read_recording
+from mindone_audio.proof.parity import Recording, read_recording
 
 GOLDENS = Path(__file__).parent / "goldens"
 

@@ -9,7 +9,7 @@ import soundfile
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import Qwen2TokenizerFast, WhisperFeatureExtractor
 
-from mindone_audio import features
+import mindone_audio.inputs.log_mel as features
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_bos|>", "<|AUDIO|>", "<|audio_eos|>"]
 RATE = 16_000  # Hz

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mindone_audio.audio import load_audio
+from mindone_audio.inputs.audio import load_audio
 
 AUDIO = Path(__file__).parents[1] / "examples" / "audio"
 GOLDEN = Path(__file__).parent / "goldens" / "whisper_vq"

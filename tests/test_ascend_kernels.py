@@ -29,7 +29,7 @@ from mindone_audio import (
     AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration, WhisperVQ
 )
 from mindone_audio.generation import engine
-from mindone_audio.parity import read_recording
+from mindone_audio.proof.parity import read_recording
 engine.KVCache = partial(engine.KVCache, flat=True)  # as Ascend has it
 model = Qwen2AudioForConditionalGeneration(tiny_config())
 inputs = {**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}

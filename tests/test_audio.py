@@ -11,7 +11,7 @@ import pytest
 import soundfile
 from helpers_processor import RATE, tone, write_audio
 
-from mindone_audio.audio import AudioError, AudioNotFoundError, fit_window, load_audio, load_clips
+from mindone_audio.inputs.audio import AudioError, AudioNotFoundError, fit_window, load_audio, load_clips
 
 
 @pytest.fixture(autouse=True)

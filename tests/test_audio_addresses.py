@@ -14,7 +14,7 @@ from helpers_audio import encoded, send, serving
 from helpers_processor import tone
 
 from mindone_audio import load_audio
-from mindone_audio.audio import AudioError, AudioNotFoundError
+from mindone_audio.inputs.audio import AudioError, AudioNotFoundError
 
 
 @pytest.fixture(autouse=True)

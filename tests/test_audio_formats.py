@@ -18,7 +18,7 @@ from helpers_audio import ID3V1, ape, encoded, formats, id3v2, path_without, pro
 from helpers_processor import RATE, tone
 
 from mindone_audio import load_audio
-from mindone_audio.audio import AudioError
+from mindone_audio.inputs.audio import AudioError
 
 CASES = Path(__file__).parent.parent.parent / "shared" / "cases"
 SPEECH = Path(__file__).parent.parent / "examples" / "audio"

@@ -11,15 +11,15 @@ from helpers_audio import encoded
 from helpers_processor import CLIP, RATE, tone, write_checkpoint
 
 from mindone_audio import load_audio
-from mindone_audio.audio import AudioError, load_clip, load_clips
-from mindone_audio.batch.decoding import _resolve
+from mindone_audio.batch.decode_ahead import _resolve
 from mindone_audio.batch.manifest import read_manifest
-from mindone_audio.chat import chat_clips, clean_messages, task_schema
-from mindone_audio.finetune.examples import Example
-from mindone_audio.finetune.tables import jsonl_examples
+from mindone_audio.finetune.data.examples import Example
+from mindone_audio.finetune.data.tables import jsonl_examples
+from mindone_audio.inputs.audio import AudioError, load_clip, load_clips
+from mindone_audio.inputs.conversation import chat_clips, clean_messages, task_schema
+from mindone_audio.inputs.processor import as_list
 from mindone_audio.models import AutoProcessor
 from mindone_audio.pipelines import _is_silent
-from mindone_audio.processing import as_list
 
 SAMPLES = tone(0.5, 8000)
 WAV = encoded("WAV", "FLOAT", SAMPLES, 8000)

@@ -27,8 +27,8 @@ from mindone_audio import (
     pipeline,
     to_mindspore,
 )
-from mindone_audio.audio import AudioError
 from mindone_audio.generation.settings import settle
+from mindone_audio.inputs.audio import AudioError
 
 ROOT = Path(__file__).parent.parent
 MODEL, SAVED = GOLDENS / "audioflamingo3", GOLDENS / "audioflamingo3_processor"

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 
 from mindone_audio import cli
-from mindone_audio.audio import load_audio
-from mindone_audio.batch import BatchError, BatchJob, merge, parts, run_batch
+from mindone_audio.batch import BatchError, BatchJob, merge, part_files, run_batch
 from mindone_audio.batch.buckets import Buckets, Question
-from mindone_audio.batch.decoding import DecodeAhead, Decoded
+from mindone_audio.batch.decode_ahead import DecodeAhead, Decoded
 from mindone_audio.batch.job import Shard, find_shard
 from mindone_audio.batch.manifest import Item, read_manifest
 from mindone_audio.batch.progress import Progress, logger
+from mindone_audio.inputs.audio import load_audio
 
 ROOT = Path(__file__).parent.parent
 AUDIO = ROOT / "examples" / "audio"
@@ -305,23 +305,23 @@ def test_another_job_is_refused_unless_restarted(tmp_path):
 def test_two_processes_never_write_one_part(tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(CLIPS, out, shard=Shard(2, 3))
-    monkeypatch.setattr(parts, "LOCK_WAIT", 0.0)
+    monkeypatch.setattr(part_files, "LOCK_WAIT", 0.0)
     with open(out / "part-2.jsonl") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         for shard in (Shard(2, 3), Shard(0, 2)):
             with pytest.raises(BatchError, match="another process is writing .*part-2.jsonl"):
                 run(CLIPS, out, shard=shard)
         run(CLIPS, out, shard=Shard(1, 2))
-        monkeypatch.setattr(parts, "LOCK_WAIT", 60.0)
+        monkeypatch.setattr(part_files, "LOCK_WAIT", 60.0)
         threading.Timer(0.5, lambda: fcntl.flock(other, fcntl.LOCK_UN)).start()
         assert run(CLIPS, out, shard=Shard(0, 2)).complete
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
     def refuse(*_):
-        raise OSError(parts.errno.ENOLCK, "No locks available")
+        raise OSError(part_files.errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(parts.fcntl, "flock", refuse)
+    monkeypatch.setattr(part_files.fcntl, "flock", refuse)
     assert run(CLIPS[:2], tmp_path / "out").complete
     assert "has no locks" in caplog.text
 
@@ -355,7 +355,7 @@ def test_a_full_file_system(tmp_path):
         lines = [{"audio": CLIPS[0], "text": "x" * 1000} for _ in range(12)]
         with pytest.raises(OSError) as error:
             run(write_manifest(tmp_path, lines), out, batch_size=1)
-        assert error.value.errno == parts.errno.ENOSPC
+        assert error.value.errno == part_files.errno.ENOSPC
         subprocess.run(["mount", "-o", "remount,size=10M", str(out)], check=True)
         assert run(write_manifest(tmp_path, lines), out, batch_size=1).resumed > 0
         assert len(results(out)) == 12
@@ -433,7 +433,7 @@ def test_decoders_import_no_mindspore_and_die_with_their_parent(tmp_path):
     os.mkfifo(fifo)
     code = f"""
 import sys
-from mindone_audio.batch.decoding import DecodeAhead
+from mindone_audio.batch.decode_ahead import DecodeAhead
 from mindone_audio.batch.manifest import Item
 assert not {{"mindspore", "transformers", "torch"}} & set(sys.modules)
 with DecodeAhead([Item(0, 0, [{str(fifo)!r}])], 1, 1) as decoding:
@@ -572,7 +572,7 @@ assert not {"mindspore", "transformers", "torch"} & set(sys.modules)
 def test_signals_are_told_apart():
     code = """
 import signal, time
-from mindone_audio.signals import Signals
+from mindone_audio.machine.signals import Signals
 try:
     with Signals(hold_terminate=True) as signals:
         print("ready", flush=True)
@@ -593,7 +593,7 @@ except KeyboardInterrupt:
 
 
 def test_who_watches_msrun(tmp_path):
-    code = "from mindone_audio.commands.msrun import started_by_msrun as started; print(started())"
+    code = "from mindone_audio.machine.msrun import started_by_msrun as started; print(started())"
     for name, flags, role, expected in (
         ("msrun", ["--join=True"], "MS_WORKER", "True"),
         ("msrun", ["--join", "True"], "MS_WORKER", "True"),

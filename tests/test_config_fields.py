@@ -16,8 +16,8 @@ from transformers import (
 
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.models.audioflamingo3 import AudioFlamingo3Config, AudioFlamingo3EncoderConfig
-from mindone_audio.models.ichigo import IchigoForConditionalGeneration
-from mindone_audio.models.ultravox import UltravoxConfig, UltravoxForConditionalGeneration
+from mindone_audio.models.ichigo.model import IchigoForConditionalGeneration
+from mindone_audio.models.ultravox.model import UltravoxConfig, UltravoxForConditionalGeneration
 
 SIZES = {"hidden_size": 48, "num_attention_heads": 6, "num_key_value_heads": 2, "num_hidden_layers": 3}
 ENCODER = {"d_model": 24, "encoder_ffn_dim": 40, "encoder_layers": 2, "encoder_attention_heads": 3}

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from test_npu_smi import NO_ACCESS, SMI_910B
 
-from mindone_audio import environment, versions
-from mindone_audio.environment import (
+from mindone_audio.machine import doctor, versions
+from mindone_audio.machine.doctor import (
     ERROR,
     OK,
     WARNING,
@@ -24,7 +24,7 @@ from mindone_audio.environment import (
     report_as_json,
     visible_devices,
 )
-from mindone_audio.versions import find_cann, in_ranges, read_driver, version_key
+from mindone_audio.machine.versions import find_cann, in_ranges, read_driver, version_key
 
 REPOSITORY = Path(__file__).parents[1]
 GOOD = {"mindspore": "2.7.0", "mindone": "0.5.0", "transformers": "4.57.1", "numpy": "1.26.4"}
@@ -338,7 +338,7 @@ def test_packages(bare, name, version, level, words):
 
 def test_requirements_are_the_ones_that_are_installed():
     lines = (REPOSITORY / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert set(environment.REQUIREMENTS) <= {line.partition("#")[0].strip() for line in lines}
+    assert set(doctor.REQUIREMENTS) <= {line.partition("#")[0].strip() for line in lines}
 
 
 def test_broken_metadata_is_no_package(bare):
@@ -853,7 +853,7 @@ def test_skipped_checks(machine):
 
 
 def test_check_ascend_does_not_run_npu_smi(machine, monkeypatch):
-    monkeypatch.setattr(environment, "run_npu_smi", None)
+    monkeypatch.setattr(doctor, "run_npu_smi", None)
     monkeypatch.setattr(subprocess, "run", None)
     assert levels(machine.check()) == {}
 
@@ -896,7 +896,7 @@ def test_a_file_that_is_forbidden(machine, monkeypatch):
 
 
 def test_paths_of_variables_that_are_no_paths(machine):
-    for name in environment.VARIABLES + ("HOME", "CONDA_PREFIX", "PATH"):
+    for name in doctor.VARIABLES + ("HOME", "CONDA_PREFIX", "PATH"):
         machine.environ[name] = "\0\udcff~"
     report = machine.report()
     assert exit_status(report) == 2
@@ -954,7 +954,7 @@ def test_nothing_outside_the_root_is_read(bare, monkeypatch):
 
 def test_import_is_cheap():
     code = (
-        "import sys, mindone_audio.environment\n"
+        "import sys, mindone_audio.machine.doctor\n"
         "slow = {'mindspore', 'mindone', 'numpy', 'transformers', 'torch', 'huggingface_hub'} & set(sys.modules)\n"
         "assert not slow, slow\n"
     )

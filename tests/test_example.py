@@ -17,8 +17,9 @@ import torch
 from transformers import AutoProcessor as TorchProcessor
 from transformers import Qwen2AudioForConditionalGeneration as TorchQwen2Audio
 
-from mindone_audio import audio, load_audio
+from mindone_audio import load_audio
 from mindone_audio.checkpoints import demo_checkpoint
+from mindone_audio.inputs import audio
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "examples" / "qwen2_audio_generate.py"

@@ -6,7 +6,8 @@ from families import CASES, ROWS, SINGLES, published_weights
 from helpers import PAD, relative_error
 from safetensors.numpy import load_file
 
-from mindone_audio import AutoModelForAudioTextToText, parity, to_mindspore
+from mindone_audio import AutoModelForAudioTextToText, to_mindspore
+from mindone_audio.proof import parity
 
 TOLERANCE = 1e-4
 

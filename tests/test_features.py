@@ -16,8 +16,9 @@ from helpers_processor import RATE, exact_log_mel, tone
 from scipy.signal import resample_poly
 from transformers import WhisperFeatureExtractor
 
-from mindone_audio import features, load_audio
-from mindone_audio.features import log_mel, log_mels
+import mindone_audio.inputs.log_mel as features
+from mindone_audio import load_audio
+from mindone_audio.inputs.log_mel import log_mel, log_mels
 
 ROOT = Path(__file__).parents[1]
 EXTRACTOR = WhisperFeatureExtractor(feature_size=128)
@@ -164,7 +165,8 @@ sys.path.insert(0, {str(ROOT)!r})
 {"import torch" if torch_is == "imported" else ""}
 import numpy as np
 from transformers import WhisperFeatureExtractor
-from mindone_audio import features, load_audio
+from mindone_audio import load_audio
+import mindone_audio.inputs.log_mel as features
 clip = load_audio({str(FILES[0])!r}, {RATE})
 np.save({str(tmp_path / "mel.npy")!r}, features.log_mel(clip, WhisperFeatureExtractor(feature_size=128)))
 """)

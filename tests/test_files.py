@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from helpers_kill import kill_at_each_step
 
-from mindone_audio.batch import parts
-from mindone_audio.files import filling, new_folder, replacing
-from mindone_audio.finetune import checkpoints
-from mindone_audio.finetune.checkpoints import Checkpoints
+from mindone_audio.batch import part_files
+from mindone_audio.finetune import trainer_state
 from mindone_audio.finetune.log import Log
+from mindone_audio.finetune.trainer_state import Checkpoints
+from mindone_audio.machine.files import filling, new_folder, replacing
 
 
 class Model:
@@ -137,7 +137,7 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, there):
         assert set(there[-1:]) <= set(steps) or 4 in steps
         for path, step in zip(found, steps):
             text = (path / "adapter_model.safetensors").read_text()
-            assert json.loads((path / checkpoints.STATE).read_text())["step"] == step
+            assert json.loads((path / trainer_state.STATE).read_text())["step"] == step
             value = checkpoints_values(path)
             assert (text, value) in {("old", float(step)), ("new", 5.0)}
 
@@ -151,7 +151,7 @@ def test_a_checkpoint_is_whole_or_not_there(tmp_path, there):
 def checkpoints_values(path: Path) -> float:
     from safetensors.numpy import load_file
 
-    return float(load_file(path / checkpoints.OPTIMIZER)["x"][0])
+    return float(load_file(path / trainer_state.OPTIMIZER)["x"][0])
 
 
 def test_the_log_keeps_its_lines(tmp_path):
@@ -174,19 +174,19 @@ def test_two_ranks_with_one_process_number(tmp_path, monkeypatch):
 
     def other_rank(descriptor):
         monkeypatch.setattr(os, "fsync", written)
-        assert parts.settle_job(folder, {"items": 0}, False)  # while this one is about to put its file in place
+        assert part_files.settle_job(folder, {"items": 0}, False)  # while this one is about to put its file in place
         written(descriptor)
 
     monkeypatch.setattr(os, "fsync", other_rank)
-    assert parts.settle_job(folder, {"items": 0}, False)
+    assert part_files.settle_job(folder, {"items": 0}, False)
     assert json.loads((folder / "job.json").read_text()) == {"items": 0}
     merge = os.fsync
 
     def other_merge(descriptor):
         monkeypatch.setattr(os, "fsync", merge)
-        assert parts.merge(folder).count == 0
+        assert part_files.merge(folder).count == 0
         merge(descriptor)
 
     monkeypatch.setattr(os, "fsync", other_merge)
-    assert parts.merge(folder).path.read_bytes() == b""
+    assert part_files.merge(folder).path.read_bytes() == b""
     assert sorted(path.name for path in folder.iterdir()) == ["job.json", "results.jsonl"]

@@ -31,9 +31,9 @@ from mindone_audio import (
     AutoProcessor,
     to_mindspore,
 )
-from mindone_audio.audio import AudioError
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.finetune import BIG_BENCH_AUDIO_QUESTIONS, AnswerCollator, DataError, Example, dataset_examples
+from mindone_audio.inputs.audio import AudioError
 
 ROOT = Path(__file__).parent.parent
 # Answers of one and several tokens, of bytes that are half a character, and with white space and what JSON escapes.

@@ -21,7 +21,7 @@ import yaml
 from mindone_audio import cli
 from mindone_audio.commands import finetune
 from mindone_audio.finetune import config
-from mindone_audio.signals import Signals
+from mindone_audio.machine.signals import Signals
 
 ROOT = Path(__file__).parent.parent
 AUDIO = ROOT / "examples" / "audio"

@@ -12,7 +12,6 @@ import pytest
 from datasets import Audio, ClassLabel, Dataset, DatasetDict, Features, IterableDataset, Value
 from helpers_processor import RATE, tone, write_audio
 
-from mindone_audio.audio import AudioError, load_audio
 from mindone_audio.finetune import (
     BIG_BENCH_AUDIO_QUESTIONS,
     DataError,
@@ -23,6 +22,7 @@ from mindone_audio.finetune import (
     load_examples,
     word_error_rate,
 )
+from mindone_audio.inputs.audio import AudioError, load_audio
 
 CATEGORIES = ("formal_fallacies", "navigate", "object_counting", "web_of_lies", "unheard_of")
 CLIP_BYTES = {"bytes": Value("binary"), "path": Value("string")}

@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from mindone_audio import AutoModelForAudioTextToText
-from mindone_audio.finetune.dropout import Dropout
-from mindone_audio.finetune.lora import (
+from mindone_audio.adapters.dropout import Dropout
+from mindone_audio.adapters.lora import (
     AdaptedModel,
     LoraSettings,
     add_lora,
@@ -30,14 +30,14 @@ from mindone_audio.finetune.lora import (
     set_dropout_seed,
     trainable_parameters,
 )
-from mindone_audio.finetune.mindone_peft import (
+from mindone_audio.adapters.mindone_peft import (
     LoraConfig,
     PeftLoraLinear,
     PeftModel,
     PeftModelForCausalLM,
     get_peft_model,
 )
-from mindone_audio.hub import CheckpointError
+from mindone_audio.weights.hub import CheckpointError
 
 TOLERANCE = 1e-4
 NEW_TOKENS = 12

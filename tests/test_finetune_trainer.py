@@ -17,13 +17,13 @@ from helpers_kill import kill_at_each_step
 from safetensors.numpy import load_file
 
 from mindone_audio import AutoModelForAudioTextToText
+from mindone_audio.adapters import files as adapter_files
 from mindone_audio.finetune import (
     Example,
     FinetuneError,
     FinetuneSettings,
     LoraSettings,
     Trainer,
-    adapter_files,
     add_lora,
     dataset_examples,
     load_adapter,

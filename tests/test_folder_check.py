@@ -6,9 +6,9 @@ import shutil
 import pytest
 
 from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, pipeline
+from mindone_audio.adapters.files import read_adapter
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.cli import main
-from mindone_audio.finetune.adapter_files import read_adapter
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22e\nsize 8572744\n"
 SMALL = ("config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json")

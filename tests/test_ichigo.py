@@ -27,9 +27,9 @@ from mindone_audio import (
     pipeline,
     to_mindspore,
 )
-from mindone_audio.audio import AudioError
+from mindone_audio.inputs.audio import AudioError
 from mindone_audio.models import family, known_families
-from mindone_audio.weights import stored_tensors
+from mindone_audio.weights.parameters import stored_tensors
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "ichigo_tokens.py"

@@ -34,7 +34,7 @@ from mindone_audio.checkpoints import demo_checkpoint
 ROOT = Path(__file__).resolve().parent.parent
 TOLERANCE = 5e-4  # of MindONE's own tests, in float32
 
-BASE = "from mindone_audio.backbone.mindone import PreTrainedModel as Base"
+BASE = "from mindone_audio.backbone.pretrained_model import PreTrainedModel as Base"
 OURS = "from mindone_audio import AutoProcessor as OurProcessor, Qwen2AudioForConditionalGeneration as Ours"
 FEW = """
 import sys

@@ -6,7 +6,7 @@ import string
 
 import pytest
 
-from mindone_audio.npu_smi import parse_npu_smi, run_npu_smi
+from mindone_audio.machine.npu_smi import parse_npu_smi, run_npu_smi
 
 SMI_910B = """
 +------------------------------------------------------------------------------------------------+

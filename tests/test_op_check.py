@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from mindone_audio import cli, op_check
+from mindone_audio import cli
 from mindone_audio.backbone import ops
+from mindone_audio.proof import op_check
 
 
 def test_every_operation_has_a_case():

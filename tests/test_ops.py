@@ -11,12 +11,12 @@ from mindspore import Tensor
 from mindspore.ops import GradOperation
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from mindone_audio import device
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import KVCache, update
 from mindone_audio.backbone.decoder import DecoderConfig, look_up
 from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig, sinusoids
 from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables
+from mindone_audio.machine import device
 
 RNG = np.random.default_rng(0)
 

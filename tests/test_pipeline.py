@@ -9,9 +9,9 @@ from mindspore import Tensor
 from transformers import GenerationConfig, TextStreamer
 
 from mindone_audio import AutoProcessor, load_audio, pipeline
-from mindone_audio.audio import AudioError, quiet_windows
 from mindone_audio.checkpoints import demo_checkpoint
-from mindone_audio.generation.text import cut, text_stream
+from mindone_audio.generation.text_stream import cut, text_stream
+from mindone_audio.inputs.audio import AudioError, quiet_windows
 
 AUDIO = Path(__file__).parent.parent / "examples" / "audio"
 SIREN, SPEECH, BEEPS = (str(AUDIO / name) for name in ("siren.ogg", "spoken_command.wav", "three_beeps.wav"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mindone_audio import pipelines
-from mindone_audio.audio import AudioError
+from mindone_audio.inputs.audio import AudioError
 from mindone_audio.pipelines import AudioTextToTextPipeline, Request
 
 RATE = 16_000

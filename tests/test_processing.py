@@ -12,7 +12,7 @@ import pytest
 import transformers
 from helpers_processor import CLIP, RATE, make_reference_exact, tone, write_audio, write_checkpoint
 
-from mindone_audio.audio import AudioError
+from mindone_audio.inputs.audio import AudioError
 from mindone_audio.models import AutoProcessor
 from mindone_audio.models.qwen2_audio import Qwen2AudioProcessor, audio_token_count
 

@@ -18,12 +18,15 @@ from families import CASES, GOLDENS, SINGLES, golden, published_weights
 from helpers import PAD, batch, clips, prompt, relative_error, tiny_config, to_torch, torch_model
 from helpers_quantization import STATE, in_4_bits, quantise
 from mindone.peft import LoraConfig, get_peft_model
+from mindspore.common import np_dtype
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2AudioForConditionalGeneration as TorchQwen2Audio
 
-from mindone_audio import AutoModelForAudioTextToText, quantization, weights
+from mindone_audio import AutoModelForAudioTextToText
 from mindone_audio.backbone.layers import Linear, QuantizedLinear
-from mindone_audio.hub import CheckpointError
+from mindone_audio.weights import nf4
+from mindone_audio.weights.hub import CheckpointError
+from mindone_audio.weights.parameters import read_tensor, stored_tensors
 
 ROOT = Path(__file__).parent.parent
 MODELS = ("qwen2_audio_nf4_plain", "qwen2_audio_nf4_double")
@@ -81,13 +84,13 @@ def seen_logits(model, recording):
 @pytest.mark.parametrize("at_once", [1 << 17, 64])
 def test_every_kind_of_weight_is_dequantised_as_bitsandbytes_does(at_once, monkeypatch):
     """Odd shapes, other block sizes, other dtypes of the codes; in fp32 and rounded. The difference is zero."""
-    monkeypatch.setattr(quantization, "_BYTES_AT_ONCE", at_once)
-    stored = {tensor.name: tensor for tensor in weights.stored_tensors(GOLDENS / "nf4_layers")}
-    found = quantization.group(stored, weights.read_tensor)
+    monkeypatch.setattr(nf4, "_BYTES_AT_ONCE", at_once)
+    stored = {tensor.name: tensor for tensor in stored_tensors(GOLDENS / "nf4_layers")}
+    found = nf4.group(stored, read_tensor)
     expected = np.load(GOLDENS / "nf4_layers" / "dequantised.npz")
     names = {name for name in expected.files if "." not in name}
     assert {f"{name}.weight" for name in names} == set(found) and len(found) == 11
-    dtypes = {"F32": np.float32, "F16": np.float16, "BF16": np.dtype(weights.np_bfloat16)}
+    dtypes = {"F32": np.float32, "F16": np.float16, "BF16": np.dtype(np_dtype.bfloat16)}
     for name in names:
         weight = found[f"{name}.weight"]
         np.testing.assert_array_equal(weight.dequantized(np.float32), expected[name], strict=True)
@@ -140,10 +143,10 @@ def test_kept_weights_take_a_third_of_bfloat16(both):
 def test_dequantising_needs_little_beside_its_result():
     count = 1 << 22
     codes = np.random.default_rng(0).integers(0, 256, count // 2, dtype=np.uint8)
-    blocks = quantization.Blocks(codes, np.ones((256, 2), np.float32), np.ones(count // 64, np.float32), count)
+    blocks = nf4.Blocks(codes, np.ones((256, 2), np.float32), np.ones(count // 64, np.float32), count)
     tracemalloc.start()
     target = np.empty(count, np.float32)
-    quantization.dequantize(blocks, target)
+    nf4.dequantize(blocks, target)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1.2 * target.nbytes
@@ -155,11 +158,13 @@ sys.path[:0] = {paths!r}
 from pathlib import Path
 import mindspore as ms, numpy as np
 from mindspore import nn
-from mindone_audio import device, quantization, weights
+from mindone_audio.weights.parameters import read_tensor, stored_tensors
+from mindone_audio.machine import device
+from mindone_audio.weights import nf4
 from mindone_audio.backbone.layers import QuantizedLinear
 device.prepare()
-stored = {{tensor.name: tensor for tensor in weights.stored_tensors(Path({folder!r}))}}
-layers = nn.SequentialCell([QuantizedLinear(w, None) for w in quantization.group(stored, weights.read_tensor).values()])
+stored = {{tensor.name: tensor for tensor in stored_tensors(Path({folder!r}))}}
+layers = nn.SequentialCell([QuantizedLinear(w, None) for w in nf4.group(stored, read_tensor).values()])
 
 def resident():
     return int(open("/proc/self/status").read().split("VmRSS:")[1].split()[0]) * 1024
@@ -410,4 +415,4 @@ def test_the_example(tmp_path, monkeypatch, capsys):
 def test_a_quantisation_that_a_parts_config_tells_of_is_refused(tmp_path, part, field):
     config = {part: {field: {"quant_method": "gptq"}}}
     with pytest.raises(CheckpointError, match=f"config.json: {part}.{field}.quant_method 'gptq' is not supported"):
-        quantization.check_config(config, tmp_path)
+        nf4.check_config(config, tmp_path)

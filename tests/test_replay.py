@@ -13,8 +13,9 @@ from helpers import batch, clips, prompt, tiny_config, torch_model
 from mindspore import Tensor
 from safetensors.numpy import load_file, save_file
 
-from mindone_audio import AutoModelForAudioTextToText, cli, parity
+from mindone_audio import AutoModelForAudioTextToText, cli
 from mindone_audio.checkpoints import demo_checkpoint
+from mindone_audio.proof import parity
 
 RECORDING = Path(__file__).parent / "recordings" / "demo.safetensors"
 INPUTS = {**batch([prompt([3, "a40", 5, "a20", 2])]), **clips([40, 20])}

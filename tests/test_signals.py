@@ -12,7 +12,7 @@ SCRIPT = """
 import os, signal, sys, threading, time
 if sys.argv[1] == "without":
     del signal.sigtimedwait
-from mindone_audio.signals import Signals
+from mindone_audio.machine.signals import Signals
 
 def send(number):
     os.kill(os.getpid(), number)

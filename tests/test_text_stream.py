@@ -9,9 +9,9 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from mindone_audio import tekken
 from mindone_audio.checkpoints import demo_checkpoint
-from mindone_audio.generation.text import cut, stripped, text_stream
+from mindone_audio.generation.text_stream import cut, stripped, text_stream
+from mindone_audio.models.voxtral import tekken
 
 GOLDENS = Path(__file__).parent / "goldens"
 ALPHABET = "abnt  .?!,'mvres nN\n\té你好答案。的😀👩‍👩‍👧\ufffdßж한"

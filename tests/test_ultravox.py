@@ -19,10 +19,11 @@ from helpers_ultravox import GOLDENS, split_checkpoint, write_checkpoint
 from safetensors.numpy import load_file, save_file
 from transformers import AutoConfig, WhisperFeatureExtractor
 
-from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, UltravoxConfig, pipeline, to_mindspore, weights
-from mindone_audio.audio import AudioError
-from mindone_audio.hub import CheckpointError
-from mindone_audio.models.ultravox import UltravoxForConditionalGeneration, UltravoxProcessor
+from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, UltravoxConfig, pipeline, to_mindspore
+from mindone_audio.inputs.audio import AudioError
+from mindone_audio.models.ultravox.model import UltravoxForConditionalGeneration, UltravoxProcessor
+from mindone_audio.weights.hub import CheckpointError
+from mindone_audio.weights.parameters import load_parameters
 
 ROOT = Path(__file__).parent.parent
 LLAMA = GOLDENS / "ultravox_llama"
@@ -114,7 +115,7 @@ def test_parts_get_the_dtype_of_the_repository(tmp_path):
     own = split_checkpoint(LLAMA, tmp_path)
     change_tensors(tmp_path / "whisper", lambda t: t.update({n: v.astype(np.float16) for n, v in t.items()}))
     model = UltravoxForConditionalGeneration(UltravoxConfig.from_pretrained(own))
-    parts = weights.load_parameters(model, own, lambda stored: stored, sources=model.weight_sources(own))
+    parts = load_parameters(model, own, lambda stored: stored, sources=model.weight_sources(own))
     assert {parameter.dtype for parameter in model.get_parameters()} == {ms.bfloat16}
     assert parts == {"language_model.": tmp_path / "text", "audio_tower.": tmp_path / "whisper"}
 

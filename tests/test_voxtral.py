@@ -34,8 +34,8 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from transformers import VoxtralConfig
 
 from mindone_audio import AutoProcessor, VoxtralForConditionalGeneration, VoxtralProcessor, cli, load_audio
-from mindone_audio.audio import AudioError
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
+from mindone_audio.inputs.audio import AudioError
 from mindone_audio.models.qwen2_audio import Qwen2AudioForConditionalGeneration
 
 ROOT = Path(__file__).parent.parent

@@ -14,8 +14,11 @@ from helpers import batch, clips, prompt, relative_error, tiny_config, to_torch,
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2AudioForConditionalGeneration as TorchQwen2Audio
 
-from mindone_audio import AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, device, weights
-from mindone_audio.hub import CheckpointError
+from mindone_audio import AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration
+from mindone_audio.machine import device
+from mindone_audio.weights import parameters
+from mindone_audio.weights.hub import CheckpointError
+from mindone_audio.weights.parameters import read_tensor, stored_tensors
 
 INPUTS = {**batch([prompt([3, "a40", 5])]), **clips([40])}
 
@@ -206,7 +209,7 @@ def test_a_disk_error_names_file_and_tensor(folder, monkeypatch):
     def broken(stream, array):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(weights, "_fill", broken)
+    monkeypatch.setattr(parameters, "_fill", broken)
     with pytest.raises(CheckpointError, match="model.safetensors: tensor 'audio_tower.*Input/output error"):
         AutoModelForAudioTextToText.from_pretrained(folder)
 
@@ -214,10 +217,10 @@ def test_a_disk_error_names_file_and_tensor(folder, monkeypatch):
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("wanted", [ms.float32, ms.float16, ms.bfloat16, None])
 def test_values_in_every_dtype(tmp_path, stored, wanted, monkeypatch):
-    monkeypatch.setattr(weights, "_CHUNK", 24)  # bytes: the values come in several parts
+    monkeypatch.setattr(parameters, "_CHUNK", 24)  # bytes: the values come in several parts
     values = torch.randn(5, 7, generator=torch.Generator().manual_seed(0)).to(stored)
     save_file({"x": values}, tmp_path / "model.safetensors")
-    array = weights.read_tensor(weights.stored_tensors(tmp_path)[0], wanted)
+    array = read_tensor(stored_tensors(tmp_path)[0], wanted)
     names = {ms.float32: torch.float32, ms.float16: torch.float16, ms.bfloat16: torch.bfloat16, None: stored}
     expected = values.to(names[wanted]).float().numpy()
     np.testing.assert_array_equal(array.astype(np.float32), expected)
@@ -340,6 +343,6 @@ def test_a_model_made_from_a_config_alone_is_random_and_works():
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_read(folder, monkeypatch):
-    monkeypatch.setattr(weights, "physical_memory", lambda: 100_000)
+    monkeypatch.setattr(parameters, "physical_memory", lambda: 100_000)
     with pytest.raises(CheckpointError, match=r"take 0\.\d GB as Float32, and this machine has 0.0 GB of memory"):
         AutoModelForAudioTextToText.from_pretrained(folder)

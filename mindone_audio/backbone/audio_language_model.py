@@ -11,13 +11,15 @@ from mindspore import Tensor, nn
 from mindspore import ops as msops
 from mindspore.nn.utils import no_init_parameters
 
-from mindone_audio import device, hub, quantization, weights
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.decoder import Decoder, DecoderConfig, PackedWeights, causal_mask, look_up
 from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig
 from mindone_audio.backbone.layers import QuantizedLinear, keep_in_4_bits
-from mindone_audio.backbone.mindone import CausalLMOutput, GenerationConfig, PreTrainedModel
+from mindone_audio.backbone.pretrained_model import CausalLMOutput, GenerationConfig, PreTrainedModel
 from mindone_audio.backbone.prompt import Prompt, build_prompt
+from mindone_audio.machine import device
+from mindone_audio.weights import hub, nf4
+from mindone_audio.weights.parameters import Prefixes, Source, load_parameters, mark_as_pytorch, replace_prefix
 
 logger = logging.getLogger(__name__)
 
@@ -61,11 +63,11 @@ class AudioLanguageModel(PreTrainedModel):
     audio_inputs: tuple[str, ...] = ("input_features", "feature_attention_mask")
 
     # How the names of a checkpoint begin where they are not the published layout's: (on disk, here).
-    weight_prefixes: weights.Prefixes = ()
+    weight_prefixes: Prefixes = ()
 
     # How the modules of transformers' class are called, after which adapters are named, where that differs from names
     # on disk: (there, here).
-    adapter_prefixes: weights.Prefixes = ()
+    adapter_prefixes: Prefixes = ()
 
     # The decoder's weights in fewer matrices, for `generate`; where they are not packed, None.
     packed_weights: PackedWeights | None = None
@@ -122,7 +124,7 @@ class AudioLanguageModel(PreTrainedModel):
         folder = hub.checkpoint_folder(pretrained_model_name_or_path, **download)
         elsewhere = {name: download[name] for name in hub.ACCESS_KEYWORDS if name in download}
         stored = hub.read_config(folder)
-        quantization.check_config(stored, folder)
+        nf4.check_config(stored, folder)
         if config is None:
             if stored.get("model_type") != cls.config_class.model_type:
                 raise ValueError(
@@ -145,7 +147,7 @@ class AudioLanguageModel(PreTrainedModel):
         def choose_dtype(stored: ms.Type) -> ms.Type:
             return device.compute_dtype(mindspore_dtype or stored)
 
-        parts = weights.load_parameters(
+        parts = load_parameters(
             model,
             folder,
             choose_dtype,
@@ -177,12 +179,12 @@ class AudioLanguageModel(PreTrainedModel):
             )
         state_dict = dict(self.parameters_and_names()) if state_dict is None else state_dict
         prefixes = tuple((here, on_disk) for on_disk, here in self.weight_prefixes)
-        state_dict = {weights.replace_prefix(name, prefixes): value for name, value in state_dict.items()}
+        state_dict = {replace_prefix(name, prefixes): value for name, value in state_dict.items()}
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         for file in Path(save_directory).glob("*.safetensors"):
-            weights.mark_as_pytorch(file)
+            mark_as_pytorch(file)
 
-    def weight_sources(self, folder: Path, **access) -> list[weights.Source]:
+    def weight_sources(self, folder: Path, **access) -> list[Source]:
         """Other checkpoints with what a repository leaves out; `access` are `hub.ACCESS_KEYWORDS`. Most have none."""
         return []
 

@@ -5,9 +5,9 @@ import numpy as np
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
-from mindone_audio import device
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.layers import new_name
+from mindone_audio.machine import device
 
 
 class KVCache(nn.Cell):

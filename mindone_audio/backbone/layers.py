@@ -15,7 +15,7 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, initializer
 
 from mindone_audio.backbone import ops
-from mindone_audio.quantization import QuantizedWeight
+from mindone_audio.weights.nf4 import QuantizedWeight
 
 _INIT_STD = 0.02
 _numbers = count()
@@ -95,7 +95,7 @@ class QuantizedLinear(nn.Cell):
     """A `Linear` whose weight (out, in) stays in 4 bits; every call dequantises it to the dtype of its input.
 
     weight uint8, two codes each; absmax fp32 (blocks); or doubly quantised absmax uint8 and nested_absmax fp32: see
-    `mindone_audio.quantization`. They are frozen, `bias` (out) is not.
+    `mindone_audio.weights.nf4`. They are frozen, `bias` (out) is not.
     """
 
     def __init__(self, weight: QuantizedWeight, bias: Parameter | None):

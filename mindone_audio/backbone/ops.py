@@ -17,7 +17,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from mindone_audio import device
+from mindone_audio.machine import device
 
 transpose = ops.Transpose()  # of a tensor and its axes' new order
 

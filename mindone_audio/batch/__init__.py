@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-_HOMES = {"BatchError": "job", "BatchJob": "job", "BatchTotals": "runner", "merge": "parts", "run_batch": "runner"}
+_HOMES = {"BatchError": "job", "BatchJob": "job", "BatchTotals": "runner", "merge": "part_files", "run_batch": "runner"}
 
 __all__ = list(_HOMES)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mindone_audio.batch.decoding import MAX_SECONDS, Decoded
+from mindone_audio.batch.decode_ahead import MAX_SECONDS, Decoded
 
 AHEAD = 4  # batches among which items of similar length are looked for
 MOST_CLIPS = 64  # in a batch by seconds

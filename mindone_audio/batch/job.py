@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from mindone_audio.chat import TASKS
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.generation.settings import real, settle, split_request, whole
-from mindone_audio.hub import checkpoint_file, read_config
+from mindone_audio.inputs.conversation import TASKS
+from mindone_audio.weights.hub import checkpoint_file, read_config
 
 MAX_BATCH = 256
 _SAMPLE = 1 << 20  # bytes at both ends of a weights file that its fingerprint is made of

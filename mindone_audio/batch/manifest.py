@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from mindone_audio.chat import AUDIO_KEYS, task_schema
-from mindone_audio.records import TABLES, Record, read_records
+from mindone_audio.inputs.conversation import AUDIO_KEYS, task_schema
+from mindone_audio.inputs.records import TABLES, Record, read_records
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mindone_audio.batch.buckets import Buckets, Question, Ready
-from mindone_audio.batch.decoding import POLL, DecodeAhead
+from mindone_audio.batch.decode_ahead import POLL, DecodeAhead
 from mindone_audio.batch.job import BatchError, BatchJob, Shard, find_shard
 from mindone_audio.batch.manifest import Item, Manifest, read_manifest
-from mindone_audio.batch.parts import EXTRA, Part, merge, settle_job
+from mindone_audio.batch.part_files import EXTRA, Part, merge, settle_job
 from mindone_audio.batch.progress import Progress
 from mindone_audio.generation.settings import settle, split_request
 

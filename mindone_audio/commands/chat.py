@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
     if "-" in clips:
         raise shared.WrongUse("chat reads its messages from standard input: give the clip as a file")
     pipe = shared.load_pipeline(options)
-    from mindone_audio.audio import load_clip
+    from mindone_audio.inputs.audio import load_clip
 
     opening = [{"role": "system", "content": options.system}] if options.system else []
     interactive, explain = sys.stdin.isatty(), shared.explain("chat")

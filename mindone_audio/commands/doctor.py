@@ -17,20 +17,21 @@ def run(options: argparse.Namespace) -> int:
     """0 where all is well, 1 for warnings, 2 for errors."""
     if options.ops:
         return _run_ops(options)
-    from mindone_audio import environment
+    from mindone_audio.machine import doctor
 
-    report = environment.inspect_environment(device=None if options.device == "auto" else options.device)
+    report = doctor.inspect_environment(device=None if options.device == "auto" else options.device)
     if options.json:
-        print(json.dumps(environment.report_as_json(report), indent=1))
+        print(json.dumps(doctor.report_as_json(report), indent=1))
     else:
-        print(environment.format_report(report))
-    return environment.exit_status(report)
+        print(doctor.format_report(report))
+    return doctor.exit_status(report)
 
 
 def _run_ops(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from mindone_audio import device, op_check
+    from mindone_audio.machine import device
+    from mindone_audio.proof import op_check
 
     device.set_device(options.device)
     device.prepare()

@@ -9,12 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mindone_audio.batch.decoding import die_with_parent
-from mindone_audio.commands.msrun import is_scheduler, started_by_msrun
+from mindone_audio.batch.decode_ahead import die_with_parent
 from mindone_audio.finetune.config import FinetuneConfig
 from mindone_audio.finetune.job import FinetuneOutcome, run_finetune
 from mindone_audio.finetune.trainer import FinetuneError
-from mindone_audio.signals import Signals
+from mindone_audio.machine.msrun import is_scheduler, started_by_msrun
+from mindone_audio.machine.signals import Signals
 
 SHOWN = 5  # skipped examples that are named
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as a shell reports them
@@ -53,7 +53,7 @@ def _schedule(config: FinetuneConfig) -> int:
     """What msrun's scheduler does: bring the ranks together, until they have ended."""
     from mindspore import communication
 
-    from mindone_audio.device import set_device
+    from mindone_audio.machine.device import set_device
 
     set_device(config.job.device)
     communication.init()

@@ -21,8 +21,9 @@ def run(options: argparse.Namespace) -> int:
     """0 where every stage is within tolerance and the tokens agree, 2 otherwise."""
     import mindspore as ms
 
-    from mindone_audio import device, parity
+    from mindone_audio.machine import device
     from mindone_audio.models import AutoModelForAudioTextToText
+    from mindone_audio.proof import parity
 
     recording = parity.read_recording(options.recording)
     device.set_device(options.device)

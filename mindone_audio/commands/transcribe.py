@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mindone_audio.commands import options as shared
 from mindone_audio.commands.subtitles import subtitles
-from mindone_audio.files import replacing
+from mindone_audio.machine.files import replacing
 
 FORMATS = ("txt", "json", "srt", "vtt")
 SHORTEST_WINDOW = 1.0  # seconds

@@ -3,28 +3,28 @@
 from importlib import import_module
 
 _HOMES = {
-    "AdaptedModel": "lora",
-    "AnswerCollator": "collator",
-    "BIG_BENCH_AUDIO_QUESTIONS": "examples",
-    "DataError": "examples",
-    "Example": "examples",
-    "FinetuneError": "trainer",
-    "FinetuneResult": "trainer",
-    "FinetuneSettings": "settings",
-    "LoraSettings": "lora_settings",
-    "Trainer": "trainer",
-    "add_lora": "lora",
-    "dataset_examples": "tables",
-    "FinetuneConfig": "config",
-    "exact_match": "metrics",
-    "jsonl_examples": "tables",
-    "load_adapter": "lora",
-    "load_examples": "sources",
-    "push_to_hub": "publish",
-    "run_finetune": "job",
-    "save_merged": "publish",
-    "trainable_parameters": "lora",
-    "word_error_rate": "metrics",
+    "AdaptedModel": "adapters.lora",
+    "AnswerCollator": "finetune.data.collator",
+    "BIG_BENCH_AUDIO_QUESTIONS": "finetune.data.examples",
+    "DataError": "finetune.data.examples",
+    "Example": "finetune.data.examples",
+    "FinetuneError": "finetune.trainer",
+    "FinetuneResult": "finetune.trainer",
+    "FinetuneSettings": "finetune.settings",
+    "LoraSettings": "adapters.settings",
+    "Trainer": "finetune.trainer",
+    "add_lora": "adapters.lora",
+    "dataset_examples": "finetune.data.tables",
+    "FinetuneConfig": "finetune.config",
+    "exact_match": "finetune.metrics",
+    "jsonl_examples": "finetune.data.tables",
+    "load_adapter": "adapters.lora",
+    "load_examples": "finetune.data.sources",
+    "push_to_hub": "finetune.publish",
+    "run_finetune": "finetune.job",
+    "save_merged": "finetune.publish",
+    "trainable_parameters": "adapters.lora",
+    "word_error_rate": "finetune.metrics",
 }
 
 __all__ = list(_HOMES)
@@ -34,4 +34,4 @@ def __getattr__(name: str):
     """Names are imported when they are first used: reading data needs no MindSpore."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"mindone_audio.{_HOMES[name]}"), name)

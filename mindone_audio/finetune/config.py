@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from mindone_audio.finetune.lora_settings import LoraSettings
+from mindone_audio.adapters.settings import LoraSettings
 from mindone_audio.finetune.settings import FinetuneSettings
 from mindone_audio.finetune.values import ConfigError, check_value, suggestion
 

@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
-from mindone_audio.finetune.examples import Example
-from mindone_audio.finetune.parts import PartOfRows
-from mindone_audio.finetune.tables import Rows
+from mindone_audio.finetune.data.examples import Example
+from mindone_audio.finetune.data.slices import PartOfRows
+from mindone_audio.finetune.data.tables import Rows
 
 # Of `FinetuneSettings`; max_steps and num_train_epochs are told by how many steps there are.
 SETTINGS_OF_STEPS = (

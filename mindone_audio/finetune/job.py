@@ -10,18 +10,18 @@ from typing import Any
 
 import mindspore as ms
 
+from mindone_audio.adapters.lora import add_lora, trainable_parameters
 from mindone_audio.checkpoints import demo_checkpoint
-from mindone_audio.device import set_device
-from mindone_audio.finetune.checkpoints import Checkpoints
-from mindone_audio.finetune.collator import AnswerCollator
 from mindone_audio.finetune.config import FinetuneConfig
-from mindone_audio.finetune.examples import ColumnsError, DataError
-from mindone_audio.finetune.lora import add_lora, trainable_parameters
-from mindone_audio.finetune.parts import part
+from mindone_audio.finetune.data.collator import AnswerCollator
+from mindone_audio.finetune.data.examples import ColumnsError, DataError
+from mindone_audio.finetune.data.slices import part
+from mindone_audio.finetune.data.sources import load_examples
 from mindone_audio.finetune.publish import check_empty, check_repository, push_to_hub, save_merged
 from mindone_audio.finetune.ranks import Ranks
-from mindone_audio.finetune.sources import load_examples
 from mindone_audio.finetune.trainer import FinetuneError, FinetuneResult, Trainer
+from mindone_audio.finetune.trainer_state import Checkpoints
+from mindone_audio.machine.device import set_device
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ import csv
 import logging
 from pathlib import Path
 
-from mindone_audio.files import replacing
+from mindone_audio.machine.files import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from mindone_audio.files import UNFINISHED, new_folder
-from mindone_audio.hub import ACCESS_KEYWORDS, CHECKPOINT_FILES, CONFIG_FILE, checkpoint_folder
+from mindone_audio.machine.files import UNFINISHED, new_folder
+from mindone_audio.weights.hub import ACCESS_KEYWORDS, CHECKPOINT_FILES, CONFIG_FILE, checkpoint_folder
 
 ADAPTER_FILE = "adapter_config.json"
 # What training leaves beside an adapter, and what is for nobody else.

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
+from mindone_audio.adapters.dropout import Dropout
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.backbone.decoder import causal_mask, for_all_heads, look_up
-from mindone_audio.finetune.dropout import Dropout
 from mindone_audio.finetune.graphs import audio_embeddings, cross_entropy_sum, graph
 
 _LAYER_STRIDE = 1_000_003  # between the dropout seeds of two layers

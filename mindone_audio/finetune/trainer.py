@@ -18,19 +18,19 @@ from mindspore import Tensor
 from mindspore import ops as msops
 from tqdm import tqdm
 
-from mindone_audio.audio import AudioError
-from mindone_audio.files import filling
-from mindone_audio.finetune.checkpoints import Checkpoints
+from mindone_audio.adapters.lora import set_dropout_seed
+from mindone_audio.finetune.data.order import Order, share
 from mindone_audio.finetune.facts import SETTINGS_OF_STEPS, adapter_facts, collator_facts, example_facts
 from mindone_audio.finetune.graphs import Accumulate, AdamW, MicroBatch, Reduce, SummedLoss, graph, zeros_like
 from mindone_audio.finetune.log import Log
-from mindone_audio.finetune.lora import set_dropout_seed
 from mindone_audio.finetune.metrics import COUNTS
-from mindone_audio.finetune.order import Order, share
 from mindone_audio.finetune.ranks import Ranks
 from mindone_audio.finetune.recompute import AccumulateByLayer
 from mindone_audio.finetune.settings import FinetuneSettings
-from mindone_audio.hub import CONFIG_FILE
+from mindone_audio.finetune.trainer_state import Checkpoints
+from mindone_audio.inputs.audio import AudioError
+from mindone_audio.machine.files import filling
+from mindone_audio.weights.hub import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 

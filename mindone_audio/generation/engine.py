@@ -20,12 +20,12 @@ import numpy as np
 from mindspore import Tensor, nn
 from mindspore import ops as msops
 
-from mindone_audio import device
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audio_rows, merge_audio
 from mindone_audio.backbone.cache import KVCache
 from mindone_audio.backbone.compiled import one_graph
 from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
+from mindone_audio.machine import device
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mindone_audio.generation.text import check_stops
+from mindone_audio.generation.text_stream import check_stops
 
 logger = logging.getLogger(__name__)
 

@@ -1,28 +1,34 @@
-"""One file a family; the file's name is the `model_type` that a checkpoint's config.json gives, but for aliases."""
+"""The families: one file or folder each, and the classes that choose among them by a checkpoint's `model_type`."""
 
 import os
-import pkgutil
 from importlib import import_module
 from types import ModuleType
 
-from mindone_audio.hub import DOWNLOAD_KEYWORDS, read_config
-from mindone_audio.processing import AudioTextProcessor
+from mindone_audio.inputs.processor import AudioTextProcessor
+from mindone_audio.weights.hub import DOWNLOAD_KEYWORDS, read_config
 
-# Families whose checkpoints give another model_type: Ichigo's say what they are to transformers, a Llama.
+# The name is the `model_type` of config.json, but for Ichigo, which is a Llama to transformers.
+FAMILIES = {
+    "audioflamingo3": "audioflamingo3",
+    "ichigo": "ichigo.model",
+    "qwen2_audio": "qwen2_audio",
+    "ultravox": "ultravox.model",
+    "voxtral": "voxtral.model",
+}
 _MODEL_TYPES = {"ichigo": "llama"}
 
 
 def known_families() -> list[str]:
-    """The families that have a file here."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    """Their names."""
+    return sorted(FAMILIES)
 
 
 def family(model_type: str | None) -> ModuleType:
     """The module of a model type, with `MODEL` and `PROCESSOR`; `ValueError` with the known types for another."""
-    names = {_MODEL_TYPES.get(name, name): name for name in known_families()}
+    names = {_MODEL_TYPES.get(name, name): name for name in FAMILIES}
     if model_type not in names:
         raise ValueError(f"unknown model_type {model_type!r}: known are {', '.join(sorted(names))}")
-    return import_module(f"{__name__}.{names[model_type]}")
+    return import_module(f"{__name__}.{FAMILIES[names[model_type]]}")
 
 
 class AutoModelForAudioTextToText:

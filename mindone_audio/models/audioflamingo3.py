@@ -6,15 +6,15 @@ import numpy as np
 from mindspore import Tensor, nn
 from transformers import AutoConfig, BatchFeature, PretrainedConfig, ProcessorMixin, VoxtralEncoderConfig
 
-from mindone_audio.audio import fit_window
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.backbone.config_fields import refuse_fields
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.generation import GenerationMixin
+from mindone_audio.inputs.audio import fit_window
+from mindone_audio.inputs.processor import AudioTextProcessor, as_list
 from mindone_audio.models.qwen2_audio import audio_token_count
-from mindone_audio.processing import AudioTextProcessor, as_list
 
 CHECKPOINTS = ("nvidia/audio-flamingo-3-hf",)
 PROVED = "float32 on CPU against transformers 5.23 (PyTorch, model and processor), with a small random model"

@@ -8,13 +8,13 @@ import transformers
 from mindspore import Tensor, nn
 from transformers import BatchFeature, Qwen2AudioConfig
 
-from mindone_audio.audio import fit_window
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.backbone.config_fields import refuse_fields
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.generation import GenerationMixin
-from mindone_audio.processing import AudioTextProcessor
+from mindone_audio.inputs.audio import fit_window
+from mindone_audio.inputs.processor import AudioTextProcessor
 
 CHECKPOINTS = ("Qwen/Qwen2-Audio-7B", "Qwen/Qwen2-Audio-7B-Instruct")
 PROVED = "float32 on CPU against transformers 4.57 and 5.23 (PyTorch): small random models and the bundled trained one"

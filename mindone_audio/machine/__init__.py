@@ -1,0 +1,1 @@
+"""The machine: device choice, versions of driver and CANN, npu-smi, signals, msrun, files that are replaced whole."""

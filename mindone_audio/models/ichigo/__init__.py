@@ -1,0 +1,1 @@
+"""Ichigo: the model and its processor, and WhisperVQ, which makes tokens of audio."""

@@ -1,0 +1,1 @@
+"""Voxtral: the model and its processor, and its tokenizer, Tekken."""
