@@ -97,7 +97,7 @@ class Ours(Contender):
         inputs = dict(self.inputs)
         ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
         settings = inputs | {"max_new_tokens": self.new_tokens}
-        sequences, _, best = _prefill(self.model._begin(ids, mask, None, None, self.compiled, settings), 1)
+        sequences, _, best = _prefill(self.model._request(ids, mask, None, None, self.compiled, settings), 1)
         return self._steps(sequences, best, self.new_tokens - 1)
 
     def filled_step(self, filled: int) -> float:

@@ -14,10 +14,11 @@ from mindspore import Tensor, ops
 from transformers import GenerationConfig, TextStreamer
 
 from mindone_audio import AutoModelForAudioTextToText
-from mindone_audio.backbone import decoder
+from mindone_audio.adapters.lora import add_lora
+from mindone_audio.backbone import packed_weights
 from mindone_audio.generation import engine, generate, sampling
 from mindone_audio.generation.beam import BeamSearch
-from mindone_audio.generation.engine import PACK, PIECE, cache_bucket, power_of_two, prompt_width
+from mindone_audio.generation.engine import CHUNK, PACK, cache_bucket, power_of_two, prompt_width
 from mindone_audio.generation.settings import GenerationSettings, settle
 
 INPUTS = {**batch([prompt([3, "a40", 5])]), **clips([40])}
@@ -202,7 +203,7 @@ def test_text_streamer_of_transformers(model, capsys):
 
 def test_buckets_hold_what_they_are_asked_for():
     for length in range(1, 3000, 7):
-        assert length <= prompt_width(length) < length + PIECE
+        assert length <= prompt_width(length) < length + CHUNK
         assert length <= cache_bucket(length) <= max(512, 2 * length)
         assert length <= power_of_two(length) < 2 * length
     assert [cache_bucket(length) for length in (513, 2049, 3073, 4097, 8193)] == [1024, 3072, 4096, 6144, 12288]
@@ -233,13 +234,13 @@ def test_prompts_are_prefilled_together(model, lengths, packs):
     beams = new_tokens(model, batch(texts[:4]), max_new_tokens=5, num_beams=2).tolist()
     alone = [new_tokens(model, batch([text]), max_new_tokens=5, num_beams=2)[0].tolist() for text in texts[:4]]
     assert [row[: len(one)] for row, one in zip(beams, alone)] == alone
-    if any(PACK - PIECE < sum(lengths[row] for row in pack) <= PACK and len(pack) > 1 for pack in packs):
+    if any(PACK - CHUNK < sum(lengths[row] for row in pack) <= PACK and len(pack) > 1 for pack in packs):
         assert PACK in model._engines[True]._slots[1, 512].prefills
 
 
 def test_twenty_prompts_of_different_lengths_compile_two_graphs(model):
     """One for prefill and one for the step, whatever the prompts' lengths, counted where MindSpore compiles."""
-    model.__dict__.pop("_engines", None)
+    model._engines_of = None
     with Compilations() as compiled:
         for length in range(5, 405, 20):
             assert new_tokens(model, batch([prompt([length], length)]), max_new_tokens=8).shape == (1, 8)
@@ -253,16 +254,42 @@ def test_a_new_prompt_of_the_same_bucket_compiles_nothing(model, monkeypatch):
     assert new_tokens(model, other, max_new_tokens=20).shape == (1, 20)
 
 
+def test_weights_version_changes_with_what_a_graph_does_not_see(tmp_path):
+    torch_model(tiny_config()).save_pretrained(tmp_path)
+    model = AutoModelForAudioTextToText.from_pretrained(tmp_path)
+    layer = model.language_model.model.layers[0].self_attn.q_proj
+    versions = [model.weights_version, model.weights_version]
+    assert versions[0] == versions[1]
+    ops.assign(layer.weight, Tensor(np.zeros(layer.weight.shape, np.float32)))
+    assert model.weights_version == versions[0]
+    adapted = add_lora(model)
+    (lora,) = (
+        cell for name, cell in model.cells_and_names() if name == "language_model.model.layers.0.self_attn.q_proj"
+    )
+    for change in (
+        lambda: None,  # the adapter itself
+        lambda: lora.merge(),
+        lambda: lora.unmerge(),
+        lambda: lora.enable_adapters(False),
+        lambda: lora.scale_layer(2.0),
+        lambda: adapted.unload(),
+        lambda: layer.weight.set_data(layer.weight.value().copy()),
+    ):
+        change()
+        assert model.weights_version not in versions
+        versions.append(model.weights_version)
+
+
 @pytest.mark.parametrize("change", ["new memory", "in place"])
 def test_weights_that_change_between_two_calls(tmp_path, change):
     """A compiled graph reads a parameter where it was; a prefill the layers' own weights, a step the packed ones."""
     torch_model(tiny_config()).save_pretrained(tmp_path)
     model = AutoModelForAudioTextToText.from_pretrained(tmp_path)
-    ids = np.array([prompt([PIECE + 1])], np.int32)
+    ids = np.array([prompt([CHUNK + 1])], np.int32)
 
     def scores() -> np.ndarray:
-        sequences = model._engine(True).sequences(1, PIECE + 1)
-        outputs = sequences.prefill(ids[0, :PIECE], np.array([PIECE])), sequences.extend(ids[:, PIECE])
+        sequences = model._engine(True).sequences(1, CHUNK + 1)
+        outputs = sequences.prefill(ids[0, :CHUNK], np.array([CHUNK])), sequences.extend(ids[:, CHUNK])
         return np.concatenate([scores.asnumpy() for scores, _ in outputs])
 
     for part in ("self_attn.k_proj.bias", "mlp.up_proj.weight"):
@@ -280,7 +307,7 @@ def test_weights_that_change_between_two_calls(tmp_path, change):
 @pytest.mark.parametrize("change", ["new memory", "in place"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_an_output_layer_in_parts_is_the_whole_one(tmp_path, monkeypatch, tied, change):
-    monkeypatch.setattr(decoder, "_MOST_OUTPUTS", VOCAB // 3)
+    monkeypatch.setattr(packed_weights, "_MOST_OUTPUTS", VOCAB // 3)
     torch_model(tiny_config(text={"tie_word_embeddings": tied})).save_pretrained(tmp_path)
     model = AutoModelForAudioTextToText.from_pretrained(tmp_path)
     assert (model.language_model.lm_head is None) == tied
@@ -323,7 +350,7 @@ def test_packed_weights_stay_the_models_own(tmp_path):
 
 
 def test_caches_are_dropped_only_where_they_are_too_large_together(model, monkeypatch, caplog):
-    model.__dict__.pop("_engines", None)
+    model._engines_of = None
     first = new_tokens(model, max_new_tokens=6, num_beams=2).tolist()
     slots = model._engines[True]._slots
     assert set(slots) == {(1, 512), (2, 512)}
@@ -343,7 +370,7 @@ def test_many_graphs_are_not_more(tmp_path, monkeypatch):
     model = AutoModelForAudioTextToText.from_pretrained(tmp_path)
     texts = [prompt([503 + row], row) for row in range(5)]
     expected = [new_tokens(model, batch([text]), max_new_tokens=12)[0].tolist() for text in texts]
-    model.__dict__.pop("_engines", None)
+    model._engines_of = None
     new_tokens(model, batch(texts), max_new_tokens=2)
     new_tokens(model, batch(texts[:2]), max_new_tokens=2)
     own = model._engines[True]

@@ -13,7 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import KVCache, update
-from mindone_audio.backbone.decoder import DecoderConfig, look_up
+from mindone_audio.backbone.decoder import DecoderConfig, rotation_at
 from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig, sinusoids
 from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables
 from mindone_audio.machine import device
@@ -80,7 +80,9 @@ def test_heads_and_rotation(length):
     expected = np.concatenate(
         [first * np.cos(angles) - second * np.sin(angles), second * np.cos(angles) + first * np.sin(angles)], -1
     )
-    tables = look_up([Tensor(table) for table in rotation_tables(9, frequencies)], Tensor(positions.astype(np.int32)))
+    tables = rotation_at(
+        [Tensor(table) for table in rotation_tables(9, frequencies)], Tensor(positions.astype(np.int32))
+    )
     for kind, rotated in enumerate((expected / 2, expected, heads)):  # queries, keys, values
         cos, sin = [ops.choose_heads(table, Tensor([kind] * 3, ms.int32)) for table in tables]
         check(ops.rotate(Tensor(heads), cos, sin), rotated)
@@ -117,7 +119,7 @@ def test_cache_writes_at_positions_and_copies_sequences(flat):
     for table in (*cache.keys, *cache.values):
         table[...] = float("nan")  # what an overflow leaves in half precision would get through a mask
     key, value = normal(2, 3, 2, 4), normal(2, 3, 2, 4)
-    places = cache.places(Tensor([1, 2], ms.int32))
+    places = cache.write_indices(Tensor([1, 2], ms.int32))
     for _ in range(2):  # what is written again is overwritten, once the cache is cleared
         cache.clear()
         keys, values = update(cache, 1, places, Tensor(key), Tensor(value))
@@ -146,7 +148,7 @@ def test_a_sequence_is_inserted_whole(flat):
     sizes = {"layers": 2, "key_value_heads": 3, "head_dim": 4, "dtype": ms.float32, "flat": flat}
     one, target = KVCache(batch=1, positions=5, **sizes), KVCache(batch=3, positions=7, **sizes)
     key, value = normal(1, 3, 3, 4), normal(1, 3, 3, 4)
-    update(one, 1, one.places(Tensor([1, 2, 3], ms.int32)), Tensor(key), Tensor(value))
+    update(one, 1, one.write_indices(Tensor([1, 2, 3], ms.int32)), Tensor(key), Tensor(value))
     for table in (*target.keys, *target.values):
         table[...] = float("nan")
     target.insert(1, one, np.array([4, 4, 2, 3, 4, 4, 4]))

@@ -163,6 +163,7 @@ class AdaptedModel(PeftModel):
         published = _resolve(model, peft_config)
         super().__init__(model, peft_config, adapter_name)
         self.published = {adapter_name: published}
+        self._dropouts: list[Dropout] = []
         self._complete(adapter_name, seed)
 
     def construct(self, *args, **kwargs):
@@ -258,10 +259,6 @@ class AdaptedModel(PeftModel):
         """`trainable_parameters` of this model; `print_trainable_parameters()` prints them."""
         return trainable_parameters(self)
 
-    @property
-    def _dropouts(self) -> list[Dropout]:
-        return self.__dict__.setdefault("_dropout_cells", [])
-
     def _complete(self, adapter_name: str, seed: int) -> None:
         """Draw the numbers of a new adapter, and put its dropout in place."""
         config = self.peft_config[adapter_name]
@@ -271,9 +268,9 @@ class AdaptedModel(PeftModel):
             key = zlib.crc32(name.encode())  # the same in every process, whatever the order
             layer.draw(adapter_name, config.init_lora_weights == "gaussian", (seed, key))
             if config.lora_dropout > 0:
-                if not self._dropouts:
-                    self.__dict__["_seed"] = Parameter(Tensor([seed], ms.int32), requires_grad=False)
-                dropout = Dropout(config.lora_dropout, layer.in_features, self.__dict__["_seed"], key)
+                known = self._dropouts[0].seed if self._dropouts else None  # one seed for all cells
+                shared = Parameter(Tensor([seed], ms.int32), requires_grad=False) if known is None else known
+                dropout = Dropout(config.lora_dropout, layer.in_features, shared, key)
                 layer.lora_dropout[adapter_name] = dropout.set_train(layer.training)
                 self._dropouts.append(dropout)
         name_parameters(self.get_base_model())

@@ -1,27 +1,24 @@
 """Encoder, projector and decoder put together: the model that every family is, even one whose audio is tokens."""
 
-import logging
 import os
-from functools import partial
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 from mindspore import ops as msops
-from mindspore.nn.utils import no_init_parameters
 
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.decoder import Decoder, DecoderConfig, PackedWeights, causal_mask, look_up
-from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig
-from mindone_audio.backbone.layers import QuantizedLinear, keep_in_4_bits
-from mindone_audio.backbone.pretrained_model import CausalLMOutput, GenerationConfig, PreTrainedModel
+from mindone_audio.backbone.decoder import Decoder, causal_mask, rotation_at
+from mindone_audio.backbone.encoder import AudioEncoder
+from mindone_audio.backbone.layers import QuantizedLinear, name_parameters
+from mindone_audio.backbone.loading import load_checkpoint
+from mindone_audio.backbone.packed_weights import PackedWeights
+from mindone_audio.backbone.pretrained_model import CausalLMOutput, PreTrainedModel
 from mindone_audio.backbone.prompt import Prompt, build_prompt
+from mindone_audio.backbone.weights_state import WeightsState
 from mindone_audio.machine import device
-from mindone_audio.weights import hub, nf4
-from mindone_audio.weights.parameters import Prefixes, Source, load_parameters, mark_as_pytorch, replace_prefix
-
-logger = logging.getLogger(__name__)
+from mindone_audio.weights.parameters import Prefixes, Source, mark_as_pytorch, replace_prefix
 
 # What PEFT's wrapper for causal language models hands on, None unless its caller gave it.
 _PEFT_KEYWORDS = ("inputs_embeds", "output_attentions", "output_hidden_states", "return_dict")
@@ -69,23 +66,20 @@ class AudioLanguageModel(PreTrainedModel):
     # on disk: (there, here).
     adapter_prefixes: Prefixes = ()
 
-    # The decoder's weights in fewer matrices, for `generate`; where they are not packed, None.
-    packed_weights: PackedWeights | None = None
-
     def __init__(
         self,
         config,
-        encoder: EncoderConfig | None,
-        decoder: DecoderConfig,
+        audio_tower: AudioEncoder | None,
         projector: nn.Cell | None,
+        language_model: Decoder,
         audio_token_id: int | None,
     ):
         device.prepare()
         super().__init__(config)
         self.audio_token_id = audio_token_id
-        self.audio_tower = None if encoder is None else AudioEncoder(encoder)
-        self.multi_modal_projector = projector
-        self.language_model = Decoder(decoder)
+        self.audio_tower, self.multi_modal_projector, self.language_model = audio_tower, projector, language_model
+        self._packed: list[PackedWeights] = []  # a list, since the cell's parameters are the model's own under others
+        self._weights_state, self._weights_version = None, 0
         self.post_init()
 
     @classmethod
@@ -120,50 +114,31 @@ class AudioLanguageModel(PreTrainedModel):
             raise ValueError(f"attn_implementation {attn_implementation!r} is not supported: use 'eager'")
         if device_map not in (None, "auto"):
             raise ValueError(f"device_map {device_map!r} is not supported: call mindspore.set_device before loading")
-        device.check_versions()
-        folder = hub.checkpoint_folder(pretrained_model_name_or_path, **download)
-        elsewhere = {name: download[name] for name in hub.ACCESS_KEYWORDS if name in download}
-        stored = hub.read_config(folder)
-        nf4.check_config(stored, folder)
-        if config is None:
-            if stored.get("model_type") != cls.config_class.model_type:
-                raise ValueError(
-                    f"{folder} holds a {stored.get('model_type')!r} model, {cls.__name__} loads "
-                    f"{cls.config_class.model_type!r}: use AutoModelForAudioTextToText"
-                )
-            config = cls.config_class.from_pretrained(folder, **elsewhere)
-        text_config = config.get_text_config()
-        was_tied = text_config.tie_word_embeddings
-        if tie_word_embeddings is not None:
-            text_config.tie_word_embeddings = config.tie_word_embeddings = tie_word_embeddings
-        config._attn_implementation = "eager"
-        config.__dict__.pop("quantization_config", None)  # what is saved is not quantised any more
-        with no_init_parameters():
-            model = cls(config)
-            if device.shares_memory():  # now, since what is compiled later must find every weight where it stays
-                model.__dict__["packed_weights"] = PackedWeights(model.language_model)  # not parameters of its own
-        sources = model.weight_sources(folder, **elsewhere)
-
-        def choose_dtype(stored: ms.Type) -> ms.Type:
-            return device.compute_dtype(mindspore_dtype or stored)
-
-        parts = load_parameters(
-            model,
-            folder,
-            choose_dtype,
-            untie=was_tied,
-            prefixes=cls.weight_prefixes,
-            sources=sources,
-            keep=partial(keep_in_4_bits, model) if keep_quantized else None,
+        return load_checkpoint(
+            cls, pretrained_model_name_or_path, config, mindspore_dtype, tie_word_embeddings, keep_quantized, **download
         )
-        for place in (folder, parts.get("language_model.", folder)):  # its own, or else the language model's
-            if (place / "generation_config.json").exists():
-                model.generation_config = GenerationConfig.from_pretrained(place)
-                break
-        if model.packed_weights is not None and not model.packed_weights.serve(model.language_model):
-            model.__dict__["packed_weights"] = None  # of another dtype, or in 4 bits
-        model.name_or_path = str(pretrained_model_name_or_path)
-        return model.set_train(False)
+
+    @property
+    def packed_weights(self) -> PackedWeights | None:
+        """The decoder's weights in fewer matrices, which `generate` reads; None where they are not packed."""
+        return self._packed[0] if self._packed else None
+
+    def pack_weights(self, packed: bool = True) -> None:
+        """Put the decoder's weights, which have no memory yet, into fewer matrices. False: forget these matrices."""
+        self._packed = [PackedWeights(self.language_model)] if packed else []
+
+    @property
+    def weights_version(self) -> int:
+        """A number that is another one after each change that compiled graphs do not see.
+
+        Adapters that are added, removed, activated, disabled, scaled or merged are such changes, and parameters whose
+        memory is another one; values that are written in place are not.
+        """
+        state = WeightsState(self)
+        if state != self._weights_state:
+            self._weights_state, self._weights_version = state, self._weights_version + 1
+            name_parameters(self)
+        return self._weights_version
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process=True, state_dict=None, **kwargs
@@ -303,7 +278,7 @@ class AudioLanguageModel(PreTrainedModel):
         columns = ops.counting(input_ids.shape[1])
         mask = causal_mask(columns, columns, visible)
         embeddings = self.embeddings(input_ids, audio, audio_index)
-        return self.language_model(embeddings, look_up(tables, positions), mask)
+        return self.language_model(embeddings, rotation_at(tables, positions), mask)
 
     def embeddings(self, input_ids: Tensor, audio: Tensor | None, audio_index: Tensor) -> Tensor:
         """What the decoder's first layer takes, (batch, length, hidden); arguments as for `hidden_states`."""

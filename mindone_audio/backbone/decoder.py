@@ -3,16 +3,15 @@
 from dataclasses import dataclass
 
 import mindspore as ms
-from mindspore import ParameterTuple, Tensor, nn
+from mindspore import Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import KVCache, update
-from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm, has_rows, new_name, parts_of, share_rows
+from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm
+from mindone_audio.backbone.packed_weights import PackedWeights, query_key_value
 from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables
 from mindone_audio.conversion import to_mindspore
-
-_MOST_OUTPUTS = 8192  # rows of an output layer up to which oneDNN does not copy them at each product, with AVX-512
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class DecoderAttention(nn.Cell):
         self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
 
     def construct(
-        self, x, rotation, mask, cache: KVCache | None, places, packed: "PackedWeights | None", chosen: Tensor | None
+        self, x, rotation, mask, cache: KVCache | None, indices, packed: PackedWeights | None, chosen: Tensor | None
     ) -> Tensor:
         if packed is None:
             projected = msops.concat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), -1)
@@ -75,11 +74,11 @@ class DecoderAttention(nn.Cell):
         query, key, value = ops.split(ops.rotate(heads, *rotation), self.heads, 1)
         if chosen is not None:
             query, mask = msops.gather(query, chosen, 2), msops.gather(mask, chosen, 2)
-        turned = False
+        transposed = False
         if cache is not None:
-            key, value = update(cache, self.layer, places, key, value)
-            turned = not cache.flat
-        return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask, turned)))
+            key, value = update(cache, self.layer, indices, key, value)
+            transposed = not cache.flat
+        return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask, transposed)))
 
 
 class GatedMLP(nn.Cell):
@@ -92,7 +91,7 @@ class GatedMLP(nn.Cell):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
 
-    def construct(self, x: Tensor, packed: "PackedWeights | None") -> Tensor:
+    def construct(self, x: Tensor, packed: PackedWeights | None) -> Tensor:
         if packed is None:
             gate, up = self.gate_proj(x), self.up_proj(x)
         else:
@@ -116,14 +115,14 @@ class DecoderLayer(nn.Cell):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
 
     def construct(
-        self, x, rotation: tuple, mask, cache: KVCache | None = None, places=None, packed=None, chosen=None
+        self, x, rotation: tuple, mask, cache: KVCache | None = None, indices=None, packed=None, chosen=None
     ) -> Tensor:
         before, after = self.input_layernorm, self.post_attention_layernorm
         normed = ops.rms_norm(x, before.weight, before.epsilon)
-        heard = self.self_attn(normed, rotation, mask, cache, places, packed, chosen)
+        attended = self.self_attn(normed, rotation, mask, cache, indices, packed, chosen)
         if chosen is not None:
-            x = msops.gather(x.reshape((mask.shape[0], -1, x.shape[1])), chosen, 1).reshape(heard.shape)
-        x = x + heard
+            x = msops.gather(x.reshape((mask.shape[0], -1, x.shape[1])), chosen, 1).reshape(attended.shape)
+        x = x + attended
         return x + self.mlp(ops.rms_norm(x, after.weight, after.epsilon), packed)
 
 
@@ -138,13 +137,13 @@ class DecoderStack(nn.Cell):
         self.num_layers = config.num_layers
         self.num_heads, self.num_key_value_heads = config.num_heads, config.num_key_value_heads
 
-    def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache, places, packed, chosen) -> Tensor:
+    def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache, indices, packed, chosen) -> Tensor:
         batch, length, width = embeddings.shape
         x = embeddings.reshape((batch * length, width))
         rotation, mask = for_all_heads(rotation, mask, self.num_heads, self.num_key_value_heads)
         for i, layer in enumerate(self.layers):
             # Nothing reads what the last layer makes of other tokens.
-            x = layer(x, rotation, mask, cache, places, packed, chosen if i == self.num_layers - 1 else None)
+            x = layer(x, rotation, mask, cache, indices, packed, chosen if i == self.num_layers - 1 else None)
         return self.norm(x).reshape((batch, -1, width))
 
 
@@ -169,18 +168,19 @@ class Decoder(nn.Cell):
         rotation: tuple,
         mask: Tensor,
         cache: KVCache | None = None,
-        places=None,
-        packed: "PackedWeights | None" = None,
+        indices=None,
+        packed: PackedWeights | None = None,
         chosen: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, (batch, length, hidden_size), or of `chosen` tokens alone.
 
-        embeddings (batch, length, hidden_size); rotation: `look_up` of the positions; mask fp32 (batch, 1, length,
-        keys), added to the scores. With a cache, new keys and values are written at its `places` and the keys are all
-        of the cache's; without one they are this call's. packed: the same weights in fewer matrices. chosen: int32, the
-        tokens of each sample that are asked for, of others the last layer computes nothing but keys and values.
+        embeddings (batch, length, hidden_size); rotation: `rotation_at` of the positions; mask fp32 (batch, 1, length,
+        keys), added to the scores. With a cache, new keys and values are written at `indices` and the keys
+        are all of the cache's; without one they are this call's. packed: the same weights in fewer matrices.
+        chosen: int32, the tokens of each sample that are asked for; of others the last layer computes nothing but keys
+        and values.
         """
-        return self.model(embeddings, rotation, mask, cache, places, packed, chosen)
+        return self.model(embeddings, rotation, mask, cache, indices, packed, chosen)
 
     @property
     def output_weight(self) -> ms.Parameter:
@@ -197,78 +197,14 @@ class Decoder(nn.Cell):
         return [to_mindspore(table, dtype) for table in rotation_tables(positions, self.frequencies)]
 
 
-class PackedWeights(nn.Cell):
-    """What a step reads: q_proj, k_proj and v_proj as one fp32 matrix a layer, gate_proj and up_proj as another, and
-    the output layer in parts.
-
-    Two large products take less time than five, and oneDNN copies a matrix of many rows for each product. It gives the
-    model's own parameters, which have no memory yet, their places in these matrices: so nothing is in memory twice,
-    and what writes a weight in place writes it here too. On a CPU.
-    """
-
-    def __init__(self, decoder: Decoder):
-        super().__init__(auto_prefix=False)
-        name = new_name("packed")
-        groups = [_packed_together(layer) for layer in decoder.model.layers]
-        heads, biases, feed_forward = (
-            [share_rows(group, f"{name}.{kind}.{i}") for i, group in enumerate(kinds) if group[0] is not None]
-            for kind, kinds in enumerate(zip(*groups))
-        )
-        self.heads, self.feed_forward = ParameterTuple(heads), ParameterTuple(feed_forward)
-        self.biases = ParameterTuple(biases) if biases else None
-        self.outputs = ParameterTuple(parts_of(decoder.output_weight, _MOST_OUTPUTS, f"{name}.outputs"))
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """What `Decoder.logits` gives for hidden states (rows, hidden_size)."""
-        scores = ()
-        for weight in self.outputs:
-            scores += (ops.linear(hidden, weight),)
-        return msops.concat(scores, -1)
-
-    def serve(self, decoder: Decoder) -> bool:
-        """Whether these are still the decoder's weights: no adapters, nothing in 4 bits, nothing moved elsewhere."""
-        if decoder.lm_head is not None and type(decoder.lm_head) is not Linear:
-            return False
-        if not has_rows(decoder.output_weight, self.outputs):
-            return False
-        for i, layer in enumerate(decoder.model.layers):
-            if any(type(linear) is not Linear for linear in _heads_linears(layer) + _feed_forward_linears(layer)):
-                return False
-            wholes = self.heads[i], None if self.biases is None else self.biases[i], self.feed_forward[i]
-            for whole, parts in zip(wholes, _packed_together(layer)):
-                if whole is not None and not has_rows(whole, parts):
-                    return False
-        return True
-
-
-def query_key_value(packed: PackedWeights, layer: int, x: Tensor) -> Tensor:
-    """What q_proj, k_proj and v_proj of a layer make of x, one after the other."""
-    return ops.linear(x, packed.heads[layer], None if packed.biases is None else packed.biases[layer])
-
-
-def _heads_linears(layer: DecoderLayer) -> list[nn.Cell]:
-    return [layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj]
-
-
-def _feed_forward_linears(layer: DecoderLayer) -> list[nn.Cell]:
-    return [layer.mlp.gate_proj, layer.mlp.up_proj]
-
-
-def _packed_together(layer: DecoderLayer) -> tuple[list, list, list]:
-    """Weights and biases (or None) of a layer's heads, and weights of its feed-forward."""
-    heads = _heads_linears(layer)
-    weights = [linear.weight for linear in heads]
-    return weights, [linear.bias for linear in heads], [linear.weight for linear in _feed_forward_linears(layer)]
-
-
 def for_all_heads(rotation: tuple, mask: Tensor, heads: int, key_value_heads: int) -> tuple[tuple, Tensor]:
-    """What `look_up` and `causal_mask` give, for each head of queries, keys and values: once for all layers."""
+    """What `rotation_at` and `causal_mask` give, for each head of queries, keys and values: once for all layers."""
     kinds = ops.repeated((0, 1, 2), (heads, key_value_heads, key_value_heads))
     cos, sin = rotation
     return (ops.choose_heads(cos, kinds), ops.choose_heads(sin, kinds)), ops.for_heads(mask, heads)
 
 
-def look_up(tables: list[Tensor], positions: Tensor) -> tuple:
+def rotation_at(tables: list[Tensor], positions: Tensor) -> tuple:
     """Rows of rotation tables for int32 positions (batch, length): each (batch, length, 3, head_dim)."""
     cos, sin = tables
     return ops.embed(cos, positions), ops.embed(sin, positions)

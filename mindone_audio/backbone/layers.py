@@ -124,7 +124,7 @@ def _frozen(array: np.ndarray) -> Parameter:
     return Parameter(Tensor.from_numpy(array), requires_grad=False)
 
 
-def keep_in_4_bits(model: nn.Cell, weight: QuantizedWeight) -> bool:
+def put_quantized_linear(model: nn.Cell, weight: QuantizedWeight) -> bool:
     """Make the `Linear` of `model` that has this weight a `QuantizedLinear`; False where it is another cell's."""
     *parents, own, _ = weight.name.split(".")
     parent = reduce(getattr, parents, model)

@@ -48,7 +48,7 @@ _OTHER_HALF = Tensor([1, 0], ms.int32)
 
 
 @ops.constexpr
-def _turned(rows: int) -> bool:
+def _weight_goes_first(rows: int) -> bool:
     """Whether `linear` computes the transpose of its result: decided while a graph is compiled."""
     return not device.is_ascend() and _FEW_ROWS[0] <= rows <= _FEW_ROWS[1]
 
@@ -136,7 +136,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _linear_of_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if _turned(x.shape[0]):
+    if _weight_goes_first(x.shape[0]):
         y = transpose(_matmul_transposed(weight, x), (1, 0))
     else:
         y = _matmul_transposed(x, weight)
@@ -216,11 +216,11 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos + swapped * sin
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, turned: bool = False) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, transposed: bool = False) -> Tensor:
     """Dot-product attention with grouped key and value heads, softmax in fp32.
 
     query (batch, heads, queries, head_dim), already divided by sqrt(head_dim); key and value (batch, key_value_heads,
-    keys, head_dim), or the key with its last axes `turned`, where every `heads / key_value_heads` neighbouring query
+    keys, head_dim), or the key with its last axes `transposed`. Every `heads / key_value_heads` neighbouring query
     heads share one key head; mask fp32, added to the scores (batch, heads, queries, keys), the same for all heads where
     there is one query; None hides nothing. Returns (batch, heads, queries, head_dim).
     """
@@ -228,7 +228,7 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, tu
     key_value_heads, keys = value.shape[1], value.shape[2]
     groups = heads // key_value_heads
     query = query.reshape((batch, key_value_heads, groups * queries, head_dim))
-    scores = _product(query, key) if turned else _scores(query, key)
+    scores = _product(query, key) if transposed else _scores(query, key)
     scores = scores.astype(ms.float32)
     if queries > 1:  # one query's mask fits the grouped heads as it is
         scores = scores.reshape((batch, heads, queries, keys))
@@ -297,13 +297,12 @@ def add_columns(table: ms.Parameter, columns: Tensor, values: Tensor, axis: int)
     """Add `values` in place to the `columns`, int32 (length), of a table; returns the table as written.
 
     With axis 2 the table is (batch, heads, positions, n) and values (batch, heads, length, n); with axis 3 the last two
-    axes of both are turned. On Ascend it is one of the slow operations that the device's own CPU runs, and takes no
-    bfloat16.
+    axes of both are transposed. On Ascend the device's own CPU runs it, which is slow, and not in bfloat16.
     """
     return _add_along_rows(table, columns, values) if axis == 2 else _add_along_last(table, columns, values)
 
 
-def turn(x: Tensor) -> Tensor:
+def swap_last_axes(x: Tensor) -> Tensor:
     """(batch, heads, length, n) to (batch, heads, n, length)."""
     batch, heads, length, width = x.shape
     if length > 1:  # a transpose takes less time, and more memory

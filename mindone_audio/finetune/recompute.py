@@ -14,7 +14,7 @@ from mindspore import ops as msops
 from mindone_audio.adapters.dropout import Dropout
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
-from mindone_audio.backbone.decoder import causal_mask, for_all_heads, look_up
+from mindone_audio.backbone.decoder import causal_mask, for_all_heads, rotation_at
 from mindone_audio.finetune.graphs import audio_embeddings, cross_entropy_sum, graph
 
 _LAYER_STRIDE = 1_000_003  # between the dropout seeds of two layers
@@ -51,7 +51,7 @@ class Layer(nn.Cell):
 
     def construct(self, x, positions, visible, tables) -> Tensor:
         columns = ops.counting(x.shape[1])
-        rotation = look_up([tables[0], tables[1]], positions)
+        rotation = rotation_at([tables[0], tables[1]], positions)
         rotation, mask = for_all_heads(rotation, causal_mask(columns, columns, visible), *self.heads)
         return self.layer(x.reshape((-1, x.shape[-1])), rotation, mask).reshape(x.shape)
 

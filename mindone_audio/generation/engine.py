@@ -24,15 +24,14 @@ from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audio_rows, merge_audio
 from mindone_audio.backbone.cache import KVCache
 from mindone_audio.backbone.compiled import one_graph
-from mindone_audio.backbone.decoder import Decoder, causal_mask, look_up
-from mindone_audio.machine import device
+from mindone_audio.backbone.decoder import Decoder, causal_mask, rotation_at
 
 logger = logging.getLogger(__name__)
 
 # Columns of a prompt that the prefill graph takes at a time. One chunk holds 5 s at Qwen2-Audio's 25 tokens a second
 # with a question, five hold 30 s; the last chunk of a prompt is half empty on average.
-PIECE = 160
-PACK = 3 * PIECE  # columns that prompts share; the smallest cache has room for them, and one that stays empty
+CHUNK = 160
+PACK = 3 * CHUNK  # columns that prompts share; the smallest cache has room for them, and one that stays empty
 PACKED = 16  # prompts at most that do
 TOGETHER = 4  # clips that are encoded at a time, of those that are much shorter than a window
 _SMALLEST_CACHE = 512  # positions: three chunks of prompt, or two and 128 tokens of answer or more
@@ -45,8 +44,8 @@ _best = msops.Argmax(-1, ms.int32)
 
 
 def prompt_width(length: int) -> int:
-    """The next multiple of `PIECE`."""
-    return -(-length // PIECE) * PIECE
+    """The next multiple of `CHUNK`."""
+    return -(-length // CHUNK) * CHUNK
 
 
 def cache_bucket(length: int) -> int:
@@ -94,13 +93,13 @@ class Forward(nn.Cell):
         """
         columns = offset + ops.counting(input_ids.shape[1])
         keys = ops.counting(self.cache.positions)
-        rotation = look_up(self.tables, msops.maximum(columns - start, 0))
+        rotation = rotation_at(self.tables, msops.maximum(columns - start, 0))
         mask = causal_mask(columns, keys, keys >= start.expand_dims(-1))
         embeddings = self.language_model.embed(input_ids)
         if audio is not None:
             embeddings = merge_audio(embeddings, audio, audio_index)
-        places = self.cache.places(columns)
-        hidden = self.language_model(embeddings, rotation, mask, self.cache, places, self.packed, chosen)
+        indices = self.cache.write_indices(columns)
+        hidden = self.language_model(embeddings, rotation, mask, self.cache, indices, self.packed, chosen)
         hidden = hidden.reshape((-1, hidden.shape[-1]))
         if not self.scores:
             return hidden
@@ -123,7 +122,7 @@ class Slots:
         self.step = engine.graph(Forward(decoder, self.cache, self._tables, engine.packed, scores=True))
         self.prefills: dict[int, Callable] = {}
         if batch == 1:
-            self.add_prefill(engine, PIECE)
+            self.add_prefill(engine, CHUNK)
         self.owner: Callable[[], Sequences | None] = lambda: None
 
     def add_prefill(self, engine: "Engine", width: int) -> None:
@@ -173,12 +172,12 @@ class Sequences:
             audio = msops.zeros((1, model.language_model.config.hidden_size), model.dtype)
         graph, width = self.engine.prefill_graph(self.slots, len(tokens), len(lengths))
         for first in range(0, len(tokens), width):
-            chunk, start, places = (array[None, first : first + width].copy() for array in (tokens, starts, index))
-            places = Tensor(places)
-            rows = audio_rows(audio, places).astype(model.dtype)  # of that dtype, which the graph was compiled for
+            ids, start, rows = (array[None, first : first + width].copy() for array in (tokens, starts, index))
+            rows = Tensor(rows)
+            embeddings = audio_rows(audio, rows).astype(model.dtype)  # the graph was compiled for that dtype
             last = ends[(first < ends) & (ends <= first + width)] - first - 1
             chosen = Tensor(np.pad(last, (0, PACKED - len(last))).astype(np.int32))
-            output = graph(*self._tokens(chunk, start), chosen, rows, places)
+            output = graph(*self._tokens(ids, start), chosen, embeddings, rows)
             if len(last):
                 hidden.append(output[: len(last)])
         scores = model.language_model.logits(msops.concat(hidden))
@@ -242,44 +241,13 @@ class Sequences:
         self.slots = slots
 
 
-class Structure:
-    """What a compiled graph has taken from a model for good: its cells, which adapters they use and how, its memory.
-
-    A graph reads the parameters each time it runs, but always where they were, and not where `set_data` has put them
-    since. Nor does it see whether a `mindone.peft` layer stands in a cell's place, is disabled or merged, which
-    adapters are active, how they are scaled, and whether the cell is being trained.
-    """
-
-    def __init__(self, model: nn.Cell):
-        # The cells themselves are kept, since the id of one that is gone may be another's.
-        self.cells = [cell for _, cell in model.cells_and_names()]
-        self.states = [_state(cell) for cell in self.cells]
-        parameters = [p for cell in self.cells for p in cell._params.values() if p is not None]
-        self.places = [parameter.data_ptr() for parameter in parameters] if device.shares_memory() else []
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Structure) or len(self.cells) != len(other.cells):
-            return False
-        same = all(a is b for a, b in zip(self.cells, other.cells))
-        return same and self.states == other.states and self.places == other.places
-
-
-def _state(cell: nn.Cell) -> tuple:
-    own = cell.__dict__
-    if "merged_adapters" not in own:  # by name: a model without adapters does not import mindone.peft
-        return (cell.training,)
-    active = own["_active_adapter"]
-    active = (active,) if isinstance(active, str) else tuple(active)
-    return cell.training, own["_disable_adapters"], tuple(own["merged_adapters"]), active, dict(own["scaling"])
-
-
 class Engine:
     """Owns the caches and graphs of one model; `compiled=False` runs the same cells interpreted."""
 
     def __init__(self, model: AudioLanguageModel, compiled: bool):
         self.model, self.compiled = model, compiled
         packed = model.packed_weights
-        self.packed = packed if packed is not None and packed.serve(model.language_model) else None
+        self.packed = packed if packed is not None and packed.is_current(model.language_model) else None
         self._encoders: dict[tuple[int, ...], Callable] = {}
         self._slots: OrderedDict[tuple[int, int], Slots] = OrderedDict()
 
@@ -341,13 +309,13 @@ class Engine:
         return self._slots[key]
 
     def prefill_graph(self, slots: Slots, columns: int, prompts: int) -> tuple[Callable, int]:
-        """A graph, and how many columns it takes at a time: `PIECE`, or all of a full pack, which is less to launch."""
-        width = PACK if prompts > 1 and columns == PACK else PIECE
+        """A graph, and how many columns it takes at a time: `CHUNK`, or all of a full pack, which is less to launch."""
+        width = PACK if prompts > 1 and columns == PACK else CHUNK
         if width not in slots.prefills:
             if self.graphs < _MANY_GRAPHS:
                 slots.add_prefill(self, width)
             else:
-                width = PIECE
+                width = CHUNK
         return slots.prefills[width], width
 
     @property

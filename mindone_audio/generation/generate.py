@@ -7,18 +7,17 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindone_audio.backbone.layers import name_parameters
 from mindone_audio.backbone.prompt import Prompt
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
-from mindone_audio.generation.engine import PACK, PACKED, Engine, Sequences, Structure, prompt_width
+from mindone_audio.generation.engine import PACK, PACKED, Engine, Sequences, prompt_width
 from mindone_audio.generation.settings import GenerationSettings, settle
 
 _EXPECTED_TOKENS = 128  # that a cache has room for at first; few answers are longer, whatever max_new_tokens allows
 
 
 @dataclass(frozen=True)
-class Begun:
+class Request:
     """One call of `generate`: its inputs checked, its clips encoded (rows of embeddings, or None), its settings final.
 
     ended: a test of new tokens int (rows, length). given: input_ids as they came, int32 (batch, length).
@@ -34,6 +33,9 @@ class Begun:
 
 class GenerationMixin:
     """Gives an `AudioLanguageModel` its `generate`."""
+
+    _engines_of: int | None = None  # the `weights_version` that the engines' graphs were compiled for
+    _engines: dict[bool, Engine]
 
     def generate(
         self,
@@ -58,16 +60,16 @@ class GenerationMixin:
         with the padding token. Raises `ValueError` for inputs that do not fit together or a setting that is not
         supported.
         """
-        begun = self._begin(input_ids, attention_mask, generation_config, tokenizer, compile, settings)
-        chosen, given = begun.settings, begun.given
+        request = self._request(input_ids, attention_mask, generation_config, tokenizer, compile, settings)
+        chosen, given = request.settings, request.given
         _check_streamer(streamer, len(given), chosen)
         if streamer is not None:
             streamer.put(given)
         if chosen.num_beams > 1:
-            new_tokens = _beams(begun)
+            new_tokens = _beams(request)
         else:
             columns = []
-            for tokens in token_stream(begun):
+            for tokens in token_stream(request):
                 columns.append(tokens)
                 if streamer is not None:
                     streamer.put(tokens)
@@ -84,12 +86,16 @@ class GenerationMixin:
         The arguments are those of `generate`, checked here and not at the first step. Raises `ValueError` for beams,
         which are not known before the end.
         """
-        begun = self._begin(input_ids, attention_mask, generation_config, tokenizer, compile, settings)
-        if begun.settings.num_beams > 1:
-            raise ValueError(f"num_beams={begun.settings.num_beams} cannot be streamed: leave it out, or use generate")
-        return token_stream(begun)
+        request = self._request(input_ids, attention_mask, generation_config, tokenizer, compile, settings)
+        if request.settings.num_beams > 1:
+            raise ValueError(
+                f"num_beams={request.settings.num_beams} cannot be streamed: leave it out, or use generate"
+            )
+        return token_stream(request)
 
-    def _begin(self, input_ids, attention_mask, generation_config, tokenizer, compile: bool, settings: dict) -> "Begun":
+    def _request(
+        self, input_ids, attention_mask, generation_config, tokenizer, compile: bool, settings: dict
+    ) -> Request:
         """Check everything, and encode the clips."""
         audio = {name: settings.pop(name) for name in self.audio_inputs if name in settings}
         vocabulary = self.language_model.config.vocab_size
@@ -102,25 +108,23 @@ class GenerationMixin:
         engine = self._engine(compile)
         encoded = None if features is None else engine.encode(features, lengths)
         given = np.asarray(input_ids.asnumpy() if isinstance(input_ids, Tensor) else input_ids).astype(np.int32)
-        return Begun(engine, prompt, encoded, chosen, ended, given)
+        return Request(engine, prompt, encoded, chosen, ended, given)
 
     def _engine(self, compiled: bool) -> Engine:
-        engines, structure = self.__dict__.setdefault("_engines", {}), Structure(self)
-        if structure != self.__dict__.get("_structure"):  # adapters or weights were added, merged or replaced
-            engines.clear()
-            name_parameters(self)
-            self.__dict__["_structure"] = structure
-        if compiled not in engines:
-            engines[compiled] = Engine(self, compiled)
-        return engines[compiled]
+        version = self.weights_version
+        if self._engines_of != version:
+            self._engines_of, self._engines = version, {}
+        if compiled not in self._engines:
+            self._engines[compiled] = Engine(self, compiled)
+        return self._engines[compiled]
 
 
-def token_stream(begun: Begun) -> Iterator[np.ndarray]:
+def token_stream(request: Request) -> Iterator[np.ndarray]:
     """The next token of every sequence, int32 (rows), until all have ended or max_new_tokens is reached."""
-    prompt, settings, ended = begun.prompt, begun.settings, begun.ended
+    prompt, settings, ended = request.prompt, request.settings, request.ended
     copies = settings.num_return_sequences
     rows = len(prompt.input_ids) * copies
-    sequences, scores, best = _prefill(begun, copies)
+    sequences, scores, best = _prefill(request, copies)
     history = np.repeat(_without_padding(prompt), copies, 0)
     chain = sampling.score_functions(settings, history.shape[1])
     sample = sampling.Sampler(rows, settings.seed, copies) if settings.do_sample else None
@@ -155,19 +159,19 @@ def _without_padding(prompt: Prompt) -> np.ndarray:
     return np.where(prompt.mask, prompt.input_ids, -1).astype(np.int32)
 
 
-def _prefill(begun: Begun, copies: int) -> tuple[Sequences, np.ndarray, np.ndarray]:
+def _prefill(request: Request, copies: int) -> tuple[Sequences, np.ndarray, np.ndarray]:
     """Run each prompt once, then give it `copies` sequences: these, and the scores and the best token of each."""
-    engine, prompt, settings = begun.engine, begun.prompt, begun.settings
+    engine, prompt, settings = request.engine, request.prompt, request.settings
     answer, lengths = min(settings.max_new_tokens, _EXPECTED_TOKENS), prompt.lengths
     if len(lengths) * copies == 1:
-        sequences, outputs = _prefill_some(begun, [0], answer)
+        sequences, outputs = _prefill_some(request, [0], answer)
         return sequences, *(output.asnumpy() for output in outputs)
     together = engine.sequences(len(lengths) * copies, int(lengths.max()) + answer)
     together.length = int(lengths.max())
     rows = np.arange(len(lengths) * copies).reshape((-1, copies))
     packs, found = _packs(lengths), []
     for pack in packs:
-        some, outputs = _prefill_some(begun, pack, 1)
+        some, outputs = _prefill_some(request, pack, 1)
         together.insert(rows[pack], some, lengths[pack])
         found.append([output.asnumpy() for output in outputs])
     order = np.repeat(np.argsort(np.concatenate(packs)), copies)
@@ -186,25 +190,25 @@ def _packs(lengths: np.ndarray) -> list[list[int]]:
     return packs
 
 
-def _prefill_some(begun: Begun, rows: list[int], answer: int) -> tuple[Sequences, tuple[Tensor, Tensor]]:
+def _prefill_some(request: Request, rows: list[int], answer: int) -> tuple[Sequences, tuple[Tensor, Tensor]]:
     """Some prompts of the batch one behind the other, with room for so many tokens of answer."""
-    prompt, mask = begun.prompt, begun.prompt.mask[rows]
-    one, lengths = begun.engine.sequences(1, prompt_width(int(mask.sum())) + answer), prompt.lengths[rows]
-    return one, one.prefill(prompt.input_ids[rows][mask], lengths, begun.audio, prompt.audio_index[rows][mask])
+    prompt, mask = request.prompt, request.prompt.mask[rows]
+    one, lengths = request.engine.sequences(1, prompt_width(int(mask.sum())) + answer), prompt.lengths[rows]
+    return one, one.prefill(prompt.input_ids[rows][mask], lengths, request.audio, prompt.audio_index[rows][mask])
 
 
-def _beams(begun: Begun) -> np.ndarray:
+def _beams(request: Request) -> np.ndarray:
     """Beam search: int32 (batch * num_return_sequences, new tokens)."""
-    prompt, settings = begun.prompt, begun.settings
+    prompt, settings = request.prompt, request.settings
     batch, beams = len(prompt.input_ids), settings.num_beams
-    sequences, scores, _ = _prefill(begun, beams)
+    sequences, scores, _ = _prefill(request, beams)
     repeated = np.repeat(_without_padding(prompt), beams, 0)
     chain = sampling.score_functions(settings, repeated.shape[1])
     search = BeamSearch(batch, settings)
     while True:
         log_probabilities = sampling.log_softmax(scores)
         history = np.concatenate([repeated, search.running.reshape(batch * beams, -1)], 1)
-        rows, tokens = search.step(sampling.process(chain, log_probabilities, history), begun.ended)
+        rows, tokens = search.step(sampling.process(chain, log_probabilities, history), request.ended)
         if search.done:
             return search.result()
         sequences.reorder(rows)

@@ -9,6 +9,8 @@ from transformers import AutoConfig, BatchFeature, PretrainedConfig, ProcessorMi
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.backbone.config_fields import refuse_fields
+from mindone_audio.backbone.decoder import Decoder
+from mindone_audio.backbone.encoder import AudioEncoder
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.generation import GenerationMixin
@@ -98,7 +100,7 @@ class AudioFlamingo3ForConditionalGeneration(AudioLanguageModel, GenerationMixin
         encoder = encoder_config(config.audio_config, pool_pairs=True, mask_padding=True)
         decoder = decoder_config(config.text_config)
         projector = Projector(encoder.hidden_size, decoder.hidden_size, config.projector_bias)
-        super().__init__(config, encoder, decoder, projector, config.audio_token_id)
+        super().__init__(config, AudioEncoder(encoder), projector, Decoder(decoder), config.audio_token_id)
 
 
 class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):

@@ -125,7 +125,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
     added = normal(2, 3, 8, 4), normal(2, 3, 3, 4)
     only_cpu = [
         Case("add_columns", _AddColumns(dtype, 2), _add_columns, added, (columns,)),
-        Case("add_columns, turned", _AddColumns(dtype, 3), _add_columns, added, (columns,)),
+        Case("add_columns, transposed", _AddColumns(dtype, 3), _add_columns, added, (columns,)),
     ]
     return [
         *([] if scatters_rows() else only_cpu),
@@ -152,8 +152,8 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("rotate", ops.rotate, _rotate, (normal(2, 3, 9, 8), *tables)),
         Case("attention", _run_attention, _attention, (many, keys, values), (hidden,)),
         Case("attention, one query", _run_attention, _attention, (one, keys, values), (hidden[:, :, :1],)),
-        Case("turn", ops.turn, lambda x: x.swapaxes(2, 3), (normal(2, 3, 5, 4),)),
-        Case("attention, turned keys", _run_turned, _attention, (one, keys, values), (hidden[:, :, :1],)),
+        Case("swap_last_axes", ops.swap_last_axes, lambda x: x.swapaxes(2, 3), (normal(2, 3, 5, 4),)),
+        Case("attention, transposed keys", _run_transposed, _attention, (one, keys, values), (hidden[:, :, :1],)),
         Case("conv1d, stride 1", _run_conv1d, _conv1d, convolution),
         Case("conv1d, stride 2", _run_conv1d_by_2, lambda *inputs: _conv1d(*inputs, stride=2), convolution),
         Case("average_pairs", ops.average_pairs, lambda x: (x[:, 0:6:2] + x[:, 1:6:2]) / 2, (normal(2, 7, 4),)),
@@ -199,8 +199,8 @@ def _run_attention(query, key, value, hidden):
     return ops.attention(query, key, value, hidden.astype(ms.float32) * ops.MASKED)
 
 
-def _run_turned(query, key, value, hidden):
-    return ops.attention(query, ops.turn(key), value, hidden.astype(ms.float32) * ops.MASKED, turned=True)
+def _run_transposed(query, key, value, hidden):
+    return ops.attention(query, ops.swap_last_axes(key), value, hidden.astype(ms.float32) * ops.MASKED, transposed=True)
 
 
 def _run_conv1d(x, weight, bias):
@@ -245,7 +245,7 @@ class _WriteRows(nn.Cell):
 
 
 class _AddColumns(nn.Cell):
-    """`ops.add_columns`, likewise; along the last axis with everything turned, and the result turned back."""
+    """`ops.add_columns`, likewise; along the last axis with everything transposed, and the result transposed back."""
 
     def __init__(self, dtype: ms.Type, axis: int):
         super().__init__()
@@ -256,8 +256,8 @@ class _AddColumns(nn.Cell):
         if self.axis == 2:
             msops.assign(self.table, table)
             return ops.add_columns(self.table, columns, values, 2)
-        msops.assign(self.table, ops.turn(table))
-        return ops.turn(ops.add_columns(self.table, columns, ops.turn(values), 3))
+        msops.assign(self.table, ops.swap_last_axes(table))
+        return ops.swap_last_axes(ops.add_columns(self.table, columns, ops.swap_last_axes(values), 3))
 
 
 def _layer_norm(x, weight, bias):

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import AutoTokenizer, BatchFeature, LlamaConfig, WhisperFeatureExtractor
 
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.backbone.decoder import Decoder
 from mindone_audio.backbone.published_config import decoder_config
 from mindone_audio.generation import GenerationMixin
 from mindone_audio.inputs.processor import AudioTextProcessor
@@ -37,7 +38,7 @@ class IchigoForConditionalGeneration(AudioLanguageModel, GenerationMixin):
     weight_prefixes = (("model.", "language_model.model."), ("lm_head.", "language_model.lm_head."))
 
     def __init__(self, config: LlamaConfig):
-        super().__init__(config, encoder=None, decoder=decoder_config(config), projector=None, audio_token_id=None)
+        super().__init__(config, None, None, Decoder(decoder_config(config)), audio_token_id=None)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **keywords):

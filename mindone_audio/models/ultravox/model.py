@@ -27,6 +27,8 @@ from transformers.utils import cached_file
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, to_numpy
 from mindone_audio.backbone.config_fields import refuse_fields
+from mindone_audio.backbone.decoder import Decoder
+from mindone_audio.backbone.encoder import AudioEncoder
 from mindone_audio.backbone.layers import Linear, RMSNorm
 from mindone_audio.backbone.prompt import place_windows
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
@@ -160,7 +162,7 @@ class UltravoxForConditionalGeneration(AudioLanguageModel, GenerationMixin):
         )
         decoder = decoder_config(config.text_config)
         projector = Projector(config, encoder.hidden_size, decoder.hidden_size)
-        super().__init__(config, encoder, decoder, projector, config.audio_token_index)
+        super().__init__(config, AudioEncoder(encoder), projector, Decoder(decoder), config.audio_token_index)
 
     def weight_sources(self, folder: Path, **access) -> list[Source]:
         """The language model's and Whisper's own checkpoints, where config.json names them."""

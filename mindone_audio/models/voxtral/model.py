@@ -11,6 +11,8 @@ from transformers import BatchFeature, VoxtralConfig, WhisperFeatureExtractor
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.backbone.config_fields import refuse_fields
+from mindone_audio.backbone.decoder import Decoder
+from mindone_audio.backbone.encoder import AudioEncoder
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.generation import GenerationMixin
@@ -65,7 +67,7 @@ class VoxtralForConditionalGeneration(AudioLanguageModel, GenerationMixin):
                 f"{encoder.hidden_size}, and max_source_positions {encoder.max_positions} of their quotient"
             )
         projector = Projector(encoder.hidden_size, stack, decoder.hidden_size)
-        super().__init__(config, encoder, decoder, projector, config.audio_token_id)
+        super().__init__(config, AudioEncoder(encoder), projector, Decoder(decoder), config.audio_token_id)
 
     def audio_tokens(self, frames: np.ndarray) -> np.ndarray:
         """A window's tokens, padding included: 375 for 30 s."""

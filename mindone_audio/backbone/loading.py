@@ -1,0 +1,71 @@
+"""A checkpoint to a model: what every family's `from_pretrained` does."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import mindspore as ms
+from mindspore.nn.utils import no_init_parameters
+
+from mindone_audio.backbone.layers import put_quantized_linear
+from mindone_audio.backbone.pretrained_model import GenerationConfig
+from mindone_audio.machine import device
+from mindone_audio.weights import hub, nf4
+from mindone_audio.weights.parameters import load_parameters
+
+
+def load_checkpoint(
+    model_class: type,
+    name_or_dir: str | os.PathLike,
+    config,
+    dtype: ms.Type | None,
+    tie_word_embeddings: bool | None,
+    keep_quantized: bool,
+    **download,
+):
+    """A model of a class with the weights of a folder or a repository; see `AudioLanguageModel.from_pretrained`."""
+    device.check_versions()
+    folder = hub.checkpoint_folder(name_or_dir, **download)
+    access = {name: download[name] for name in hub.ACCESS_KEYWORDS if name in download}
+    stored = hub.read_config(folder)
+    nf4.check_config(stored, folder)
+    config = _read_config(model_class, stored, folder, access) if config is None else config
+    text_config = config.get_text_config()
+    was_tied = text_config.tie_word_embeddings
+    if tie_word_embeddings is not None:
+        text_config.tie_word_embeddings = config.tie_word_embeddings = tie_word_embeddings
+    config._attn_implementation = "eager"
+    if hasattr(config, "quantization_config"):  # what is saved is not quantised any more
+        del config.quantization_config
+    with no_init_parameters():
+        model = model_class(config)
+        if device.shares_memory():  # now, since a graph that is compiled later must find every weight where it stays
+            model.pack_weights()
+    parts = load_parameters(
+        model,
+        folder,
+        lambda stored: device.compute_dtype(dtype or stored),
+        untie=was_tied,
+        prefixes=model_class.weight_prefixes,
+        sources=model.weight_sources(folder, **access),
+        keep=partial(put_quantized_linear, model) if keep_quantized else None,
+    )
+    for place in (folder, parts.get("language_model.", folder)):  # its own, or else the language model's
+        if (place / "generation_config.json").exists():
+            model.generation_config = GenerationConfig.from_pretrained(place)
+            break
+    if model.packed_weights is not None and not model.packed_weights.is_current(model.language_model):
+        model.pack_weights(False)  # the weights are of another dtype, or in 4 bits
+    model.name_or_path = str(name_or_dir)
+    return model.set_train(False)
+
+
+def _read_config(model_class: type, stored: dict, folder: Path, access: dict):
+    """The config of a folder, if it is of the class's family."""
+    expected = model_class.config_class.model_type
+    if stored.get("model_type") != expected:
+        raise ValueError(
+            f"{folder} holds a {stored.get('model_type')!r} model, {model_class.__name__} loads {expected!r}: use "
+            "AutoModelForAudioTextToText"
+        )
+    return model_class.config_class.from_pretrained(folder, **access)
