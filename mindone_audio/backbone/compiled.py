@@ -10,12 +10,13 @@ from itertools import count
 import mindspore as ms
 from mindspore import _c_expression, nn
 
+_ONE_GRAPH = "increment"  # MindSpore's name for the phase of a cell that has one graph, whatever its arguments
 _numbers = count()
 
 
 def one_graph(cell: nn.Cell) -> Callable:
     """The cell as one graph of the shapes that it is first called with: later calls do not look at theirs."""
-    cell.phase = "increment"  # by this name MindSpore knows that a cell has one graph
+    cell.phase = _ONE_GRAPH
     _release_with(cell, cell.phase_cache)
     return ms.jit(cell.construct)
 

@@ -1,13 +1,13 @@
 """Every tensor operation of the backbone, each once: the only place where a device may get its own version.
 
-How they are written is settled by MindSpore's CPU back end. A kernel costs 6 microseconds to launch whatever its
-size (a MatMul 15), so a decode step wants few. An element-wise kernel with an operand that it must broadcast keeps four
-times its output for as long as the graph lives (a vector added to a matrix too, and exact `ops.gelu`), so where tensors
-are large their operands are given one shape first. A transpose keeps twice its output, so there heads are gathered.
+MindSpore's CPU back end decides how they are written. The launch of a kernel costs the same whatever its size, so a
+decode step uses few kernels. An element-wise kernel that broadcasts an operand keeps several times its output as long
+as the graph lives, so operands of large tensors get one shape first. A transpose keeps memory too, so heads are
+gathered.
 
-They are also written for MindSpore's compiler, which spends most of its time on what `mindspore.ops` writes in Python:
-the first `ops.arange` of a graph took it 0.6 seconds, `ops.softmax` 0.15, and every `ops.split` 0.04, where an operator
-takes 0.001. So there are operators here, and what depends on shapes alone NumPy computes while a graph is compiled.
+MindSpore's compiler also decides: it spends most of its time on the functions of `mindspore.ops` that are written in
+Python. So this file uses operators, and NumPy computes what depends on shapes alone while a graph is compiled.
+docs/performance-notes.md has the measurements.
 """
 
 import functools
@@ -36,8 +36,7 @@ _split = ops.auto_generate.SplitWithSize()
 _layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
 _write = ops.ScatterUpdate()
 _add_along_rows, _add_along_last = ops.IndexAdd(axis=2), ops.IndexAdd(axis=3)
-# From how many rows on, and up to how many, a CPU multiplies faster with the weight as the first operand: with 16 rows
-# 4 times at width 2048, twice at 512.
+# From how many rows on, and up to how many, a CPU multiplies faster with the weight as the first operand.
 _FEW_ROWS = (8, 64)
 _MANY_ROWS = 64  # beyond which `rms_norm` broadcasts nothing, since a broadcast would keep too much
 # Factors of x^12, x^10, ... x^0 in p of `gelu`, and the square from which on Phi(x) is 1 to fp32.
@@ -60,7 +59,7 @@ def _are_many(shape: tuple[int, ...]) -> bool:
 
 @ops.constexpr
 def _transposes() -> bool:
-    """Whether heads are best moved by a transpose. On a CPU a gather takes half of its time too."""
+    """Whether a transpose moves heads best. On a CPU a gather is faster and takes less memory."""
     return device.is_ascend()
 
 
@@ -266,8 +265,8 @@ def average_pairs(x: Tensor) -> Tensor:
 def gelu(x: Tensor) -> Tensor:
     """x * Phi(x), Phi the normal distribution: the exact GELU (arXiv 1606.08415).
 
-    In fp32 as x * sigmoid(x * p(x^2)), where p is a minimax fit of logit(Phi(x)) / x: it is off by 6e-7 of the larger
-    of 1 and |x| (PyTorch by 2.6e-7 on one machine, 1e-6 on another), and takes half to three quarters of `erf`'s time.
+    In fp32 it is x * sigmoid(x * p(x^2)), where p is a minimax fit of logit(Phi(x)) / x, because `erf` is slower. Its
+    error is at most 6e-7 of the larger of 1 and |x|, as small as that of PyTorch's.
     """
     if x.dtype != ms.float32:  # whose powers of x would overflow
         return x * (ops.erf(x * 0.5**0.5) * 0.5 + 0.5)
@@ -305,6 +304,6 @@ def add_columns(table: ms.Parameter, columns: Tensor, values: Tensor, axis: int)
 def swap_last_axes(x: Tensor) -> Tensor:
     """(batch, heads, length, n) to (batch, heads, n, length)."""
     batch, heads, length, width = x.shape
-    if length > 1:  # a transpose takes less time, and more memory
+    if length > 1:  # a transpose takes more memory
         x = ops.gather(x.reshape((batch * heads, length * width)), _swapped(length, width), 1)
     return x.reshape((batch, heads, width, length))

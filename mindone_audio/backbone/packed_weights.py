@@ -10,12 +10,11 @@ _MOST_OUTPUTS = 8192  # rows of an output layer up to which oneDNN does not copy
 
 
 class PackedWeights(nn.Cell):
-    """What a step reads: q_proj, k_proj and v_proj as one fp32 matrix a layer, gate_proj and up_proj as another, and
-    the output layer in parts.
+    """q_proj, k_proj and v_proj as one fp32 matrix a layer, gate_proj and up_proj as another, the output in parts.
 
-    Two large products take less time than five, and oneDNN copies a matrix of many rows for each product. It gives the
-    model's own parameters, which have no memory yet, their places in these matrices: so nothing is in memory twice,
-    and what writes a weight in place writes it here too. On a CPU.
+    Two large products are faster than five, and oneDNN copies a matrix of many rows for each product. The model's own
+    parameters, which have no memory yet, get their places in these matrices. So nothing is in memory twice, and whoever
+    writes a weight in place writes it here too. Only on a CPU.
     """
 
     def __init__(self, decoder: nn.Cell):

@@ -29,17 +29,19 @@ from mindone_audio.backbone.decoder import Decoder, causal_mask, rotation_at
 logger = logging.getLogger(__name__)
 
 # Columns of a prompt that the prefill graph takes at a time. One chunk holds 5 s at Qwen2-Audio's 25 tokens a second
-# with a question, five hold 30 s; the last chunk of a prompt is half empty on average.
+# and a question, five chunks hold 30 s. The last chunk of a prompt is half empty on average.
 CHUNK = 160
-PACK = 3 * CHUNK  # columns that prompts share; the smallest cache has room for them, and one that stays empty
-PACKED = 16  # prompts at most that do
-TOGETHER = 4  # clips that are encoded at a time, of those that are much shorter than a window
+PACK = 3 * CHUNK  # columns that several prompts share: the smallest cache holds them, and one more that stays empty
+PACKED = 16  # prompts that share them, at most
+TOGETHER = 4  # clips that are encoded at a time, if they are much shorter than a window
 _SMALLEST_CACHE = 512  # positions: three chunks of prompt, or two and 128 tokens of answer or more
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
-# From which on a batch takes larger slots than it needs, and what is compiled is for as many sequences as any before.
+# From so many graphs on, a batch takes larger slots than it needs, and new slots are as many as any before.
 _MANY_GRAPHS = 12
-_LEAST_BYTES = 4 << 30  # that all caches of a model may take together; or as many as its parameters, if those are more
-_EMPTY = np.int32(1 << 30)  # where an empty slot begins: no column is as far
+_LEAST_BYTES = (
+    4 << 30
+)  # all caches of a model together may take these, or the bytes of its parameters if those are more
+_EMPTY = np.int32(1 << 30)  # the start of an empty slot: no column is as far
 _best = msops.Argmax(-1, ms.int32)
 
 
@@ -76,7 +78,7 @@ class EncodeAudio(nn.Cell):
 
 
 class Forward(nn.Cell):
-    """Prefill and decode step: tokens in at `offset`, the cache written, and what the last of them leads to out."""
+    """Prefill and decode step: it takes tokens, writes the cache from column `offset` on, and gives hidden states."""
 
     def __init__(self, language_model: Decoder, cache: KVCache, tables: list[Tensor], packed, scores: bool):
         super().__init__(auto_prefix=False)
@@ -108,10 +110,9 @@ class Forward(nn.Cell):
 
 
 class Slots:
-    """A cache with a slot for each of `batch` sequences, and the graphs that write it: the step, and of one slot the
-    prefills, by how many columns they take.
+    """A cache of `batch` slots, and the graphs that write it: the decode step, and for one slot the prefills.
 
-    owner(): the sequences that have the slots, if they are still there.
+    prefills: by how many columns they take. owner(): the sequences that have the slots, None if they are gone.
     """
 
     def __init__(self, engine: "Engine", batch: int, positions: int):
@@ -126,16 +127,16 @@ class Slots:
         self.owner: Callable[[], Sequences | None] = lambda: None
 
     def add_prefill(self, engine: "Engine", width: int) -> None:
-        """Have a graph for so many columns; with many rows there is nothing to gain from packed weights."""
+        """Add a graph for so many columns. It reads no packed weights: many rows gain nothing from them."""
         decoder = engine.model.language_model
         self.prefills[width] = engine.graph(Forward(decoder, self.cache, self._tables, None, scores=False))
 
 
 class Sequences:
-    """A batch under generation, and how far it is.
+    """The sequences of a batch, while tokens are generated.
 
-    rows: sequences; the cache has a slot for each, and empty ones up to a power of two. length: columns written so far.
-    start: int32 (slots, 1), the first column of each that is not padding; of an empty slot one that there is not.
+    rows: how many; the cache has a slot for each, and empty slots up to a power of two. length: columns written so far.
+    start: int32 (slots, 1), the first column of each slot that is not padding; an empty slot has one beyond the cache.
     """
 
     def __init__(self, engine: "Engine", rows: int, positions: int):
@@ -161,7 +162,7 @@ class Sequences:
         ends = padding + np.cumsum(lengths)
         starts = np.repeat(ends - lengths, lengths)
         index = np.full(len(input_ids), -1) if audio is None else audio_index
-        # Padding begins in the first column, so that it sees something; nothing sees it.
+        # The start of padding is the first column, so that it attends to something; nothing attends to it.
         tokens, starts, index = (
             np.pad(array.astype(np.int32), (padding, 0), constant_values=fill)
             for array, fill in ((input_ids, 0), (starts, 0), (index, -1))
@@ -224,7 +225,7 @@ class Sequences:
     def _tokens(self, input_ids: np.ndarray, start: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of a graph for the next columns."""
         offset, self.length = self.length, self.length + input_ids.shape[1]
-        # from_numpy shares the array's memory and takes a tenth of Tensor's time.
+        # from_numpy shares the array's memory.
         return (
             Tensor.from_numpy(input_ids),
             Tensor.from_numpy(np.array(offset, np.int32)),
@@ -277,7 +278,7 @@ class Engine:
         return msops.gather(msops.concat(encoded), Tensor(order.reshape(-1).astype(np.int32)), 0)
 
     def _encoder(self, width: int, clips: int, more: tuple[int, ...]) -> tuple[Callable, int]:
-        """A graph for clips of this width, and how many it takes: narrow ones together, which is less to launch."""
+        """A graph for clips of this width, and how many it takes: narrow ones together, to launch fewer kernels."""
         key = width, TOGETHER, *more
         count = TOGETHER if clips > TOGETHER // 2 and width < self.model.audio_tower.config.num_mel_frames else 1
         if key not in self._encoders and self.graphs >= _MANY_GRAPHS:
@@ -309,7 +310,7 @@ class Engine:
         return self._slots[key]
 
     def prefill_graph(self, slots: Slots, columns: int, prompts: int) -> tuple[Callable, int]:
-        """A graph, and how many columns it takes at a time: `CHUNK`, or all of a full pack, which is less to launch."""
+        """A graph, and how many columns it takes at a time: `CHUNK`, or a full pack, to launch fewer kernels."""
         width = PACK if prompts > 1 and columns == PACK else CHUNK
         if width not in slots.prefills:
             if self.graphs < _MANY_GRAPHS:

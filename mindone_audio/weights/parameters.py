@@ -260,7 +260,7 @@ def _fill(stream: BinaryIO, array: np.ndarray) -> None:
 
 
 def _convert(source: np.ndarray, target: np.ndarray) -> None:
-    """Write flat `source` into flat `target`; bfloat16 widens by shifting its bits, 20 times faster than a cast."""
+    """Write flat `source` into flat `target`; bfloat16 widens by shifting its bits, which is faster than a cast."""
     if source.dtype == np_bfloat16 and target.dtype == np.float32:
         np.left_shift(source.view(np.uint16), 16, out=target.view(np.uint32), dtype=np.uint32)
     else:
