@@ -49,8 +49,8 @@ def no_repeat_ngram(size: int) -> ScoreFunction:
             sequence = sequence[sequence >= 0]
             if len(sequence) >= size:
                 ngrams = np.lib.stride_tricks.sliding_window_view(sequence, size)
-                begun = (ngrams[:, :-1] == sequence[len(sequence) - size + 1 :]).all(1)
-                row[ngrams[begun, -1]] = -np.inf
+                matching = (ngrams[:, :-1] == sequence[len(sequence) - size + 1 :]).all(1)
+                row[ngrams[matching, -1]] = -np.inf
         return scores
 
     return apply

@@ -16,18 +16,18 @@ _CHANGING = re.compile(r"\s*(?:[ '][ n']*[vr]?)?\Z")
 
 
 def text_stream(tokens: Iterable[int], decode: Callable[[list[int]], str], stops: Sequence[str] = ()) -> Iterator[str]:
-    """The text of a growing list of token ids, in pieces that are never taken back.
+    """The text of a growing list of token ids as deltas, which are never taken back.
 
-    decode: from token ids to text. It is called with the last few ids again and again, and once with all of them. What
-    the next tokens may change is held back: a character whose bytes have not all come, white space and apostrophes that
+    decode: from token ids to text. Each new token decodes the last few ids again, and the end decodes all of them once.
+    Text that the next tokens may change is held back: a character whose bytes have not all come, white space and apostrophes that
     a tokenizer may clean up, and what may be the beginning of one of `stops`, at which the text ends without it. The
-    pieces joined are `cut(decode(all), stops)`. Raises `ValueError` for an empty stop string.
+    deltas joined are `cut(decode(all), stops)`. Raises `ValueError` for an empty stop string.
     """
-    return _pieces(tokens, decode, check_stops("stops", stops))
+    return _deltas(tokens, decode, check_stops("stops", stops))
 
 
-def _pieces(tokens: Iterable[int], decode: Callable[[list[int]], str], stops: Sequence[str]) -> Iterator[str]:
-    ids, pieces, tail = [], [], _Tail(decode)
+def _deltas(tokens: Iterable[int], decode: Callable[[list[int]], str], stops: Sequence[str]) -> Iterator[str]:
+    ids, deltas, tail = [], [], _Tail(decode)
     for token in tokens:
         ids.append(token)
         settled = tail.add(token)
@@ -36,13 +36,13 @@ def _pieces(tokens: Iterable[int], decode: Callable[[list[int]], str], stops: Se
         if settled.startswith(tail.shown):
             end, is_stop = _end(settled, stops)
             if end > len(tail.shown):
-                pieces.append(settled[len(tail.shown) : end])
+                deltas.append(settled[len(tail.shown) : end])
                 tail.shown = settled[:end]
-                yield pieces[-1]
+                yield deltas[-1]
             if is_stop:
                 break
         tail.shorten()
-    whole, given = cut(decode(ids), stops), "".join(pieces)
+    whole, given = cut(decode(ids), stops), "".join(deltas)
     if not whole.startswith(given):
         logger.warning("the tokenizer has rewritten text that was given out: %r is now %r", given[-80:], whole[-80:])
         given = os.path.commonprefix([whole, given])
@@ -55,15 +55,15 @@ def cut(text: str, stops: Sequence[str]) -> str:
     return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
-def stripped(pieces: Iterable[str]) -> Iterator[str]:
-    """Pieces of text without the white space at both ends of the whole: joined they are `"".join(pieces).strip()`."""
-    waiting, begun = "", False
-    for piece in pieces:
-        waiting = waiting + piece if begun else (waiting + piece).lstrip()
+def stripped(deltas: Iterable[str]) -> Iterator[str]:
+    """The deltas of a text without the white space at both ends of the whole: joined they are `"".join(deltas).strip()`."""
+    waiting, started = "", False
+    for delta in deltas:
+        waiting = waiting + delta if started else (waiting + delta).lstrip()
         kept = waiting.rstrip()
         if kept:
             yield kept
-            waiting, begun = waiting[len(kept) :], True
+            waiting, started = waiting[len(kept) :], True
 
 
 def check_stops(name: str, stops: str | Sequence[str] | None) -> list[str]:
@@ -122,8 +122,8 @@ class _Tail:
 def _end(settled: str, stops: Sequence[str]) -> tuple[int, bool]:
     """Up to where a text may be given out, and whether it ends there, at a stop that no other one can precede."""
     found = len(cut(settled, stops))
-    begun = len(settled)
+    partial = len(settled)
     for stop in stops:
         lengths = range(min(len(stop) - 1, len(settled)), 0, -1)
-        begun = min(begun, len(settled) - next((n for n in lengths if settled.endswith(stop[:n])), 0))
-    return min(found, begun), found < len(settled) and found <= begun
+        partial = min(partial, len(settled) - next((n for n in lengths if settled.endswith(stop[:n])), 0))
+    return min(found, partial), found < len(settled) and found <= partial
