@@ -19,9 +19,9 @@ def text_stream(tokens: Iterable[int], decode: Callable[[list[int]], str], stops
     """The text of a growing list of token ids as deltas, which are never taken back.
 
     decode: from token ids to text. Each new token decodes the last few ids again, and the end decodes all of them once.
-    Text that the next tokens may change is held back: a character whose bytes have not all come, white space and apostrophes that
-    a tokenizer may clean up, and what may be the beginning of one of `stops`, at which the text ends without it. The
-    deltas joined are `cut(decode(all), stops)`. Raises `ValueError` for an empty stop string.
+    Text that the next tokens may change is held back: a character whose bytes have not all come, white space and
+    apostrophes that a tokenizer may clean up, and what may be the beginning of one of `stops`, at which the text ends
+    without it. The deltas joined are `cut(decode(all), stops)`. Raises `ValueError` for an empty stop string.
     """
     return _deltas(tokens, decode, check_stops("stops", stops))
 
@@ -56,7 +56,7 @@ def cut(text: str, stops: Sequence[str]) -> str:
 
 
 def stripped(deltas: Iterable[str]) -> Iterator[str]:
-    """The deltas of a text without the white space at both ends of the whole: joined they are `"".join(deltas).strip()`."""
+    """The deltas of a text without the white space at both its ends: joined they are `"".join(deltas).strip()`."""
     waiting, started = "", False
     for delta in deltas:
         waiting = waiting + delta if started else (waiting + delta).lstrip()
