@@ -38,9 +38,8 @@ _SMALLEST_CACHE = 512  # positions: three chunks of prompt, or two and 128 token
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
 # From so many graphs on, a batch takes larger slots than it needs, and new slots are as many as any before.
 _MANY_GRAPHS = 12
-_LEAST_BYTES = (
-    4 << 30
-)  # all caches of a model together may take these, or the bytes of its parameters if those are more
+# All caches of a model together may take these bytes, or those of its parameters if they are more.
+_LEAST_BYTES = 4 << 30
 _EMPTY = np.int32(1 << 30)  # the start of an empty slot: no column is as far
 _best = msops.Argmax(-1, ms.int32)
 
