@@ -21,7 +21,7 @@ import torch
 import transformers
 from safetensors.numpy import save_file
 
-FORMAT = "mindone_audio.proof.parity/1"
+FORMAT = "mindone_audio.parity/1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audio_frames, to_numpy
 
-FORMAT = "mindone_audio.proof.parity/1"
+FORMAT = "mindone_audio.parity/1"
 
 # Relative error that is rounding and not a mistake. float32: the tests' contract with PyTorch. Half precision: what
 # scripts/measure_rounding.py finds between correct implementations of a model with 32 + 32 layers (2.8e-3 in float16,
