@@ -167,11 +167,26 @@ def test_the_python_of_a_document(capsys, folder, name):
         assert "beep" in capsys.readouterr().out.lower()
 
 
+def words_of(line: str) -> tuple[str, ...]:
+    return tuple(shlex.split(present(line), comments=True))
+
+
+def commands_of(name: str) -> list[str]:
+    return [line for block in blocks(name, "bash") for line in lines_of(block) if line.startswith(COMMAND)]
+
+
+def shown_elsewhere(name: str) -> set[tuple[str, ...]]:
+    """The commands of later documents, and those shown with their answers: they need not run twice."""
+    answered = [part for page in DOCUMENTS for block in blocks(page, "console") for part in block.split("$ ")[1:]]
+    later = [line for page in list(DOCUMENTS)[list(DOCUMENTS).index(name) + 1 :] for line in commands_of(page)]
+    return {words_of(line) for line in (*later, *(part.split("\n", 1)[0] for part in answered))}
+
+
 @pytest.mark.parametrize("name", with_block("bash", COMMAND))
 def test_the_commands_of_a_document(capsys, folder, name):
     """In their order, in one folder. doctor has warnings on a machine without an NPU, and ends with 1 then."""
-    lines = [line for block in blocks(name, "bash") for line in lines_of(block) if line.startswith(COMMAND)]
-    for line in map(present, lines):
+    elsewhere = shown_elsewhere(name)
+    for line in [present(line) for line in commands_of(name) if words_of(line) not in elsewhere]:
         status = run_command(line)
         assert status == 0 or (status == 1 and "doctor" in line), line
         assert capsys.readouterr().out.strip(), line
