@@ -1,4 +1,4 @@
-"""`benchmark.py readme`: run all that README's table shows, each step once, and rewrite the table.
+"""`benchmark.py readme`: run all that the table of docs/performance.md shows, each step once, and rewrite the table.
 
 Every step leaves a JSON file, and what has one is not run again, so that an interrupted run goes on where it was.
 """
@@ -14,13 +14,14 @@ from pathlib import Path
 
 from benchmark_common import ROOT, BenchmarkError, Figure, cells, machine_line
 
+DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
 COLUMNS = ("figure", "ours", "PyTorch", "ratio", "limit")
 SMOKE_NOTE = "A smoke run of tiny models with one round: the form of the table, no measurement."
 EXPLANATION = (
-    "`python scripts/benchmark.py --readme` measures this and writes it here. Smaller is better but for GB/s and "
-    "clips/s. PyTorch is the better of its eager and sdpa attention in a round; a ratio is the median over the rounds "
-    "of ours / PyTorch, or what the figure says, within a round."
+    "`python scripts/benchmark.py readme` measures this and writes it here. Smaller is better, but not for GB/s and "
+    "clips/s. PyTorch is the better of its eager and sdpa attention in a round. A ratio is the median over the rounds "
+    "of ours / PyTorch, or of what the figure says, within a round."
 )
 
 
@@ -78,7 +79,7 @@ def read_results(folder: Path) -> list[dict]:
 
 
 def table(results: Sequence[dict], smoke: bool = False) -> str:
-    """README's table: a row for each figure that has a limit, under it the machine and what the runs have to say."""
+    """The table: a row for each figure that has a limit, under it the machine and what the runs have to say."""
     rows = ["| " + " | ".join(COLUMNS) + " |", "|---" * len(COLUMNS) + "|"]
     for result in results:
         for figure in (Figure(**fields) for fields in result["figures"]):
@@ -105,8 +106,8 @@ def rewrite(text: str, content: str) -> str:
 
 def run_readme(options: argparse.Namespace) -> None:
     """`readme`: all steps, then the table."""
-    readme = Path(options.file)
-    before = readme.read_bytes().decode()
+    document = Path(options.file)
+    before = document.read_bytes().decode()
     rewrite(before, "")  # before hours of measuring
     folder = Path(options.json_folder or ROOT / "build" / ("benchmark_smoke" if options.smoke else "benchmark"))
     folder.mkdir(parents=True, exist_ok=True)
@@ -115,14 +116,14 @@ def run_readme(options: argparse.Namespace) -> None:
     for step in STEPS:
         run_step(step, folder, options.smoke)
     content = table(read_results(folder), options.smoke)
-    readme.write_bytes(rewrite(readme.read_bytes().decode(), content).encode())
-    print(f"\n{content}\n\nwritten to {readme}")
+    document.write_bytes(rewrite(document.read_bytes().decode(), content).encode())
+    print(f"\n{content}\n\nwritten to {document}")
 
 
 def add_readme(subparsers) -> None:
     """The command line of `readme`."""
-    parser = subparsers.add_parser("readme", help="run all of it, and rewrite the table in README.md (also: --readme)")
+    parser = subparsers.add_parser("readme", help="run all of it, rewrite the table in docs/performance.md")
     parser.add_argument("--json-folder", metavar="DIR", help="of each step's figures (default: build/benchmark)")
-    parser.add_argument("--file", default=str(ROOT / "README.md"), help="that has the table (default: README.md)")
+    parser.add_argument("--file", default=str(DOCUMENT), help="that has the table (default: docs/performance.md)")
     parser.add_argument("--smoke", action="store_true", help="try it all on tiny models, for build/benchmark_smoke")
     parser.set_defaults(run=run_readme)

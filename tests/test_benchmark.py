@@ -388,10 +388,21 @@ def test_readme_without_a_place(text):
         benchmark_readme.rewrite(text, "table")
 
 
-def test_readme_has_the_place():
-    text = (SCRIPT.parent.parent / "README.md").read_text(encoding="utf-8")
-    assert "| figure | ours | PyTorch | ratio | limit |" in text.partition(benchmark_readme.BEGIN)[2]
+def test_the_document_has_the_place():
+    text = benchmark_readme.DOCUMENT.read_text(encoding="utf-8")
+    content = text.partition(benchmark_readme.BEGIN)[2].partition(benchmark_readme.END)[0]
+    assert "| figure | ours | PyTorch | ratio | limit |" in content and benchmark_readme.EXPLANATION in content
     assert benchmark_readme.rewrite(text, "x") != text
+    assert benchmark_readme.BEGIN not in (SCRIPT.parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_table_goes_to_the_document(tmp_path, measured, monkeypatch, capsys):
+    document = tmp_path / "performance.md"
+    document.write_text("<!-- benchmark -->\n<!-- /benchmark -->\n")
+    monkeypatch.setattr(benchmark_readme, "DOCUMENT", document)
+    assert benchmark.main(["readme", "--json-folder", str(measured)]) == 0
+    assert "figure of decode |" in document.read_text()
+    capsys.readouterr()
 
 
 def test_every_step_can_be_parsed(monkeypatch):
