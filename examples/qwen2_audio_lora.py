@@ -2,9 +2,10 @@
 
     python examples/qwen2_audio_lora.py [--output lora_sounds]
 
-Makes the clips (scripts/make_lora_sounds.py), asks the checkpoint about them, trains adapters of its decoder, asks
-again, and prints how many answers were right letter by letter, before and after. It takes some minutes on a CPU. The
-folder then holds the clips, `answers.json` with everything that was said, and `adapter`, which PyTorch's PEFT loads.
+Makes the clips (scripts/demo_checkpoint/make_lora_sounds.py), asks the checkpoint about them, trains adapters of its
+decoder, asks again, and prints how many answers were right letter by letter, before and after. It takes some minutes
+on a CPU. The folder then holds the clips, `answers.json` with everything that was said, and `adapter`, which PyTorch's
+PEFT loads.
 """
 
 import argparse
@@ -17,8 +18,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]  # runs from a checkout, installed or not
 
-from demo_questions import QUESTIONS  # noqa: E402
-from make_lora_sounds import make_lora_sounds, write_rows  # noqa: E402
+from demo_checkpoint.make_lora_sounds import make_lora_sounds, write_rows  # noqa: E402
+from demo_checkpoint.questions import QUESTIONS  # noqa: E402
 
 from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, pipeline  # noqa: E402
 from mindone_audio.checkpoints import demo_checkpoint  # noqa: E402

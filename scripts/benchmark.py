@@ -9,47 +9,19 @@
     python scripts/benchmark.py batch --clips 64              # a batch job against one clip after the other
     python scripts/benchmark.py features                      # log-mels
     python scripts/benchmark.py finetune --random small       # LoRA steps, and memory by the length of the prompts
-    python scripts/benchmark.py readme                        # all that README's table shows, and the table
+    python scripts/benchmark.py readme                        # all that docs/performance.md shows, and its table
 
 Machines are shared and noisy, so an absolute time says little. Every contender lives in a process of its own, all of
 them take turns within a round, and what counts is the median over the rounds of the ratio within a round. Needs
 PyTorch (tests/requirements.txt).
 """
 
-import argparse
-import importlib.metadata
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # also in processes that are started, which import this
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # processes that are started import this file again
 
-from benchmark_batch import add_batch  # noqa: E402
-from benchmark_common import BenchmarkError  # noqa: E402
-from benchmark_features import add_features  # noqa: E402
-from benchmark_finetune import add_finetune  # noqa: E402
-from benchmark_generate import add_generate  # noqa: E402
-from benchmark_load import add_load  # noqa: E402
-from benchmark_readme import add_readme  # noqa: E402
-from benchmark_start import add_start  # noqa: E402
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; returns its exit status, 2 for wrong use, which is told in one line."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["--readme"]:
-        arguments = ["readme", *arguments[1:]]
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_generate, add_start, add_load, add_batch, add_features, add_finetune, add_readme):
-        add(subparsers)
-    options = parser.parse_args(arguments)
-    try:
-        options.run(options)
-    except (BenchmarkError, OSError, importlib.metadata.PackageNotFoundError) as error:
-        print(f"benchmark: {error}", file=sys.stderr)
-        return 2
-    return 0
-
+from benchmark.command import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

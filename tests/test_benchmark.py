@@ -8,19 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
-import benchmark
-import benchmark_batch
-import benchmark_checkpoint
-import benchmark_common
-import benchmark_features
-import benchmark_generate
-import benchmark_long
-import benchmark_phases
-import benchmark_readme
-import benchmark_start
 import numpy as np
 import pytest
-from benchmark_common import BenchmarkError, Figure
+from benchmark import batch as benchmark_batch
+from benchmark import checkpoint as benchmark_checkpoint
+from benchmark import command
+from benchmark import common as benchmark_common
+from benchmark import features as benchmark_features
+from benchmark import generate as benchmark_generate
+from benchmark import long as benchmark_long
+from benchmark import phases as benchmark_phases
+from benchmark import readme as benchmark_readme
+from benchmark import start as benchmark_start
+from benchmark.common import BenchmarkError, Figure
 from helpers import tiny_config, torch_model
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
@@ -187,7 +187,7 @@ def test_bad_input_is_one_line(arguments, message):
 )
 def test_bad_input_of_the_others_is_one_line(capsys, arguments, message):
     try:
-        status = benchmark.main(list(arguments))
+        status = command.main(list(arguments))
     except SystemExit as error:  # argparse's
         status = error.code
     said = capsys.readouterr()
@@ -196,7 +196,7 @@ def test_bad_input_of_the_others_is_one_line(capsys, arguments, message):
 
 def test_a_plot_without_matplotlib_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(benchmark_common.importlib.util, "find_spec", lambda name: None)
-    assert benchmark.main(["generate", "--plot", "drawing.png"]) == 2
+    assert command.main(["generate", "--plot", "drawing.png"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line == "benchmark: --plot needs matplotlib: pip install -r tests/requirements.txt"
 
@@ -351,7 +351,7 @@ def test_readme_keeps_the_rest(tmp_path, measured, newline, capsys):
     before = (head.encode() + b"old\n" + tail).replace(b"\n", newline)
     file = tmp_path / "README.md"
     file.write_bytes(before)
-    assert benchmark.main(["--readme", "--json-folder", str(measured), "--file", str(file)]) == 0
+    assert command.main(["--readme", "--json-folder", str(measured), "--file", str(file)]) == 0
     after = file.read_bytes()
     head, tail = head.encode().replace(b"\n", newline), tail.replace(b"\n", newline)
     assert after.startswith(head) and after.endswith(newline + tail)
@@ -359,7 +359,7 @@ def test_readme_keeps_the_rest(tmp_path, measured, newline, capsys):
     rows = re.findall(r"^\| figure of (.+?) \|", content, re.MULTILINE)
     assert rows == [*(step.name for step in benchmark_readme.STEPS), "another"]
     assert content.count("2 cores (Some CPU), threads of each: 2; mindspore 2.10.0.") == 1
-    assert benchmark.main(["readme", "--json-folder", str(measured), "--file", str(file)]) == 0
+    assert command.main(["readme", "--json-folder", str(measured), "--file", str(file)]) == 0
     assert file.read_bytes() == after
     capsys.readouterr()
 
@@ -375,9 +375,9 @@ def test_readme_goes_on_with_what_is_missing(tmp_path, measured, monkeypatch, ca
         return subprocess.CompletedProcess(command, 1)
 
     monkeypatch.setattr(benchmark_readme.subprocess, "run", fail)
-    assert benchmark.main(["readme", "--json-folder", str(measured), "--file", str(file)]) == 2
-    (command,) = commands
-    assert command[2:5] == ["start", "--json", str(measured / "start.json")]
+    assert command.main(["readme", "--json-folder", str(measured), "--file", str(file)]) == 2
+    (started,) = commands
+    assert started[2:5] == ["start", "--json", str(measured / "start.json")]
     assert "step start ended with status 1" in capsys.readouterr().err
     assert file.read_text() == "<!-- benchmark -->\n<!-- /benchmark -->\n"
 
@@ -400,7 +400,7 @@ def test_the_table_goes_to_the_document(tmp_path, measured, monkeypatch, capsys)
     document = tmp_path / "performance.md"
     document.write_text("<!-- benchmark -->\n<!-- /benchmark -->\n")
     monkeypatch.setattr(benchmark_readme, "DOCUMENT", document)
-    assert benchmark.main(["readme", "--json-folder", str(measured)]) == 0
+    assert command.main(["readme", "--json-folder", str(measured)]) == 0
     assert "figure of decode |" in document.read_text()
     capsys.readouterr()
 
@@ -415,5 +415,5 @@ def test_every_step_can_be_parsed(monkeypatch):
     ):
         monkeypatch.setattr(module, name, lambda options: seen.append(options.rounds))
     for step in benchmark_readme.STEPS:
-        assert benchmark.main(step.arguments.split()) == 0 and seen[-1] >= 5  # rounds that a figure needs
-        assert benchmark.main(step.smoke.split()) == 0 and seen[-1] == 1
+        assert command.main(step.arguments.split()) == 0 and seen[-1] >= 5  # rounds that a figure needs
+        assert command.main(step.smoke.split()) == 0 and seen[-1] == 1

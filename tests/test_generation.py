@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from benchmark_start import Compilations
+from benchmark.start import Compilations
 from helpers import VOCAB, batch, clips, prompt, relative_error, tiny_config, torch_model
 from mindone.transformers.generation.configuration_utils import GenerationConfig as MindoneGenerationConfig
 from mindspore import Tensor, ops

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmark_start import Compilations
+from benchmark.start import Compilations
 from helpers import batch, clips, prompt, tiny_config, torch_model
 
 from mindone_audio import AutoModelForAudioTextToText, pipeline

@@ -6,13 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import make_lora_sounds as make_lora_sounds_module
 import numpy as np
 import pytest
 import soundfile
-from demo_questions import QUESTIONS
-from demo_sounds import EVENT_KINDS, SAMPLE_RATE, Draw
-from make_lora_sounds import (
+from demo_checkpoint import make_lora_sounds as make_lora_sounds_module
+from demo_checkpoint.make_lora_sounds import (
     CLIPS,
     LONGEST,
     NEW_CAPTIONS,
@@ -24,6 +22,8 @@ from make_lora_sounds import (
     make_rehearsal,
     make_sound,
 )
+from demo_checkpoint.questions import QUESTIONS
+from demo_checkpoint.sounds import EVENT_KINDS, SAMPLE_RATE, Draw
 
 from mindone_audio import AutoProcessor
 from mindone_audio.checkpoints import demo_checkpoint

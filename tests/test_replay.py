@@ -4,11 +4,11 @@ import json
 import sys
 from pathlib import Path
 
-import measure_rounding
 import numpy as np
 import pytest
 import record_parity
 import torch
+from benchmark import measure_rounding
 from helpers import batch, clips, prompt, tiny_config, torch_model
 from mindspore import Tensor
 from safetensors.numpy import load_file, save_file

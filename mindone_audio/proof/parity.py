@@ -11,8 +11,8 @@ from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audi
 FORMAT = "mindone_audio.parity/1"
 
 # Relative error that is rounding and not a mistake. float32: the tests' contract with PyTorch. Half precision: what
-# scripts/measure_rounding.py finds between correct implementations of a model with 32 + 32 layers (2.8e-3 in float16,
-# 2.2e-2 in bfloat16; it grows with the root of the depth), times 2 to 4 for other sizes and devices.
+# scripts/benchmark/measure_rounding.py finds between correct implementations of a model with 32 + 32 layers, times 2
+# to 4 for other sizes and devices.
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
 
 

@@ -1,6 +1,6 @@
 """How far correct implementations are apart in half precision: where `parity.TOLERANCES` comes from.
 
-    python scripts/measure_rounding.py
+    python scripts/benchmark/measure_rounding.py
 
 PyTorch computes a model in each dtype with eager attention: the reference of a parity recording. Against it are held
 - PyTorch again, with fused attention and every matrix product summed in another order, as another device would;
@@ -19,9 +19,10 @@ import mindspore as ms
 import numpy as np
 import torch
 from mindspore import Tensor
-from record_parity import load_model, record
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[:0] = [str(Path(__file__).resolve().parents[depth]) for depth in (2, 1)]
+
+from record_parity import load_model, record  # noqa: E402
 
 from mindone_audio import AutoModelForAudioTextToText  # noqa: E402
 from mindone_audio.backbone import ops  # noqa: E402

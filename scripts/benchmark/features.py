@@ -9,7 +9,7 @@ import statistics
 import sys
 import time
 
-from benchmark_common import Figure, add_common, check_common, columns, compare, cores, finish, machine, plot
+from benchmark.common import Figure, add_common, check_common, columns, compare, cores, finish, machine, plot
 
 BATCH = 8  # clips
 SIZES = {"1 clip": 1, f"{BATCH} clips": BATCH}
@@ -102,7 +102,7 @@ def measure_features(rounds: int, clip_seconds: float) -> tuple[dict, dict]:
 
 
 def make_figures(seconds: dict, off: dict[str, float]) -> list[Figure]:
-    """Rows of README's table."""
+    """Rows of the table in docs/performance.md."""
     figures = [
         compare(f"log-mel of {size} of 30 s, ms", rounds[OURS], rounds[TORCH], 1e3, RATIO_LIMIT)
         for size, rounds in seconds.items()

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from benchmark_common import (
+
+from benchmark.common import (
     BenchmarkError,
     Figure,
     add_common,
@@ -25,7 +26,7 @@ from benchmark_common import (
     paired,
     plot,
 )
-from benchmark_processes import in_a_process, order, peak_memory, resident, show_progress
+from benchmark.processes import in_a_process, order, peak_memory, resident, show_progress
 
 BLOCK = 1 << 25  # random values that are repeated
 
@@ -196,7 +197,7 @@ def measure_load(options: argparse.Namespace, names: list[str]) -> tuple[int, di
 
 
 def make_figures(results: dict[str, dict], size: int, label: str) -> list[Figure]:
-    """Rows of README's table: seconds to those of a plain read, and memory to that of the parameters (bytes)."""
+    """Rows of the table in docs/performance.md: seconds to those of a plain read, and memory to that of the parameters (bytes)."""
     ours, plain = results["ours"], results["plain read"]
     seconds = [statistics.median(found["seconds"]) for found in (ours, plain)]
     ratio = statistics.median(paired(ours["seconds"], plain["seconds"]))

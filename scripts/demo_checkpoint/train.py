@@ -3,10 +3,10 @@
 Needs PyTorch, transformers 4.57, soundfile, soxr and the programs espeak-ng, sox and ffmpeg (sox and ffmpeg only for
 `evaluate`). Everything is made here: no recording and no pretrained weight is used.
 
-    python scripts/train_demo_checkpoint.py train --work WORK --bfloat16 --threads 2 --minutes 135  # by the clock
-    python scripts/train_demo_checkpoint.py train --work WORK --bfloat16 --threads 2 --steps 14000  # reproducible
-    python scripts/train_demo_checkpoint.py export --work WORK  # snapshot -> checkpoint folder
-    python scripts/train_demo_checkpoint.py evaluate --work WORK  # measures the checkpoint and writes its card
+    python scripts/demo_checkpoint/train.py train --work WORK --bfloat16 --threads 2 --minutes 135  # by the clock
+    python scripts/demo_checkpoint/train.py train --work WORK --bfloat16 --threads 2 --steps 14000  # reproducible
+    python scripts/demo_checkpoint/train.py export --work WORK  # snapshot -> checkpoint folder
+    python scripts/demo_checkpoint/train.py evaluate --work WORK  # measures the checkpoint and writes its card
 
 On two idle CPU cores the speech bank takes about 9 minutes and training about 135 (36,000 utterances took 4 minutes,
 and 28 clips a second are trained on; neither was timed whole), the evaluation about 2.
@@ -20,14 +20,19 @@ import logging
 import math
 import os
 import shutil
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from demo_batches import ClipStream, collate, make_clip
-from demo_model import (
+from transformers import Qwen2AudioForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of the package that this file is in
+
+from demo_checkpoint.batches import ClipStream, collate, make_clip  # noqa: E402
+from demo_checkpoint.model import (  # noqa: E402
     LOSS_WEIGHTS,
     AuxiliaryHeads,
     answer_logits,
@@ -37,14 +42,13 @@ from demo_model import (
     make_generation_config,
     make_model,
 )
-from demo_prompts import Packer, make_processor, train_tokenizer
-from demo_sounds import Draw
-from demo_speech import UTTERANCES, SpeechBank, build_bank
-from transformers import Qwen2AudioForConditionalGeneration
+from demo_checkpoint.prompts import Packer, make_processor, train_tokenizer  # noqa: E402
+from demo_checkpoint.sounds import Draw  # noqa: E402
+from demo_checkpoint.speech import UTTERANCES, SpeechBank, build_bank  # noqa: E402
 
 logger = logging.getLogger("demo")
 
-CHECKPOINT = Path(__file__).resolve().parent.parent / "mindone_audio" / "checkpoints" / "qwen2_audio_demo"
+CHECKPOINT = Path(__file__).resolve().parents[2] / "mindone_audio" / "checkpoints" / "qwen2_audio_demo"
 WARMUP_STEPS = 250
 EMA_DECAY = 0.998
 FINAL_LEARNING_RATE = 0.01  # as a part of the peak

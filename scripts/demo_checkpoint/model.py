@@ -2,9 +2,6 @@
 
 import numpy as np
 import torch
-from demo_batches import CTC_SYMBOLS, KINDS, MAX_NUMBER, SEXES, Batch, num_audio_tokens
-from demo_prompts import AUDIO, END_OF_TEXT, IM_END
-from demo_sounds import MAX_BEEPS
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -15,6 +12,10 @@ from transformers import (
     Qwen2Config,
     Qwen2TokenizerFast,
 )
+
+from demo_checkpoint.batches import CTC_SYMBOLS, KINDS, MAX_NUMBER, SEXES, Batch, num_audio_tokens
+from demo_checkpoint.prompts import AUDIO, END_OF_TEXT, IM_END
+from demo_checkpoint.sounds import MAX_BEEPS
 
 POSITION_SCALE = 0.3  # of the encoder's sinusoids
 ANSWERS_BUCKET = 128  # answer tokens are rounded up to this, see demo_batches

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import transformers
-from demo_prompts import QUESTIONS_PER_CLIP
-from demo_questions import CAPTIONS, INSTRUMENTS, QUESTIONS, SOUNDS
-from demo_speech import (
+
+from demo_checkpoint.prompts import QUESTIONS_PER_CLIP
+from demo_checkpoint.questions import CAPTIONS, INSTRUMENTS, QUESTIONS, SOUNDS
+from demo_checkpoint.speech import (
     COMMANDS,
     DIGITS,
     FEMALE,
@@ -101,7 +102,7 @@ By kind of clip (caption and "What's that sound?"):
 
 ## How it was made
 
-`scripts/train_demo_checkpoint.py` in the library's repository, seed {seed}: {steps} steps of {batch} clips, up to
+`scripts/demo_checkpoint/train.py` in the library's repository, seed {seed}: {steps} steps of {batch} clips, up to
 {questions} questions each, {minutes:.0f} minutes on two CPU cores that also did other work (idle ones train on {speed}
 clips a second: about {budget:.0f} minutes), bfloat16 autocast, AdamW (peak {learning_rate:g}, warm-up, cosine), weights
 averaged over the last steps. In an early part the encoder learnt alone. {history}
@@ -113,8 +114,8 @@ known; heads for the kind of sound, the count and the sex.
 
 Made with Python {python}, torch {torch}, transformers {transformers}, NumPy {numpy}, {espeak}.
 
-    python scripts/train_demo_checkpoint.py train --work WORK --minutes {budget:.0f} --bfloat16 --threads 2
-    python scripts/train_demo_checkpoint.py evaluate --work WORK
+    python scripts/demo_checkpoint/train.py train --work WORK --minutes {budget:.0f} --bfloat16 --threads 2
+    python scripts/demo_checkpoint/train.py evaluate --work WORK
 
 A budget in minutes gives other weights on another machine; `--steps {steps}` fixes the number of steps instead.
 Neither was run from the start to the end, so that they reach these figures is not proved.

@@ -3,11 +3,12 @@
 from functools import lru_cache
 
 import numpy as np
-from demo_questions import CAPTIONS, QUESTIONS, SOUNDS, TASKS, answer
-from demo_sounds import CLIP_SECONDS, EVENT_KINDS, MAX_BEEPS, SAMPLE_RATE, Draw, Label
-from demo_speech import random_text, words_of
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2AudioProcessor, Qwen2TokenizerFast, WhisperFeatureExtractor
+
+from demo_checkpoint.questions import CAPTIONS, QUESTIONS, SOUNDS, TASKS, answer
+from demo_checkpoint.sounds import CLIP_SECONDS, EVENT_KINDS, MAX_BEEPS, SAMPLE_RATE, Draw, Label
+from demo_checkpoint.speech import random_text, words_of
 
 AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"

@@ -12,8 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from demo_prompts import Packer
-from demo_sounds import (
+from transformers import Qwen2TokenizerFast, WhisperFeatureExtractor
+
+from demo_checkpoint.prompts import Packer
+from demo_checkpoint.sounds import (
     CLIP_SECONDS,
     EVENT_KINDS,
     Draw,
@@ -24,8 +26,7 @@ from demo_sounds import (
     record,
     sounding_spans,
 )
-from demo_speech import WORDS, SpeechBank
-from transformers import Qwen2TokenizerFast, WhisperFeatureExtractor
+from demo_checkpoint.speech import WORDS, SpeechBank
 
 # Lengths are rounded up to these, because oneDNN compiles its bfloat16 kernels anew for every shape it meets.
 FRAMES_BUCKET, TOKENS_BUCKET = 64, 32

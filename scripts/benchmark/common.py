@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("mindspore", "mindone", "torch", "transformers", "numpy")
 
 
@@ -25,7 +25,7 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of README's table: a name with its unit, medians, and what they may be.
+    """A row of the table in docs/performance.md: a name with its unit, medians, and what they may be.
 
     ratio: the median of the ratios within a round. limit: of the ratio, or of ours where there is no ratio; the value
     may be at most that, or at least with `at_least`. torch: PyTorch's median; None where there is nothing to compare.
@@ -111,7 +111,7 @@ def cells(figure: Figure) -> list[str]:
 def finish(options: argparse.Namespace, content: dict, figures: Sequence[Figure]) -> None:
     """Print the figures, and write everything where --json asks for it.
 
-    README's table is made of the "figures" of the JSON files, their "machine" and, where there is one, their "note".
+    the table in docs/performance.md is made of the "figures" of the JSON files, their "machine" and, where there is one, their "note".
     """
     print("\n" + "\n".join(columns([["", "ours", "PyTorch", "ratio", "limit"], *map(cells, figures)])))
     if options.json:

@@ -5,7 +5,7 @@ Nothing heavy is imported outside the functions: they run in processes that firs
 
 from pathlib import Path
 
-from benchmark_common import BenchmarkError
+from benchmark.common import BenchmarkError
 
 MEL_FRAMES_PER_SECOND = 100
 FLOAT = 4  # bytes of fp32

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmark_common import ROOT, BenchmarkError, Figure, cells, machine_line
+from benchmark.common import ROOT, BenchmarkError, Figure, cells, machine_line
 
 DOCUMENT = ROOT / "docs" / "performance.md"
 BEGIN, END = "<!-- benchmark -->", "<!-- /benchmark -->"
@@ -56,7 +56,7 @@ def run_step(step: Step, folder: Path, smoke: bool) -> None:
         return
     arguments = (step.smoke if smoke else step.arguments).split()
     print(f"\n{step.name}: benchmark.py {' '.join(arguments)}", flush=True)
-    command = [sys.executable, str(Path(__file__).parent / "benchmark.py"), *arguments, "--json", str(file)]
+    command = [sys.executable, str(ROOT / "scripts" / "benchmark.py"), *arguments, "--json", str(file)]
     if importlib.util.find_spec("matplotlib") is not None:
         command += ["--plot", str(file.with_suffix(".png"))]
     status = subprocess.run(command).returncode

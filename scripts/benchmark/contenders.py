@@ -6,8 +6,8 @@ Each is made in a process of its own, where nothing heavy is imported before its
 import time
 from collections.abc import Callable
 
-from benchmark_checkpoint import FLOAT
-from benchmark_processes import forget_peak, peak_memory, resident, use_threads
+from benchmark.checkpoint import FLOAT
+from benchmark.processes import forget_peak, peak_memory, resident, use_threads
 
 WARM = 2  # steps that are not counted after a cache has been filled
 COPIES = 3  # of all weights at a time

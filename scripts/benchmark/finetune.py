@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from benchmark_checkpoint import RANDOM, write_random_checkpoint
-from benchmark_common import (
+
+from benchmark.checkpoint import RANDOM, write_random_checkpoint
+from benchmark.common import (
     BenchmarkError,
     Figure,
     add_common,
@@ -26,7 +27,7 @@ from benchmark_common import (
     paired,
     plot,
 )
-from benchmark_processes import Team, forget_peak, in_a_process, peak_memory, resident, use_threads
+from benchmark.processes import Team, forget_peak, in_a_process, peak_memory, resident, use_threads
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 LEARNED = 16  # tokens of each answer
@@ -173,7 +174,7 @@ def measure_memory(options: argparse.Namespace, folder: str, files: dict[int, st
 
 
 def make_figures(found: dict[str, dict], label: str) -> list[Figure]:
-    """Rows of README's table: the time of a step to PyTorch PEFT's, without and with recomputing."""
+    """Rows of the table in docs/performance.md: the time of a step to PyTorch PEFT's, without and with recomputing."""
     pairs = ((mode, found["ours" + mode]["seconds"], found["PyTorch PEFT" + mode]["seconds"]) for mode in MODES)
     return [compare(f"LoRA step, {label}{mode}, ms", ours, theirs, 1e3) for mode, ours, theirs in pairs]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 import soxr
-from demo_sounds import SAMPLE_RATE, Draw, Label, silence
+
+from demo_checkpoint.sounds import SAMPLE_RATE, Draw, Label, silence
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COMMANDS = (

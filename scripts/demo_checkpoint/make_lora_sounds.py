@@ -1,6 +1,6 @@
 """Make the data of examples/qwen2_audio_lora.py: three kinds of sound that the demo checkpoint was never taught.
 
-    python scripts/make_lora_sounds.py [--output lora_sounds] [--seed 0]
+    python scripts/demo_checkpoint/make_lora_sounds.py [--output lora_sounds] [--seed 0]
 
 A barking dog, a singing bird and a saw, synthesised with NumPy and heard through the same rooms, noises and levels as
 the checkpoint's own sounds. A model that learns only these forgets the rest, so there are also clips of the 13 kinds
@@ -18,14 +18,18 @@ The same seed gives the same files. Nothing but NumPy, soundfile and soxr is nee
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
-from demo_questions import QUESTIONS, answer
-from demo_sounds import (
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of the package that this file is in
+
+from demo_checkpoint.questions import QUESTIONS, answer  # noqa: E402
+from demo_checkpoint.sounds import (  # noqa: E402
     EVENT_KINDS,
     SAMPLE_RATE,
     Draw,
@@ -43,7 +47,7 @@ from demo_sounds import (
 
 logger = logging.getLogger("lora_sounds")
 
-EXAMPLE_CLIPS = Path(__file__).resolve().parent.parent / "examples" / "audio"
+EXAMPLE_CLIPS = Path(__file__).resolve().parents[2] / "examples" / "audio"
 
 NEW_CAPTIONS = {"dog": "A dog is barking.", "bird": "A bird is singing.", "saw": "Somebody is sawing."}
 NEW_SOUNDS = {"dog": "It is a dog.", "bird": "It is a bird.", "saw": "It is a saw."}

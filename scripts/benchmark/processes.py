@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from benchmark_common import BenchmarkError
+from benchmark.common import BenchmarkError
 
 SECONDS_TO_END = 5  # that a process has to end by itself
 

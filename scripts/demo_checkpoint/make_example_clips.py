@@ -1,6 +1,6 @@
 """Make the example clips in examples/audio: speech by held-out espeak-ng voices and held-out synthetic sounds.
 
-    python scripts/make_example_clips.py [--output examples/audio]
+    python scripts/demo_checkpoint/make_example_clips.py [--output examples/audio]
 
 The samples are the same at each run with the same espeak-ng, soundfile and NumPy (an ogg file also holds a random
 serial number). None of them was used in training: the voices and the synthesis parameters are those that the training
@@ -12,16 +12,20 @@ import argparse
 import io
 import logging
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import soundfile
 import soxr
-from demo_sounds import SAMPLE_RATE, Draw, add_reverberation, background_noise, make_event, silence
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of the package that this file is in
+
+from demo_checkpoint.sounds import SAMPLE_RATE, Draw, add_reverberation, background_noise, make_event, silence  # noqa: E402
 
 logger = logging.getLogger("examples")
 
-DEFAULT_FOLDER = Path(__file__).resolve().parent.parent / "examples" / "audio"
+DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "examples" / "audio"
 
 
 def speak(voice: str, text: str) -> tuple[np.ndarray, int]:

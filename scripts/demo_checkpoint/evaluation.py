@@ -14,13 +14,14 @@ from pathlib import Path
 import librosa
 import numpy as np
 import torch
-from demo_batches import make_clip
-from demo_card import write_card
-from demo_prompts import AUDIO, AUDIO_BOS, AUDIO_EOS
-from demo_questions import QUESTIONS, answer
-from demo_sounds import EVENT_KINDS, MAX_BEEPS, SAMPLE_RATE, Draw, Label
-from demo_speech import HELD_OUT_ACCENTS, SpeechBank, random_utterance, words_of
 from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
+
+from demo_checkpoint.batches import make_clip
+from demo_checkpoint.card import write_card
+from demo_checkpoint.prompts import AUDIO, AUDIO_BOS, AUDIO_EOS
+from demo_checkpoint.questions import QUESTIONS, answer
+from demo_checkpoint.sounds import EVENT_KINDS, MAX_BEEPS, SAMPLE_RATE, Draw, Label
+from demo_checkpoint.speech import HELD_OUT_ACCENTS, SpeechBank, random_utterance, words_of
 
 logger = logging.getLogger("demo.evaluation")
 

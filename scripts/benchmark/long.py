@@ -3,9 +3,9 @@
 import argparse
 import statistics
 
-from benchmark_common import Figure, better, columns, compare, finish, plot, spread
-from benchmark_contenders import contender
-from benchmark_processes import Team
+from benchmark.common import Figure, better, columns, compare, finish, plot, spread
+from benchmark.contenders import contender
+from benchmark.processes import Team
 
 NAMES = ("ours", "torch eager", "torch sdpa")
 GROWTH_LIMIT = 1.1  # ours to PyTorch's, from 512 to 8192 tokens

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmark_common import (
+from benchmark.common import (
     ROOT,
     BenchmarkError,
     Figure,
@@ -28,7 +28,7 @@ from benchmark_common import (
     paired,
     plot,
 )
-from benchmark_processes import Team, order, show_progress
+from benchmark.processes import Team, order, show_progress
 
 QUESTION = "Generate the caption in English:"
 NEW_TOKENS = 128  # at most, the pipeline's own number

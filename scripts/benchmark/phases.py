@@ -2,7 +2,7 @@
 
 import statistics
 
-from benchmark_common import Figure, better, columns, compare, machine_line, paired, spread
+from benchmark.common import Figure, better, columns, compare, machine_line, paired, spread
 
 BATCH_LENGTHS = (32, 256)  # tokens of the shortest and the longest prompt of a batch
 PYTORCH = ("torch eager", "torch sdpa")
@@ -47,7 +47,7 @@ def bandwidths(results: dict[str, dict], weights: int) -> tuple[list[float], lis
 
 
 def make_figures(results: dict[str, dict], limits: dict, label: str, whole: str, weights: int) -> list[Figure]:
-    """Rows of README's table: those with a limit, or all of a model of another size; weights: bytes that a step reads.
+    """Rows of the table in docs/performance.md: those with a limit, or all of a model of another size; weights: bytes that a step reads.
 
     label: decoder and input; whole: the same with the encoder, where it is at work.
     """

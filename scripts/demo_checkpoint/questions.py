@@ -1,6 +1,6 @@
 """The questions of the demo checkpoint, and the one right answer that a clip's label gives to each of them."""
 
-from demo_sounds import Label
+from demo_checkpoint.sounds import Label
 
 QUESTIONS = {
     "caption": (

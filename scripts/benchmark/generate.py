@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmark_checkpoint import (
+from benchmark.checkpoint import (
     FLOAT,
     MEL_FRAMES_PER_SECOND,
     RANDOM,
@@ -24,7 +24,7 @@ from benchmark_checkpoint import (
     step_weights,
     write_random_checkpoint,
 )
-from benchmark_common import (
+from benchmark.common import (
     BenchmarkError,
     add_common,
     at_least,
@@ -33,9 +33,9 @@ from benchmark_common import (
     machine,
     plot,
 )
-from benchmark_contenders import contender, plain_copy
-from benchmark_long import report_long
-from benchmark_phases import (
+from benchmark.contenders import contender, plain_copy
+from benchmark.long import report_long
+from benchmark.phases import (
     BATCH_LENGTHS,
     BETTER,
     COPY,
@@ -49,8 +49,7 @@ from benchmark_phases import (
     ratios,
     report,
 )
-from benchmark_processes import Team, in_a_process, use_threads
-
+from benchmark.processes import Team, in_a_process, use_threads
 from mindone_audio.checkpoints import demo_checkpoint
 
 PROMPT = "What do you hear?"

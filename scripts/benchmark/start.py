@@ -15,9 +15,9 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from benchmark_checkpoint import RANDOM, different_lengths, text_tokens, write_random_checkpoint
-from benchmark_common import ROOT, BenchmarkError, Figure, add_common, check_common, columns, finish, machine, plot
-from benchmark_processes import in_a_process, show_progress, use_threads
+from benchmark.checkpoint import RANDOM, different_lengths, text_tokens, write_random_checkpoint
+from benchmark.common import ROOT, BenchmarkError, Figure, add_common, check_common, columns, finish, machine, plot
+from benchmark.processes import in_a_process, show_progress, use_threads
 
 CLIP, QUESTION = ROOT / "examples" / "audio" / "siren.ogg", "What's that sound?"
 ANSWER_LIMIT, IMPORT_LIMIT, COMPILE_LIMIT = 8, 0.3, 5  # seconds
@@ -261,7 +261,7 @@ def measure_start(options: argparse.Namespace) -> dict:
 
 
 def make_figures(started: dict, compiled: dict) -> list[Figure]:
-    """Rows of README's table."""
+    """Rows of the table in docs/performance.md."""
     answers, figures = started["answers"], []
     for name, where in (("ours", ""), ("ours, with PyTorch installed", ", PyTorch installed too")):
         label = f"first answer from the start of Python{where}, s"

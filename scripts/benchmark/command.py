@@ -1,0 +1,36 @@
+"""The command line of `scripts/benchmark.py`."""
+
+import argparse
+import importlib.metadata
+import sys
+
+from benchmark.batch import add_batch
+from benchmark.common import BenchmarkError
+from benchmark.features import add_features
+from benchmark.finetune import add_finetune
+from benchmark.generate import add_generate
+from benchmark.load import add_load
+from benchmark.readme import add_readme
+from benchmark.start import add_start
+
+DESCRIPTION = (
+    """Measure this package against transformers on PyTorch: same checkpoint, clip, tokens, threads and dtype (fp32)."""
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand; returns its exit status, 2 for wrong use, which is told in one line."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["--readme"]:
+        arguments = ["readme", *arguments[1:]]
+    parser = argparse.ArgumentParser(description=DESCRIPTION)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for add in (add_generate, add_start, add_load, add_batch, add_features, add_finetune, add_readme):
+        add(subparsers)
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except (BenchmarkError, OSError, importlib.metadata.PackageNotFoundError) as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,1 @@
+"""How the bundled checkpoint, its example clips and the sounds of the LoRA example were made."""
