@@ -25,7 +25,7 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True)
 class Figure:
-    """A row of the table in docs/performance.md: a name with its unit, medians, and what they may be.
+    """A row of the table of figures: a name with its unit, medians, and what they may be.
 
     ratio: the median of the ratios within a round. limit: of the ratio, or of ours where there is no ratio; the value
     may be at most that, or at least with `at_least`. torch: PyTorch's median; None where there is nothing to compare.
@@ -111,7 +111,7 @@ def cells(figure: Figure) -> list[str]:
 def finish(options: argparse.Namespace, content: dict, figures: Sequence[Figure]) -> None:
     """Print the figures, and write everything where --json asks for it.
 
-    the table in docs/performance.md is made of the "figures" of the JSON files, their "machine" and, where there is one, their "note".
+    The table of figures is made of the "figures" of the JSON files, their "machine" and, where there is one, their "note".
     """
     print("\n" + "\n".join(columns([["", "ours", "PyTorch", "ratio", "limit"], *map(cells, figures)])))
     if options.json:

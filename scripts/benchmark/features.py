@@ -102,7 +102,7 @@ def measure_features(rounds: int, clip_seconds: float) -> tuple[dict, dict]:
 
 
 def make_figures(seconds: dict, off: dict[str, float]) -> list[Figure]:
-    """Rows of the table in docs/performance.md."""
+    """Rows of the table of figures."""
     figures = [
         compare(f"log-mel of {size} of 30 s, ms", rounds[OURS], rounds[TORCH], 1e3, RATIO_LIMIT)
         for size, rounds in seconds.items()

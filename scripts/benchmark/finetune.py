@@ -174,7 +174,7 @@ def measure_memory(options: argparse.Namespace, folder: str, files: dict[int, st
 
 
 def make_figures(found: dict[str, dict], label: str) -> list[Figure]:
-    """Rows of the table in docs/performance.md: the time of a step to PyTorch PEFT's, without and with recomputing."""
+    """Rows of the table of figures: the time of a step to PyTorch PEFT's, without and with recomputing."""
     pairs = ((mode, found["ours" + mode]["seconds"], found["PyTorch PEFT" + mode]["seconds"]) for mode in MODES)
     return [compare(f"LoRA step, {label}{mode}, ms", ours, theirs, 1e3) for mode, ours, theirs in pairs]
 

@@ -197,7 +197,7 @@ def measure_load(options: argparse.Namespace, names: list[str]) -> tuple[int, di
 
 
 def make_figures(results: dict[str, dict], size: int, label: str) -> list[Figure]:
-    """Rows of the table in docs/performance.md: seconds to those of a plain read, and memory to that of the parameters (bytes)."""
+    """Rows of the table of figures: seconds to those of a plain read, and memory to that of the parameters (bytes)."""
     ours, plain = results["ours"], results["plain read"]
     seconds = [statistics.median(found["seconds"]) for found in (ours, plain)]
     ratio = statistics.median(paired(ours["seconds"], plain["seconds"]))

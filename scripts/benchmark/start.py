@@ -261,7 +261,7 @@ def measure_start(options: argparse.Namespace) -> dict:
 
 
 def make_figures(started: dict, compiled: dict) -> list[Figure]:
-    """Rows of the table in docs/performance.md."""
+    """Rows of the table of figures."""
     answers, figures = started["answers"], []
     for name, where in (("ours", ""), ("ours, with PyTorch installed", ", PyTorch installed too")):
         label = f"first answer from the start of Python{where}, s"
