@@ -111,7 +111,7 @@ def cells(figure: Figure) -> list[str]:
 def finish(options: argparse.Namespace, content: dict, figures: Sequence[Figure]) -> None:
     """Print the figures, and write everything where --json asks for it.
 
-    The table of figures is made of the "figures" of the JSON files, their "machine" and, where there is one, their "note".
+    The table is made of the "figures" of the JSON files, their "machine" and, where there is one, their "note".
     """
     print("\n" + "\n".join(columns([["", "ours", "PyTorch", "ratio", "limit"], *map(cells, figures)])))
     if options.json:

@@ -47,7 +47,7 @@ def bandwidths(results: dict[str, dict], weights: int) -> tuple[list[float], lis
 
 
 def make_figures(results: dict[str, dict], limits: dict, label: str, whole: str, weights: int) -> list[Figure]:
-    """Rows of the table of figures: those with a limit, or all of a model of another size; weights: bytes that a step reads.
+    """Rows of the table: those with a limit, or all of a model of another size; weights: bytes that a step reads.
 
     label: decoder and input; whole: the same with the encoder, where it is at work.
     """
