@@ -10,8 +10,9 @@ The folder is `$XDG_CACHE_HOME/mindone_audio/graphs`, by default in `~/.cache`. 
 cache off, any other path is the folder to use. Nothing about the cache is an error: what cannot be read or written is
 compiled. An entry begins with its checksum; one that is damaged, or a folder that others can write, is not read.
 
-Proved on a CPU with MindSpore 2.10. Older ones save nothing this way. On Ascend it is off: nothing was proved there,
-and MindSpore keeps more beside the graph. Compile in one thread at a time, as MindSpore asks.
+Proved on a CPU with MindSpore 2.10; it is off with other versions, and on Ascend, where MindSpore keeps more files
+beside the graph and CANN has a cache of its own for kernels. Compile in one thread at a time, as MindSpore asks: what
+another thread compiles with `mindspore.jit` meanwhile could be given this one's graph.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import mindspore as ms
 from mindspore import nn
 from mindspore._c_expression import MSContext, ms_ctx_param
 
@@ -40,6 +42,7 @@ VARIABLE = "MINDONE_AUDIO_COMPILE_CACHE"
 MOST_BYTES = 2 << 30  # of all entries together; those not used for longest go
 _CHECKSUM = hashlib.sha256().digest_size
 _ABANDONED = 3600  # seconds after which an unfinished file was left by a process that is gone
+_PROVED = "2.10."  # how versions of MindSpore begin of which the above is known
 _UNSET = -1  # what MindSpore's switch is where nobody has set it
 # What MindSpore says of its cache in each compilation; it is true of MindSpore's own check only.
 _SAID = (
@@ -87,7 +90,7 @@ def _note(message: str) -> None:
 def _folder() -> Path | None:
     """Where the entries are: a folder of the user alone; None where there is no cache."""
     chosen = os.environ.get(VARIABLE, "")
-    if chosen == "0" or device.is_ascend():
+    if chosen == "0" or device.is_ascend() or not ms.__version__.startswith(_PROVED):
         return None
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME", ""))

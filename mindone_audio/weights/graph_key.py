@@ -6,6 +6,7 @@ What is neither known nor listed here makes a graph one that has no key.
 """
 
 import dataclasses
+import enum
 import functools
 import hashlib
 import inspect
@@ -32,7 +33,8 @@ _KNOWN_CODE = (PACKAGE, "mindspore", "mindone", "builtins", "collections")  # pa
 _BOOKKEEPING = {
     *("_create_time", "_id", "_phase", "_phase_cache", "_compile_cache", "_compile_phase", "_compiled", "_init_flag"),
     *("arguments_key", "current_phase", "compile_phase", "_exist_objs", "_exist_names", "_is_check_and_refresh"),
-    *("_lazy_construct_sig", "_jit_graph_name", "_scope", "_param_prefix", "is_top_cell"),
+    *("_lazy_construct_sig", "_jit_graph_name", "_scope", "_param_prefix", "is_top_cell", "_mutable_flags"),
+    "__parse_method__",
 }
 # Settings of MindSpore that say where and how fast, not what is compiled.
 _NOT_COMPILED = {
@@ -42,7 +44,10 @@ _NOT_COMPILED = {
     *("enable_compile_cache", "compile_cache_path", "cur_step_num", "need_ckpt", "save_checkpoint_steps"),
     *("last_triggered_step",),
 }
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), type(Ellipsis), np.generic, np.dtype, ms_types.Type)
+_PLAIN = (
+    *(bool, int, float, complex, str, bytes, type(None), type(Ellipsis), enum.Enum),
+    *(np.generic, np.dtype, ms_types.Type),
+)
 
 
 class NoKey(Exception):
@@ -154,14 +159,14 @@ def _versions() -> tuple:
     )
 
 
-def _stamps() -> tuple:
-    """Names, sizes and times of all source files of this package."""
-    package = Path(__file__).parents[1]
+def source_stamps(package: Path) -> tuple:
+    """Paths, sizes and times of all source files of a package."""
     files = ((file, file.stat()) for file in sorted(package.rglob("*.py")))
     return tuple((file, status.st_size, status.st_mtime_ns) for file, status in files)
 
 
-_IMPORTED = _stamps()
+_PACKAGE = Path(__file__).parents[1]
+_IMPORTED = source_stamps(_PACKAGE)
 
 
 def _sources() -> str:
@@ -169,15 +174,16 @@ def _sources() -> str:
 
     Raises `NoKey` where one was changed since the import: MindSpore's compiler reads it now, Python has read it then.
     """
-    if _stamps() != _IMPORTED:
+    if source_stamps(_PACKAGE) != _IMPORTED:
         raise NoKey("the source files have changed since they were imported")
-    return _source_digest()
+    return source_digest(_PACKAGE, _IMPORTED)
 
 
 @functools.cache
-def _source_digest() -> str:
-    package, digest = Path(__file__).parents[1], hashlib.sha256()
-    for file, *_ in _IMPORTED:
+def source_digest(package: Path, stamps: tuple) -> str:
+    """A hash of the names and bytes of the files that `source_stamps` found."""
+    digest = hashlib.sha256()
+    for file, *_ in stamps:
         digest.update(repr((file.relative_to(package).as_posix(), file.read_bytes())).encode())
     return digest.hexdigest()
 
