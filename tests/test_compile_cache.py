@@ -10,7 +10,10 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from families import GOLDENS
 from helpers import batch, clips, prompt, tiny_config, torch_model
+from helpers_whisper_vq import CONVERTED
+from mindone.peft import LoraConfig, get_peft_model
 from mindspore import Tensor, nn
 
 from mindone_audio import AutoModelForAudioTextToText
@@ -18,7 +21,9 @@ from mindone_audio.adapters.lora import LoraSettings, add_lora
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import KVCache
 from mindone_audio.backbone.compiled import graphs, one_graph
-from mindone_audio.backbone.layers import Linear, RMSNorm
+from mindone_audio.backbone.layers import Linear, RMSNorm, name_parameters
+from mindone_audio.generation.engine import EncodeAudio, Engine
+from mindone_audio.models.ichigo.whisper_vq import WhisperVQ
 from mindone_audio.weights import compile_cache
 from mindone_audio.weights.graph_key import NoKey, graph_key, source_digest, source_stamps
 
@@ -287,6 +292,39 @@ def test_another_version_of_mindspore_keeps_nothing(load, cache, monkeypatch):
     model = load()
     assert say(model) == say(model, compile=False)
     assert entries(cache) == {}
+
+
+FAMILIES = [
+    ("ultravox_llama", {}),
+    ("ultravox_qwen3", {}),
+    ("audioflamingo3", {}),
+    ("voxtral_nf4", {"keep_quantized": True}),
+    ("qwen2_audio_nf4_double", {"keep_quantized": True}),
+]
+
+
+def test_graphs_of_every_family_are_kept():
+    """All of them have keys, the same when a checkpoint is loaded again, of which no two are equal."""
+    found = []
+    for name, options in FAMILIES:
+        for _ in range(2):
+            model = AutoModelForAudioTextToText.from_pretrained(GOLDENS / name, **options)
+            name_parameters(model)
+            engine = Engine(model, compiled=False)
+            cells = [EncodeAudio(model)]
+            for rows in (1, 2):
+                slots = engine.slots(rows, 1, prefills=rows == 1)
+                cells += [slots.step, *slots.prefills.values()]
+            found.append([graph_key(cell, ()) for cell in cells])
+    assert found[::2] == found[1::2]
+    assert len(set(sum(found, []))) == len(sum(found[::2], [])) == 4 * len(FAMILIES)
+    assert graph_key(WhisperVQ.from_pretrained(CONVERTED).cell, ())
+
+
+def test_the_lora_layers_of_mindone_peft_are_kept(load):
+    model = get_peft_model(load(), LoraConfig(r=2, target_modules=["q_proj"])).get_base_model()
+    name_parameters(model)
+    assert graph_key(Engine(model, compiled=False).slots(1, 1, prefills=False).step, ())
 
 
 class Foreign(nn.Cell):
