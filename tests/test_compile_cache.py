@@ -23,6 +23,7 @@ from mindone_audio.backbone.cache import KVCache
 from mindone_audio.backbone.compiled import graphs, one_graph
 from mindone_audio.backbone.layers import Linear, RMSNorm, name_parameters
 from mindone_audio.generation.engine import EncodeAudio, Engine
+from mindone_audio.machine import device
 from mindone_audio.models.ichigo.whisper_vq import WhisperVQ
 from mindone_audio.weights import compile_cache
 from mindone_audio.weights.graph_key import NoKey, graph_key, source_digest, source_stamps
@@ -285,6 +286,11 @@ def test_a_graph_of_many_shapes_is_compiled_as_ever(cache):
     for some in (x, x[:1]):
         np.testing.assert_allclose(run(Tensor(some)).asnumpy(), norm(Tensor(some)).asnumpy(), rtol=1e-6)
     assert entries(cache) == {}
+
+
+def test_on_ascend_it_is_off(monkeypatch):
+    monkeypatch.setattr(device, "is_ascend", lambda: True)
+    assert compile_cache._folder() is None
 
 
 def test_another_version_of_mindspore_keeps_nothing(load, cache, monkeypatch):

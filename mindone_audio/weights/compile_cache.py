@@ -90,7 +90,7 @@ def _note(message: str) -> None:
 def _folder() -> Path | None:
     """Where the entries are: a folder of the user alone; None where there is no cache."""
     chosen = os.environ.get(VARIABLE, "")
-    if chosen == "0" or device.is_ascend() or not ms.__version__.startswith(_PROVED):
+    if chosen == "0" or not device.saves_graphs() or not ms.__version__.startswith(_PROVED):
         return None
     try:
         caches = Path(os.environ.get("XDG_CACHE_HOME", ""))

@@ -146,7 +146,7 @@ def _environment() -> tuple:
     names = sorted(set(ms_ctx_param.__members__) - _NOT_COMPILED)
     settings = [(name, repr(context.get_param(ms_ctx_param.__members__[name]))) for name in names]
     variables = sorted((name, value) for name, value in os.environ.items() if name.startswith("MS_"))
-    devices = (device.is_ascend(), device.scatters_rows(), device.shares_memory())
+    devices = (device.scatters_rows(), device.shares_memory())
     return _versions(), devices, settings, repr(ms.get_context("jit_config")), variables
 
 
