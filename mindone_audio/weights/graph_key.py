@@ -60,6 +60,9 @@ def graph_key(cell: nn.Cell, arguments: tuple) -> str:
     walk = _Walk()
     structure = walk.describe(cell)
     shapes = [_shape(argument) if type(argument) is Tensor else walk.describe(argument) for argument in arguments]
+    own = cell.parameters_dict()  # where MindSpore looks for the parameters of a graph that it loads
+    if strangers := [p.name for p in walk.parameters if own.get(p.name) is not p]:
+        raise NoKey(f"{', '.join(strangers)} would not be found by name")
     parts = (_environment(), _sources(), _outside(walk.classes), _run_time_code(walk.classes), structure, shapes)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
@@ -69,6 +72,7 @@ class _Walk:
 
     def __init__(self):
         self.classes: set[type] = set()
+        self.parameters: list[Parameter] = []
         self._numbers: dict[int, int] = {}
         self._kept: list[object] = []  # the id of one that is gone may be another's
 
@@ -91,6 +95,7 @@ class _Walk:
 
     def _describe_object(self, value) -> object:
         if isinstance(value, Parameter):
+            self.parameters.append(value)
             return "parameter", value.name, *_shape(value), value.requires_grad
         if isinstance(value, Tensor):
             values = value.astype(ms.float32) if value.dtype == ms.bfloat16 else value  # which NumPy does not have
@@ -155,6 +160,7 @@ def _versions() -> tuple:
     commit = Path(ms.__file__).with_name(".commit_id")
     return (
         *(ms.__version__, commit.read_text() if commit.exists() else "", metadata.version("mindone")),
+        np.__version__,
         *(platform.python_version(), platform.machine()),
     )
 
