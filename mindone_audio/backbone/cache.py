@@ -6,7 +6,6 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.layers import new_name
 from mindone_audio.machine import device
 
 
@@ -34,13 +33,12 @@ class KVCache(nn.Cell):
         self.flat = device.scatters_rows() if flat is None else flat
         self.batch, self.key_value_heads = batch, key_value_heads
         self.positions, self.head_dim = positions, head_dim
-        name = new_name("kv_cache")
         self.shape = (batch, key_value_heads, positions, head_dim)
         flattened = (batch * key_value_heads * positions, head_dim)
         keys = flattened if self.flat else (batch, key_value_heads, head_dim, positions)
         values = flattened if self.flat else self.shape
-        self.keys = ParameterTuple([self._table(keys, dtype, f"{name}.keys.{i}") for i in range(layers)])
-        self.values = ParameterTuple([self._table(values, dtype, f"{name}.values.{i}") for i in range(layers)])
+        self.keys = ParameterTuple([self._table(keys, dtype, f"kv_cache.keys.{i}") for i in range(layers)])
+        self.values = ParameterTuple([self._table(values, dtype, f"kv_cache.values.{i}") for i in range(layers)])
 
     @staticmethod
     def _table(shape: tuple[int, ...], dtype: ms.Type, name: str) -> Parameter:

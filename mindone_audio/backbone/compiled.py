@@ -10,15 +10,30 @@ from itertools import count
 import mindspore as ms
 from mindspore import _c_expression, nn
 
+from mindone_audio.weights import compile_cache
+
 _ONE_GRAPH = "increment"  # MindSpore's name for the phase of a cell that has one graph, whatever its arguments
 _numbers = count()
 
 
 def one_graph(cell: nn.Cell) -> Callable:
-    """The cell as one graph of the shapes that it is first called with: later calls do not look at theirs."""
+    """The cell as one graph of the shapes that it is first called with: later calls do not look at theirs.
+
+    A graph that this or another process has compiled before is loaded, see `compile_cache`.
+    """
     cell.phase = _ONE_GRAPH
     _release_with(cell, cell.phase_cache)
-    return ms.jit(cell.construct)
+    compiled, called = ms.jit(cell.construct), False
+
+    def run(*arguments):
+        nonlocal called
+        if called:
+            return compiled(*arguments)
+        output = compile_cache.first_call(cell, compiled, arguments)
+        called = True
+        return output
+
+    return run
 
 
 def graphs(cell: nn.Cell) -> Callable:

@@ -7,7 +7,7 @@ translation in both directions. `Linear` is an `nn.Dense` so that adapters (`min
 
 from collections.abc import Sequence
 from functools import reduce
-from itertools import accumulate, count
+from itertools import accumulate
 
 import mindspore as ms
 import numpy as np
@@ -18,18 +18,12 @@ from mindone_audio.backbone import ops
 from mindone_audio.weights.nf4 import QuantizedWeight
 
 _INIT_STD = 0.02
-_numbers = count()
 
 
 def parameter(shape: tuple[int, ...], init="normal", trainable: bool = True) -> Parameter:
     """A named-by-its-cell fp32 parameter; nothing is allocated inside `mindspore.nn.utils.no_init_parameters()`."""
     init = Normal(_INIT_STD) if init == "normal" else init
     return Parameter(initializer(init, shape, ms.float32), requires_grad=trainable)
-
-
-def new_name(kind: str) -> str:
-    """A name for parameters beside the model's own: a graph refuses two parameters of one name."""
-    return f"{kind}_{next(_numbers)}"
 
 
 def share_rows(parameters: Sequence[Parameter], name: str) -> Parameter:

@@ -4,7 +4,7 @@ from mindspore import ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.layers import Linear, has_rows, new_name, parts_of, share_rows
+from mindone_audio.backbone.layers import Linear, has_rows, parts_of, share_rows
 
 _MOST_OUTPUTS = 8192  # rows of an output layer up to which oneDNN does not copy them at each product, with AVX-512
 
@@ -19,15 +19,14 @@ class PackedWeights(nn.Cell):
 
     def __init__(self, decoder: nn.Cell):
         super().__init__(auto_prefix=False)
-        name = new_name("packed")
         groups = [_packed_together(layer) for layer in decoder.model.layers]
         heads, biases, feed_forward = (
-            [share_rows(group, f"{name}.{kind}.{i}") for i, group in enumerate(kinds) if group[0] is not None]
+            [share_rows(group, f"packed.{kind}.{i}") for i, group in enumerate(kinds) if group[0] is not None]
             for kind, kinds in enumerate(zip(*groups))
         )
         self.heads, self.feed_forward = ParameterTuple(heads), ParameterTuple(feed_forward)
         self.biases = ParameterTuple(biases) if biases else None
-        self.outputs = ParameterTuple(parts_of(decoder.output_weight, _MOST_OUTPUTS, f"{name}.outputs"))
+        self.outputs = ParameterTuple(parts_of(decoder.output_weight, _MOST_OUTPUTS, "packed.outputs"))
 
     def logits(self, hidden: Tensor) -> Tensor:
         """What `Decoder.logits` gives for hidden states (rows, hidden_size)."""

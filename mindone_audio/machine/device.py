@@ -67,6 +67,11 @@ def shares_memory() -> bool:
     return not is_ascend()
 
 
+def saves_graphs() -> bool:
+    """Whether what MindSpore's compiler saves of a graph is known to be all that it needs to load it."""
+    return not is_ascend()
+
+
 @cache
 def prepare() -> None:
     """Settings without which the CPU back end is many times slower; called once, before the first model is built.
