@@ -4,13 +4,18 @@ import json
 import os
 import subprocess
 import sys
+from multiprocessing import Pipe
 from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
 import soundfile
 
 from mindone_audio import cli
+from mindone_audio.batch import decode_ahead
+from mindone_audio.commands import options
+from mindone_audio.inputs.audio import ClipLimitError, ClipTooLongError
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ("truncation", "long_audio", 'task="', "load_audio", "do_sample=", "mindspore_dtype", "keep_quantized")
@@ -70,3 +75,28 @@ def test_a_users_own_settings_stay(monkeypatch):
     monkeypatch.setattr(sys, "warnoptions", ["error"])
     cli._quieten_libraries()
     assert os.environ["GLOG_v"] == "1" and os.environ["TRANSFORMERS_VERBOSITY"] == "1"
+
+
+def test_limits_of_clips_are_told_in_words_that_help_the_one_who_reads_them():
+    """Who calls `load_audio` can give a higher limit; a command and a batch job have none."""
+    error = ClipLimitError("clip.wav is longer than 10 s, the limit: cut it into shorter clips", "max_seconds")
+    assert str(error).endswith("shorter clips, or call load_audio(…, max_seconds=…) with a higher one")
+    for command in ("ask", "caption", "chat", "batch", "transcribe"):
+        assert options.explain(command)(error) == error.what
+    too_long = ClipTooLongError("clip.wav lasts 40 s, this model hears 30 s", "pass truncation=True")
+    assert "truncation" not in options.explain("ask")(too_long) and "--long-audio" in options.explain("ask")(too_long)
+
+
+def test_limits_of_clips_in_a_decoder_of_a_batch_job(monkeypatch):
+    """What a decoder process sends: the message without Python's keyword."""
+    ours, theirs = Pipe()
+    ours.send(["clip.wav"])
+    monkeypatch.setattr(decode_ahead, "load_clip", lambda source: (_ for _ in ()).throw(ClipLimitError("long", "x")))
+    monkeypatch.setattr(decode_ahead, "die_with_parent", lambda signum: None)
+    monkeypatch.setattr(decode_ahead, "Connection", lambda descriptor: theirs)
+    thread = Thread(target=decode_ahead.work, args=(0, os.getppid(), None), daemon=True)
+    thread.start()
+    assert ours.recv() == "ready"
+    assert ours.recv() == ([], "long")
+    ours.close()
+    thread.join(5)

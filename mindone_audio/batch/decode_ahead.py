@@ -17,7 +17,7 @@ import numpy as np
 
 from mindone_audio.batch.job import BatchError
 from mindone_audio.batch.manifest import Item
-from mindone_audio.inputs.audio import SAMPLING_RATE, load_clip
+from mindone_audio.inputs.audio import SAMPLING_RATE, ClipLimitError, load_clip
 from mindone_audio.inputs.paths import resolve
 
 MAX_SECONDS = 3600.0  # of audio that waits for the device: 230 MB
@@ -61,7 +61,8 @@ def work(descriptor: int, parent: int, folder: str | None) -> None:
         try:
             answer = [load_clip(resolve(source, folder)) for source in sources], None
         except Exception as error:  # whatever a decoder raises is that clip's error
-            answer = [], str(error) or type(error).__name__
+            message = error.what if isinstance(error, ClipLimitError) else str(error)
+            answer = [], message or type(error).__name__
         try:
             connection.send(answer)
         except BrokenPipeError:

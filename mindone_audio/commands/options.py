@@ -32,8 +32,11 @@ def explain(command: str) -> Callable[[Exception], str]:
     """From an error to its message, with the options of a command where the library names Python's keywords."""
 
     def message(error: Exception) -> str:
-        advice = _TOO_LONG.get(command)
-        return f"{error.what}: {advice}" if advice and hasattr(error, "what") else str(error)
+        from mindone_audio.inputs.audio import ClipLimitError, ClipTooLongError
+
+        if isinstance(error, ClipTooLongError) and command in _TOO_LONG:
+            return f"{error.what}: {_TOO_LONG[command]}"
+        return error.what if isinstance(error, ClipLimitError) else str(error)
 
     return message
 

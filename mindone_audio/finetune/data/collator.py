@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mindone_audio.finetune.data.examples import DataError, Example
-from mindone_audio.inputs.audio import AudioError, ClipTooLongError
+from mindone_audio.inputs.audio import AudioError, ClipLimitError, ClipTooLongError
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,8 @@ class AnswerCollator:
     def _refuse(self, example: Example, error: ValueError) -> None:
         if isinstance(error, ClipTooLongError):  # nothing is ever cut here
             error = ClipTooLongError(error.what, "cut the clip, leave the example out, or set on_bad_clip to skip")
+        if isinstance(error, ClipLimitError):
+            error = ClipLimitError(error.what)
         message = f"{example.name}: {error}"
         if self.on_bad_clip == "raise" or not isinstance(error, (AudioError, TooLongError)):
             raise (type(error) if isinstance(error, (AudioError, DataError)) else DataError)(message) from error

@@ -24,6 +24,14 @@ class ClipTooLongError(AudioError):
         self.what = what
 
 
+class ClipLimitError(AudioError):
+    """A clip above a limit that `load_audio` has as a keyword. what: the message for who cannot give that keyword."""
+
+    def __init__(self, what: str, keyword: str = ""):
+        super().__init__(f"{what}, or call load_audio(…, {keyword}=…) with a higher one" if keyword else what)
+        self.what = what
+
+
 class NotAudioError(AudioError):
     """Bytes that no decoder at hand knows."""
 
@@ -50,9 +58,8 @@ def shortened(text: str) -> str:
     return repr(text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME // 2] + "…")
 
 
-def too_many_bytes(name: str, limit: int) -> AudioError:
+def too_many_bytes(name: str, limit: int) -> ClipLimitError:
     """The error for an encoded clip above the limit."""
-    return AudioError(
-        f"{name} has more than {limit} bytes ({limit / 2**20:.0f} MiB), the limit: cut the clip, or call "
-        "load_audio(…, max_bytes=…) with a higher one"
+    return ClipLimitError(
+        f"{name} has more than {limit} bytes ({limit / 2**20:.0f} MiB), the limit: cut the clip", "max_bytes"
     )
