@@ -8,12 +8,12 @@ import signal
 import sys
 from collections.abc import Callable
 
-from mindone_audio.batch.decode_ahead import die_with_parent
 from mindone_audio.batch.job import BatchError, BatchJob
 from mindone_audio.batch.part_files import merge
 from mindone_audio.batch.runner import BatchTotals, run_batch
 from mindone_audio.commands import options as shared
 from mindone_audio.machine.msrun import is_scheduler, started_by_msrun
+from mindone_audio.machine.processes import die_with_parent
 
 SHOWN = 10  # missing items that are named
 OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mindone_audio.batch.decode_ahead import die_with_parent
 from mindone_audio.finetune.config import FinetuneConfig
 from mindone_audio.finetune.job import FinetuneOutcome, run_finetune
 from mindone_audio.finetune.trainer import FinetuneError
 from mindone_audio.machine.msrun import is_scheduler, started_by_msrun
+from mindone_audio.machine.processes import die_with_parent
 from mindone_audio.machine.signals import Signals
 
 SHOWN = 5  # skipped examples that are named
