@@ -17,7 +17,7 @@ _EXPECTED_TOKENS = 128  # that a cache has room for at first; few answers are lo
 
 
 @dataclass(frozen=True)
-class Request:
+class GenerationRequest:
     """One call of `generate`: its inputs checked, its clips encoded (rows of embeddings, or None), its settings final.
 
     ended: a test of new tokens int (rows, length). given: input_ids as they came, int32 (batch, length).
@@ -95,7 +95,7 @@ class GenerationMixin:
 
     def _request(
         self, input_ids, attention_mask, generation_config, tokenizer, compile: bool, settings: dict
-    ) -> Request:
+    ) -> GenerationRequest:
         """Check everything, and encode the clips."""
         audio = {name: settings.pop(name) for name in self.audio_inputs if name in settings}
         vocabulary = self.language_model.config.vocab_size
@@ -108,7 +108,7 @@ class GenerationMixin:
         engine = self._engine(compile)
         encoded = None if features is None else engine.encode(features, lengths)
         given = np.asarray(input_ids.asnumpy() if isinstance(input_ids, Tensor) else input_ids).astype(np.int32)
-        return Request(engine, prompt, encoded, chosen, ended, given)
+        return GenerationRequest(engine, prompt, encoded, chosen, ended, given)
 
     def _engine(self, compiled: bool) -> Engine:
         version = self.weights_version
@@ -119,7 +119,7 @@ class GenerationMixin:
         return self._engines[compiled]
 
 
-def token_stream(request: Request) -> Iterator[np.ndarray]:
+def token_stream(request: GenerationRequest) -> Iterator[np.ndarray]:
     """The next token of every sequence, int32 (rows), until all have ended or max_new_tokens is reached."""
     prompt, settings, ended = request.prompt, request.settings, request.ended
     copies = settings.num_return_sequences
@@ -159,7 +159,7 @@ def _without_padding(prompt: Prompt) -> np.ndarray:
     return np.where(prompt.mask, prompt.input_ids, -1).astype(np.int32)
 
 
-def _prefill(request: Request, copies: int) -> tuple[Sequences, np.ndarray, np.ndarray]:
+def _prefill(request: GenerationRequest, copies: int) -> tuple[Sequences, np.ndarray, np.ndarray]:
     """Run each prompt once, then give it `copies` sequences: these, and the scores and the best token of each."""
     engine, prompt, settings = request.engine, request.prompt, request.settings
     answer, lengths = min(settings.max_new_tokens, _EXPECTED_TOKENS), prompt.lengths
@@ -190,14 +190,14 @@ def _packs(lengths: np.ndarray) -> list[list[int]]:
     return packs
 
 
-def _prefill_some(request: Request, rows: list[int], answer: int) -> tuple[Sequences, tuple[Tensor, Tensor]]:
+def _prefill_some(request: GenerationRequest, rows: list[int], answer: int) -> tuple[Sequences, tuple[Tensor, Tensor]]:
     """Some prompts of the batch one behind the other, with room for so many tokens of answer."""
     prompt, mask = request.prompt, request.prompt.mask[rows]
     one, lengths = request.engine.sequences(1, prompt_width(int(mask.sum())) + answer), prompt.lengths[rows]
     return one, one.prefill(prompt.input_ids[rows][mask], lengths, request.audio, prompt.audio_index[rows][mask])
 
 
-def _beams(request: Request) -> np.ndarray:
+def _beams(request: GenerationRequest) -> np.ndarray:
     """Beam search: int32 (batch * num_return_sequences, new tokens)."""
     prompt, settings = request.prompt, request.settings
     batch, beams = len(prompt.input_ids), settings.num_beams

@@ -1,8 +1,8 @@
 """`pipeline("audio-text-to-text")`: clips and questions in, text out, one by one or in batches."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,19 +25,17 @@ from mindone_audio.generation.text_stream import cut, stripped, text_stream
 from mindone_audio.inputs.audio import (
     SAMPLING_RATE,
     AudioError,
-    ClipTooLongError,
     is_one_clip,
-    load_clip,
-    quiet_windows,
 )
-from mindone_audio.inputs.conversation import TASKS, chat_clips, clean_messages, task_schema
+from mindone_audio.inputs.conversation import TASKS, clean_messages, task_schema
+from mindone_audio.pipelines.request import Request, batches, load_clips, windows
+from mindone_audio.pipelines.silence import is_silent, stream_without_silence, without_silence
 
 TASK = "audio-text-to-text"
 MAX_NEW_TOKENS = {False: 128, True: 256}  # where a call says nothing else; 30 s of speech are at most some 200
 AHEAD = 2  # batches of clips that are loaded together, to put those of similar length into one
 SHORTEST_WINDOW = 1.0  # seconds
 _REFUSALS = (TypeError, ValueError, OverflowError, OSError)  # of one input, that others are answered in spite of
-SILENCE = 1e-4  # of full scale, the loudest sample of a window that is not worth transcribing
 
 
 class Answers(list):
@@ -55,42 +53,6 @@ class Answers(list):
             values = [answer[key] for answer in self]
             return values[0] if self.single else values
         return super().__getitem__(key)
-
-
-@dataclass(frozen=True)
-class Request:
-    """One thing asked: a conversation, or a clip to transcribe, and the settings for it.
-
-    messages: as `apply_chat_template` takes them, audio elements as float32 samples once they are loaded. given: the
-    conversation as it was given, None where it was a clip and a text. arguments: of `generate`, settings and others.
-    chosen: the settings that they make with the model's own. transcribe: the clip is to be written down. language: of
-    the speech, as "en", where a family takes one. window: seconds of the longest piece that goes to the model at a
-    time, None for any.
-    by_windows: a clip longer than that is cut into windows, and is an error otherwise.
-    """
-
-    messages: list[dict]
-    given: list[dict] | None = None
-    text: str = ""
-    arguments: dict = field(default_factory=dict)
-    chosen: GenerationSettings = field(default_factory=GenerationSettings)
-    stops: tuple[str, ...] = ()
-    full_text: bool = False
-    count_tokens: bool = False
-    transcribe: bool = False
-    language: str | None = None
-    window: float | None = None
-    by_windows: bool = False
-
-    @property
-    def clips(self) -> list[np.ndarray]:
-        """The samples of every clip."""
-        return chat_clips(self.messages)
-
-    @property
-    def length(self) -> int:
-        """Samples in all, by which requests are put into batches."""
-        return sum(len(clip) for clip in self.clips)
 
 
 def pipeline(
@@ -170,7 +132,7 @@ class AudioTextToTextPipeline:
                 the clips of later ones are not loaded yet.
             long_audio: for a question about a clip that is longer than the model hears: "windows" answers for each
                 window and joins the answers by newlines. Transcriptions always go by windows.
-            window: seconds of the longest piece of a transcription; None is one window of the encoder, mostly 30 s.
+            window: seconds of the longest window of a transcription; None is one window of the encoder, mostly 30 s.
             on_error: "raise", or "return" `{"generated_text": None, "error": message}` for an input that fails.
             stream: return an iterator of text for one input.
             progress: a bar for a list; None shows it on a terminal.
@@ -202,17 +164,17 @@ class AudioTextToTextPipeline:
         items = [inputs] if single else list(inputs)
         texts = self._texts(text, len(items))
         settings = {**(generate_kwargs or {}), **parameters}
-        windows = {"window": self._window(window, task), "by_windows": task == "transcribe" or long_audio == "windows"}
+        limits = {"window": self._window(window, task), "by_windows": task == "transcribe" or long_audio == "windows"}
         if stream:
             if not single:
                 raise ValueError("stream=True takes one input, not a list: call the pipeline once for each")
             request = self._request(items[0], texts[0], task, settings)
-            return self._stream(self._loaded(replace(request, **windows)))
+            return self._stream(load_clips(replace(request, **limits)))
         answers: dict[int, dict] = {}
         requests: dict[int, Request] = {}
         for place, item in enumerate(items):  # all of them, before anything is computed
             try:
-                requests[place] = replace(self._request(item, texts[place], task, settings), **windows)
+                requests[place] = replace(self._request(item, texts[place], task, settings), **limits)
             except _REFUSALS as error:
                 answers[place] = self._failure(error, on_error, place, single)
         places, some = list(requests), AHEAD * batch_size
@@ -232,11 +194,11 @@ class AudioTextToTextPipeline:
         loaded: dict[int, Request] = {}
         for place, request in requests.items():
             try:
-                loaded[place] = self._loaded(request)
+                loaded[place] = load_clips(request)
             except _REFUSALS as error:
                 answers[place] = self._failure(error, on_error, place, single)
         bar.update(len(answers))
-        for batch in _batches(loaded, batch_size):
+        for batch in batches(loaded, batch_size):
             answers |= zip(batch, self._answer_each(loaded, batch, batch_size, on_error, single))
             bar.update(len(batch))
         return answers
@@ -313,26 +275,8 @@ class AudioTextToTextPipeline:
             asked["stop_strings"] = [*options.stop_sequence, *chosen.stops]
         return options, {"tokenizer": self.processor.tokenizer} | handed_on | asked, chosen
 
-    @staticmethod
-    def _loaded(request: Request) -> Request:
-        """The request with the samples of its clips; `AudioError` for one that cannot be read or is too long."""
-        loaded = []
-        for message in request.messages:
-            content = message["content"]
-            if not isinstance(content, str):
-                content = [
-                    {"type": "audio", "audio": load_clip(chat_clips([{"content": [element]}])[0])}
-                    if element["type"] == "audio"
-                    else element
-                    for element in content
-                ]
-            loaded.append({**message, "content": content})
-        request = replace(request, messages=loaded)
-        _check_length(request)
-        return request
-
     def _window(self, window: float | None, task: str | None) -> float | None:
-        """Seconds of the longest piece: what the model hears, or of a transcription what its encoder hears at once."""
+        """Seconds of the longest window: what the model hears, or of a transcription what its encoder hears at once."""
         if window is not None:
             window = real("window", window, SHORTEST_WINDOW)
         if window is None and task == "transcribe":
@@ -353,22 +297,22 @@ class AudioTextToTextPipeline:
 
     def _answer(self, batch: list[Request], batch_size: int) -> list[dict]:
         """Answers of requests with equal settings, long clips by windows."""
-        parts, owners, windows = [], [], []
+        parts, owners, times = [], [], []
         for number, request in enumerate(batch):
-            for start, part in self._windows(request):
+            for start, part in windows(request):
                 parts.append(part)
                 owners.append(number)
-                windows.append((start / SAMPLING_RATE, (start + sum(map(len, part.clips[:1]))) / SAMPLING_RATE))
+                times.append((start / SAMPLING_RATE, (start + sum(map(len, part.clips[:1]))) / SAMPLING_RATE))
         texts, counts = [""] * len(parts), [0] * len(parts)
-        heard = [i for i, part in enumerate(parts) if not (part.transcribe and _is_silent(part.clips[0]))]
-        for first in range(0, len(heard), batch_size):
-            chosen = heard[first : first + batch_size]
+        audible = [i for i, part in enumerate(parts) if not (part.transcribe and is_silent(part.clips[0]))]
+        for first in range(0, len(audible), batch_size):
+            chosen = audible[first : first + batch_size]
             for i, (text, count) in zip(chosen, self._generate([parts[i] for i in chosen])):
                 texts[i], counts[i] = text, count
         answers = []
         for number, request in enumerate(batch):
             own = [i for i, owner in enumerate(owners) if owner == number]
-            answer = self._result(request, [(windows[i], texts[i]) for i in own])
+            answer = self._result(request, [(times[i], texts[i]) for i in own])
             answers.append(answer | ({"tokens": sum(counts[i] for i in own)} if request.count_tokens else {}))
         return answers
 
@@ -379,18 +323,6 @@ class AudioTextToTextPipeline:
             raise error
         kind = type(error) if isinstance(error, AudioError) else OSError if isinstance(error, OSError) else ValueError
         raise kind(f"input {place}: {error}") from error
-
-    @staticmethod
-    def _windows(request: Request) -> Iterator[tuple[int, Request]]:
-        """The request with each window of its clip, and the sample at which the window starts; mostly one."""
-        longest, clips = request.window, request.clips
-        if longest is None or not clips or all(len(clip) <= longest * SAMPLING_RATE for clip in clips):
-            yield 0, request
-            return
-        for start, end in quiet_windows(clips[0], SAMPLING_RATE, longest):
-            content = [{"type": "audio", "audio": clips[0][start:end]}]
-            words = [element for element in request.messages[0]["content"] if element["type"] == "text"]
-            yield start, replace(request, messages=[{"role": "user", "content": content + words}])
 
     def _result(self, request: Request, parts: list[tuple[tuple[float, float], str]]) -> dict:
         separator = " " if request.transcribe else "\n"
@@ -428,49 +360,32 @@ class AudioTextToTextPipeline:
         counts = tokens.shape[1] - np.argmax(np.c_[kept[:, ::-1], np.ones(len(kept), bool)], 1)
         texts = [cut(text, batch[0].stops).strip() for text in texts]
         if batch[0].transcribe:
-            texts = [self._said(self.processor.transcription(text)) for text in texts]
+            texts = [without_silence(self.processor.transcription(text), self._silence_answers) for text in texts]
         return [(text, int(count)) for text, count in zip(texts, counts)]
 
-    def _said(self, transcription: str) -> str:
-        """Nothing where it is what the family says of silence."""
-        silent = map(_bare, getattr(self.processor, "silence_answers", ()))
-        return "" if _bare(transcription) in silent else transcription
-
-    def _stream_said(self, pieces: Iterable[str]) -> Iterator[str]:
-        """The pieces of a transcription, held back while they may become what the family says of silence."""
-        silent, held = [_bare(answer) for answer in getattr(self.processor, "silence_answers", ())], ""
-        for piece in pieces:
-            held += piece
-            if not any(answer.startswith(_bare(held)) for answer in silent):
-                yield held
-                held = ""
-                silent = []
-        if held and (said := self._said(held)):
-            yield said
-
     def _stream(self, request: Request) -> Iterator[str]:
-        """The text of `_result`, in pieces."""
+        """The text of `_result`, as deltas."""
         if request.full_text and request.given is not None:
             raise ValueError("return_full_text of a conversation is a list of messages, which stream=True cannot give")
         if "streamer" in request.arguments:
             raise ValueError("streamer and stream=True were both given: leave one out")
 
-        def pieces() -> Iterator[str]:
+        def deltas() -> Iterator[str]:
             if request.full_text:
                 yield request.text
             separator, given = " " if request.transcribe else "\n", False
-            for _, part in self._windows(request):
-                if part.transcribe and _is_silent(part.clips[0]):
+            for _, part in windows(request):
+                if part.transcribe and is_silent(part.clips[0]):
                     continue
                 lead = separator if given else ""
-                for piece in self._stream_part(part):
-                    yield lead + piece
+                for delta in self._stream_part(part):
+                    yield lead + delta
                     lead, given = "", True
 
-        return pieces()
+        return deltas()
 
     def _stream_part(self, part: Request) -> Iterator[str]:
-        """The text of one window, in pieces: one alone where nothing is known before the end."""
+        """The text of one window as deltas: one alone where nothing is known before the end."""
         if part.chosen.num_beams > 1 or (part.transcribe and self.processor.frames_transcriptions):
             return (text for text, _ in self._generate([part]) if text)
 
@@ -478,8 +393,12 @@ class AudioTextToTextPipeline:
             return self.processor.decode(ids, skip_special_tokens=True)
 
         steps = self.model.stream(**self._inputs([part]), **part.arguments)
-        said = stripped(text_stream((int(tokens[0]) for tokens in steps), decode, part.stops))
-        return self._stream_said(said) if part.transcribe else said
+        deltas = stripped(text_stream((int(tokens[0]) for tokens in steps), decode, part.stops))
+        return stream_without_silence(deltas, self._silence_answers) if part.transcribe else deltas
+
+    @property
+    def _silence_answers(self) -> tuple[str, ...]:
+        return getattr(self.processor, "silence_answers", ())
 
 
 def _without_padding(tokens: np.ndarray, settings: GenerationSettings) -> np.ndarray:
@@ -490,39 +409,5 @@ def _without_padding(tokens: np.ndarray, settings: GenerationSettings) -> np.nda
     return tokens[: own[-1] + 1] if own.size else tokens[:0]
 
 
-def _check_length(request: Request) -> None:
-    """`AudioError` for a clip that is longer than the model hears and does not go by windows."""
-    for number, clip in enumerate(request.clips):
-        seconds = len(clip) / SAMPLING_RATE
-        if request.window is None or seconds <= request.window or (request.by_windows and len(request.clips) == 1):
-            continue
-        raise ClipTooLongError(
-            f"clip {number} is {seconds:.2f} s long and the model hears {request.window:g} s at a time",
-            'cut it, pass long_audio="windows" for one answer a window, or task="transcribe"',
-        )
-
-
 def _is_conversation(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)
-
-
-def _batches(requests: dict[int, Request], batch_size: int) -> Iterator[list[int]]:
-    """Places of requests to answer together: of equal settings, and of similar length."""
-    groups: dict[str, list[int]] = {}
-    for place, request in requests.items():
-        shared = (request.chosen, request.stops, request.transcribe, request.language)
-        groups.setdefault(repr(shared), []).append(place)
-    for places in groups.values():
-        places.sort(key=lambda place: requests[place].length)
-        for first in range(0, len(places), batch_size):
-            yield places[first : first + batch_size]
-
-
-def _is_silent(clip: np.ndarray) -> bool:
-    """Whether nothing sounds in a clip `[samples]`, wherever its zero is."""
-    return float(np.abs(clip - clip.mean(dtype=np.float64)).max(initial=0.0)) < SILENCE
-
-
-def _bare(text: str) -> str:
-    """A text without what does not matter when it is compared."""
-    return " ".join(text.split()).rstrip(".!。").casefold()
