@@ -221,6 +221,22 @@ def test_a_graph_that_mindspore_does_not_load_is_compiled_again(load, cache):
     assert entries(cache) == last
 
 
+def test_a_failure_to_load_is_no_error_and_one_to_compile_is(cache):
+    x, tries = Tensor(np.ones((2, 8), np.float32)), []
+
+    def compiled(x):
+        tries.append(len(entries(cache)))
+        if len(tries) % 2:
+            raise RuntimeError("cannot")
+        return x
+
+    normalise()
+    assert compile_cache.first_call(RMSNorm(8, 1e-5), compiled, (x,)) is x
+    assert tries == [1, 0]  # it is gone before the second
+    with pytest.raises(RuntimeError, match="cannot"):
+        compile_cache.first_call(RMSNorm(8, 1e-5), compiled, (x,))
+
+
 def test_off(load, cache, monkeypatch):
     monkeypatch.setenv(VARIABLE, "0")
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
@@ -329,6 +345,17 @@ def test_on_ascend_it_is_off(monkeypatch):
     assert compile_cache._folder() is None
 
 
+def test_of_two_compilations_in_one_call_none_is_kept(cache):
+    x, cells = Tensor(np.ones((2, 8), np.float32)), [RMSNorm(8, 1e-5), RMSNorm(8, 1e-6)]
+    first, second = (ms.jit(cell.construct) for cell in cells)
+    compile_cache.first_call(cells[0], lambda x: second(first(x)), (x,))
+    assert entries(cache) == {}
+    normalise()
+    kept = entries(cache)
+    normalise()
+    assert entries(cache) == kept and len(kept) == 1
+
+
 def test_another_version_of_mindspore_keeps_nothing(cache, monkeypatch):
     monkeypatch.setattr(ms, "__version__", "2.9.0")
     normalise()
@@ -422,7 +449,7 @@ class TestKey:
             *map(with_attribute, (1, 1.0, True, "1", None, (1,), [1], {"a": 1}, {"a": 2}, {1, 2})),
             *map(with_attribute, (table, table + 1, table.astype(np.float64), table.reshape(2, 4))),
             *map(with_attribute, (Tensor(table), Tensor(table + 1), [Tensor(table)], Tensor(table, ms.bfloat16))),
-            *map(with_attribute, (RMSNorm(8, 1e-5), RMSNorm(8, 1e-6), ops.silu, ops.gelu, ms.float32, ms.float16)),
+            *map(with_attribute, (RMSNorm(8, 1e-5), RMSNorm(8, 1e-6), ops.silu, ops.gelu, RMSNorm, Linear, ms.float32)),
             *(KVCache(layers, 1, 2, 8, 4, ms.float32, flat) for layers in (1, 2) for flat in (False, True)),
         ]
         keys = [self.key(cell) for cell in cells]

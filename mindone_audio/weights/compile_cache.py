@@ -117,7 +117,8 @@ def _read(entry: Path) -> bytes | None:
             private, content = _is_private(os.fstat(file.fileno())), file.read()
         checksum, graph = content[:_CHECKSUM], content[_CHECKSUM:]
         if private and hashlib.sha256(graph).digest() == checksum:
-            os.utime(entry)
+            with contextlib.suppress(OSError):  # where it can only be read
+                os.utime(entry)
             return graph
         _note(f"the kept graph {entry} is damaged, or others can write it: it is compiled again")
         entry.unlink()
