@@ -19,7 +19,6 @@ import pytest
 import yaml
 
 from mindone_audio import cli
-from mindone_audio.commands import finetune
 from mindone_audio.finetune import config
 from mindone_audio.machine.signals import Signals
 
@@ -83,7 +82,7 @@ def test_options_change_the_values_of_the_file(tmp_path, capsys):
 
 
 def test_every_option_is_explained(capsys):
-    assert set(finetune.HELP) == set(config.options())
+    assert all(len(option.text) > 8 for option in config.options().values())
     with pytest.raises(SystemExit):
         finetuned("--help")
     shown = capsys.readouterr().out

@@ -6,6 +6,8 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mindone_audio.fields import documented, setting
+
 if TYPE_CHECKING:
     from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 
@@ -14,28 +16,25 @@ _EXCLUDE_ENCODER = r"(.*\.)?audio_tower\..*"  # PEFT matches it against whole na
 _INITIALISATIONS = ("default", "gaussian")
 
 
+@documented
 @dataclass(frozen=True)
 class LoraSettings:
     """The settings of new adapters, with PEFT's meanings; the layers are those of the published guides.
 
-    r: rank. alpha: the product of B and A is scaled by alpha / r, or with use_rslora by alpha / sqrt(r). dropout: the
-    probability with which an input of A is zeroed while training. target_modules: names of linear layers, the last
-    parts or all of them, such as "q_proj" or "layers.0.mlp.up_proj"; "multi_modal_projector" stands for all layers of
-    the projector. encoder: whether layers of the audio encoder that have these names are adapted too. init: what A
-    starts from, "default" (uniform within 1 / sqrt(width)) or "gaussian" (standard deviation 1 / r); B starts from
-    zero. seed: of these numbers, the same on every rank.
-
-    Raises `ValueError` for a value that makes no sense.
+    Raises `ValueError` for a value that makes no sense. The settings:
     """
 
-    r: int = 16
-    alpha: float = 32
-    dropout: float = 0.0
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    encoder: bool = False
-    init: str = "default"
-    use_rslora: bool = False
-    seed: int = 0
+    r: int = setting("rank of the adapters", 16)
+    alpha: float = setting("the product of B and A is scaled by alpha / r", 32)
+    dropout: float = setting("probability of dropout of the adapters' inputs", 0.0)
+    target_modules: tuple[str, ...] = setting(
+        "names of linear layers; multi_modal_projector stands for all of the projector",
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+    )
+    encoder: bool = setting("adapt the layers of the audio encoder with these names too", False)
+    init: str = setting("first numbers of A: default (uniform) or gaussian; B starts from zero", "default")
+    use_rslora: bool = setting("scale by alpha / sqrt(r) instead", False)
+    seed: int = setting("seed of the adapters' first numbers, the same on every rank", 0)
 
     def __post_init__(self):
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from mindone_audio.checkpoints import demo_checkpoint
+from mindone_audio.fields import DTYPES
 from mindone_audio.generation.settings import real, settle, split_request, whole
 from mindone_audio.inputs.conversation import TASKS
 from mindone_audio.machine.msrun import rank_and_size
@@ -70,8 +71,8 @@ class BatchJob:
             raise ValueError(f"unknown task {self.task!r}: it may be {' or '.join(TASKS)}, or left out with a text")
         if self.task is not None and self.text is not None:
             raise ValueError(f"task={self.task!r} and text={self.text!r} were both given: pass one of them")
-        if self.dtype not in (None, "float32", "float16", "bfloat16"):
-            raise ValueError(f"unknown dtype {self.dtype!r}: use float32, float16 or bfloat16, or leave it out")
+        if self.dtype not in (None, *DTYPES):
+            raise ValueError(f"unknown dtype {self.dtype!r}: use {', '.join(DTYPES)}, or leave it out")
         if self.long_audio not in (None, "windows"):
             raise ValueError(f'long_audio must be "windows" or left out, not {self.long_audio!r}')
         for name, check in _CHECKS.items():

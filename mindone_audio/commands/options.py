@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-DTYPES = ("float32", "float16", "bfloat16")
+from mindone_audio.fields import DTYPES
+
 # Settings of `generate` by the names of their options: --max-new-tokens and so on.
 SETTINGS = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "seed", "num_beams", "repetition_penalty")
 SETTINGS += ("no_repeat_ngram_size",)

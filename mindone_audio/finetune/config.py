@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from mindone_audio.adapters.settings import LoraSettings
+from mindone_audio.fields import DTYPES, documented, setting, text_of
 from mindone_audio.finetune.settings import FinetuneSettings
 from mindone_audio.finetune.values import ConfigError, check_value, suggestion
 
-DTYPES = ("float32", "float16", "bfloat16")
 
-
+@documented
 @dataclass(frozen=True)
 class JobSettings:
-    """What is trained, where, and what becomes of it.
+    """What is trained, where, and what becomes of it. The settings:"""
 
-    model: a checkpoint folder or Hugging Face id, None for the bundled one. device, dtype: as for `pipeline`. resume:
-    True goes on from the last checkpoint in output_dir, a folder from that one. merge: a folder for the model with the
-    adapter in its weights. push_to_hub: a repository for the adapter, or for the merged model where there is one;
-    private: whether others may see it, None for what the hub does by itself.
-    """
-
-    model: str | None = None
-    device: str = "auto"
-    dtype: str | None = None
-    resume: bool | str = False
-    merge: str | None = None
-    push_to_hub: str | None = None
-    private: bool | None = None
+    model: str | None = setting("checkpoint folder or Hugging Face id (default: the small bundled one)", None)
+    device: str = setting("auto, ascend, ascend:1 or cpu", "auto")
+    dtype: str | None = setting("float32, float16 or bfloat16 (default: the checkpoint's)", None)
+    resume: bool | str = setting("go on from the last checkpoint of the output folder, or from this one", False)
+    merge: str | None = setting("also write the model with the adapter in its weights to this new folder", None)
+    push_to_hub: str | None = setting("put the adapter, or the merged model, on the Hugging Face hub: owner/name", None)
+    private: bool | None = setting("whether a new repository on the hub is private", None)
 
     def __post_init__(self):
         if self.dtype not in (None, *DTYPES):
@@ -40,29 +34,30 @@ class JobSettings:
             raise ConfigError("private has no effect without push_to_hub: leave it out")
 
 
+@documented
 @dataclass(frozen=True)
 class DataSettings:
-    """What is learned from: `load_examples`' arguments, and which part of the examples.
+    """What is learned from: the arguments of `load_examples`, and which part of the examples. The settings:"""
 
-    train: a .jsonl file, a folder or a Hugging Face id. skip: examples left out at the beginning; take: how many are
-    used then, None for all. evaluation: what the model is asked, None for the same as `train` if another split, skip or
-    take is given for it, else nothing. streaming: read the data while it is used. prompt: the question for all, or a
-    rule as `dataset_examples` takes it. load: more for `datasets.load_dataset`, such as name and revision.
-    """
-
-    train: str
-    split: str = "train"
-    skip: int = 0
-    take: int | None = None
-    evaluation: str | None = None
-    evaluation_split: str | None = None
-    evaluation_skip: int = 0
-    evaluation_take: int | None = None
-    streaming: bool = False
-    audio_column: str = "audio"
-    answer_column: str = "answer"
-    prompt: str | Mapping | None = None
-    load: Mapping = field(default_factory=dict)
+    train: str = setting("a .jsonl file, a folder or a Hugging Face data set")
+    split: str = setting("split of a folder or data set, as datasets takes it", "train")
+    skip: int = setting("number of examples left out at the beginning", 0)
+    take: int | None = setting("number of examples used (default: all)", None)
+    evaluation: str | None = setting("other examples, for evaluation while training", None)
+    evaluation_split: str | None = setting("split for evaluation, of these or of the training data", None)
+    evaluation_skip: int = setting("number of examples left out at the beginning, of evaluation", 0)
+    evaluation_take: int | None = setting("number of examples used for evaluation", None)
+    streaming: bool = setting("read a data set while it is used; needs a number of steps", False)
+    audio_column: str = setting("column of the clips", "audio")
+    answer_column: str = setting("column of the answers", "answer")
+    prompt: str | Mapping | None = setting(
+        "the question for all; '{column: NAME}' or '{column: NAME, questions: {VALUE: TEXT}, default: TEXT}' (default: "
+        "each example's own prompt)",
+        None,
+    )
+    load: Mapping = setting(
+        "more arguments of datasets.load_dataset, such as '{name: en, revision: main}'", factory=dict
+    )
 
     def __post_init__(self):
         for name, low in (("skip", 0), ("evaluation_skip", 0), ("take", 1), ("evaluation_take", 1)):
@@ -78,17 +73,17 @@ class DataSettings:
         return bool(self.evaluation or self.evaluation_split or self.evaluation_skip or self.evaluation_take)
 
 
+@documented
 @dataclass(frozen=True)
 class CollatorSettings:
-    """`AnswerCollator`'s arguments; lengths are rounded up to multiples of 32 unless another number is given, so that
-    training compiles for few of them."""
+    """How examples become labels: the arguments of `AnswerCollator`. The settings:"""
 
-    chat: bool | None = None
-    labels: str = "answer"
-    max_length: int | None = None
-    on_bad_clip: str = "raise"
-    eos_token_id: int | None = None
-    pad_to_multiple_of: int = 32
+    chat: bool | None = setting("ask by the chat template (default: what the checkpoint was tuned for)", None)
+    labels: str = setting("answer: learn the answers; all: the whole conversations", "answer")
+    max_length: int | None = setting("tokens of the longest example allowed (default: any)", None)
+    on_bad_clip: str = setting("raise, or skip and count what cannot be read or is too long", "raise")
+    eos_token_id: int | None = setting("what ends an answer (default: found)", None)
+    pad_to_multiple_of: int = setting("round lengths up, so that few graphs are compiled", 32)
 
 
 # The parts of a configuration, and what their fields' names begin with in it.
@@ -110,6 +105,7 @@ class Option:
     field: str
     kind: Any
     default: Any
+    text: str
 
     @property
     def required(self) -> bool:
@@ -126,7 +122,7 @@ def options() -> dict[str, Option]:
         for entry in fields(settings):
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             name = prefix + entry.name
-            found[name] = Option(name, part, entry.name, kinds[entry.name], default)
+            found[name] = Option(name, part, entry.name, kinds[entry.name], default, text_of(entry))
     return found
 
 

@@ -3,54 +3,47 @@
 import math
 from dataclasses import dataclass
 
+from mindone_audio.fields import documented, setting
+
 SCHEDULES = ("linear", "cosine", "constant")
 METRICS = ("exact_match", "wer")
 REPORTS = ("csv", "tensorboard")
 
 
+@documented
 @dataclass(frozen=True)
 class FinetuneSettings:
-    """What `Trainer` does.
+    """What `Trainer` does; the names and meanings are those of transformers' TrainingArguments.
 
-    output_dir: for checkpoints, the log and the final adapter. num_train_epochs: over the data; max_steps instead, when
-    it is above 0, and always for streamed data. per_device_train_batch_size: examples of one forward and backward.
-    gradient_accumulation_steps: how many of those make a step, on each device. learning_rate: at the end of the
-    warm-up, which takes warmup_steps or the share warmup_ratio of all steps. lr_scheduler_type: "linear" or "cosine" to
-    zero, or "constant". weight_decay: not for biases and norms. max_grad_norm: gradients with a larger norm are scaled
-    down to it; 0: never. logging_steps, eval_steps, save_steps: every so many steps; 0: only at the end.
-    save_total_limit: how many checkpoints are kept; None: all. metrics: what evaluation computes from generated
-    answers besides the loss, "exact_match" and "wer". max_new_tokens: of those answers. gradient_checkpointing: keep
-    only each decoder layer's input and compute the rest again for the gradient, which needs less memory and more time.
-    shuffle: draw a new order for each epoch. seed: of that order and of dropout. report_to: "csv" (log.csv) and
-    "tensorboard", where it is installed. compile: False interprets the same code, many times slower.
+    Raises `ValueError` for a value that makes no sense. The settings:
     """
 
-    output_dir: str
-    num_train_epochs: float = 3.0
-    max_steps: int = 0
-    per_device_train_batch_size: int = 2
-    per_device_eval_batch_size: int = 8
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 2e-4
-    lr_scheduler_type: str = "linear"
-    warmup_steps: int = 0
-    warmup_ratio: float = 0.0
-    weight_decay: float = 0.0
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-8
-    max_grad_norm: float = 1.0
-    logging_steps: int = 10
-    eval_steps: int = 0
-    save_steps: int = 0
-    save_total_limit: int | None = None
-    metrics: tuple[str, ...] = ()
-    max_new_tokens: int = 128
-    gradient_checkpointing: bool = False
-    shuffle: bool = True
-    seed: int = 42
-    report_to: tuple[str, ...] = ("csv",)
-    compile: bool = True
+    output_dir: str = setting("folder for the adapter, the checkpoints and log.csv")
+    num_train_epochs: float = setting("how often each example is seen", 3.0)
+    max_steps: int = setting("number of steps, instead of epochs; 0: by epochs", 0)
+    per_device_train_batch_size: int = setting("examples of one forward and backward pass", 2)
+    per_device_eval_batch_size: int = setting("examples at a time in evaluation", 8)
+    gradient_accumulation_steps: int = setting("batches of a step, on each device", 1)
+    learning_rate: float = setting("learning rate at the end of the warm-up", 2e-4)
+    lr_scheduler_type: str = setting("the learning rate falls to zero (linear, cosine) or stays (constant)", "linear")
+    warmup_steps: int = setting("steps of the warm-up", 0)
+    warmup_ratio: float = setting("steps of the warm-up as a share of all steps", 0.0)
+    weight_decay: float = setting("weight decay, of all but biases and norms", 0.0)
+    adam_beta1: float = setting("decay of the mean of gradients", 0.9)
+    adam_beta2: float = setting("decay of the mean of squared gradients", 0.999)
+    adam_epsilon: float = setting("added to the root of that mean", 1e-8)
+    max_grad_norm: float = setting("gradients with a larger norm are scaled down to it; 0: never", 1.0)
+    logging_steps: int = setting("log every so many steps; 0: only at the end", 10)
+    eval_steps: int = setting("evaluate every so many steps; 0: only at the end", 0)
+    save_steps: int = setting("write a checkpoint every so many steps; 0: only at the end", 0)
+    save_total_limit: int | None = setting("number of checkpoints that are kept (default: all)", None)
+    metrics: tuple[str, ...] = setting("scores of generated answers in evaluation: exact_match, wer", ())
+    max_new_tokens: int = setting("longest generated answer in evaluation, in tokens", 128)
+    gradient_checkpointing: bool = setting("keep only the input of each decoder layer: less memory, more time", False)
+    shuffle: bool = setting("draw a new order for each epoch", True)
+    seed: int = setting("seed of that order and of dropout", 42)
+    report_to: tuple[str, ...] = setting("where the log goes: csv (log.csv), tensorboard", ("csv",))
+    compile: bool = setting("compile the steps; without it they take many times longer", True)
 
     def __post_init__(self):
         at_least = {
