@@ -220,7 +220,7 @@ def test_a_resumed_run_says_what_changes_its_steps(tiny, tmp_path, caplog):
         caplog.clear()
         again = trainer(tiny, tmp_path, **{"dropout": 0.1, **change})
         again._resume(None)
-        assert again.step == again.begun == 2
+        assert again.step == again.resumed_step == 2
         said = [record.getMessage() for record in caplog.records if "other settings" in record.getMessage()]
         assert bool(said) == bool(told) and all(part in said[0] for part in told)
     for lora in ({"r": 2}, {"target_modules": ("q_proj",)}):

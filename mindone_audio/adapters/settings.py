@@ -76,8 +76,8 @@ def target_modules(model: AudioLanguageModel, settings: LoraSettings) -> tuple[l
         encoder = [name for name in matches if name.startswith(_ENCODER)]
         if len(encoder) == len(matches) and not settings.encoder:
             raise ValueError(
-                f"target module {target!r} is only in the audio encoder, which is not adapted: set encoder=True, or "
-                "leave the target out"
+                f"target module {target!r} is only in the audio encoder, which is not adapted: adapt the encoder too "
+                "(encoder=True, in a configuration lora_encoder), or leave the target out"
             )
         in_encoder |= bool(encoder)
         targets |= dict.fromkeys(names)

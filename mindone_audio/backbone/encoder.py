@@ -20,7 +20,7 @@ class EncoderConfig:
     `mask_padding`: frames beyond a clip's length are not attended to.
     `partial_windows`: a clip may come with fewer frames than a window, and then nothing is computed of what is beyond
     them (Ultravox).
-    `latency_block`: positions that are heard at once: none is attended to from an earlier block. None: all are.
+    `latency_block`: positions of a block; no position attends to a later block. None: every position attends to all.
     """
 
     num_mel_bins: int

@@ -209,7 +209,7 @@ def for_heads(x: Tensor, heads: int) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`x * cos + swapped * sin` for x (batch, heads, length, head_dim); `swapped` is x's second half, then its first.
 
-    cos and sin are of x's shape, from `rotary.rotation_tables`. A gather of two rows is the cheapest kernel that swaps.
+    cos and sin are of x's shape, from `rotary.rotation_tables`. A gather of two rows swaps the halves.
     """
     swapped = ops.gather(x.reshape((-1, 2, x.shape[-1] // 2)), _OTHER_HALF, 1).reshape(x.shape)
     return x * cos + swapped * sin

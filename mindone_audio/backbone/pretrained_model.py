@@ -1,8 +1,8 @@
-"""What is used of MindONE, without all its models, which take seconds to import.
+"""MindONE's `PreTrainedModel` and its config classes, imported without MindONE's models, which take seconds.
 
-`mindone.transformers` imports 900 modules, and its `generation` scikit-learn. Here their submodules are imported while
-the `__init__` of both has not run. Afterwards Python imports both whole, as ever, once anybody asks for them or for
-another submodule; the classes are the same. Importing them also prints notices about models that are not used here.
+`mindone.transformers` imports all its models, and its `generation` imports scikit-learn. This module imports their
+submodules before the `__init__` of both has run. Python imports both whole as soon as somebody asks for them or for
+another submodule, and the classes are the same. The import also hides notices about models that are not used here.
 """
 
 import contextlib

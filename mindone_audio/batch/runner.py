@@ -126,7 +126,7 @@ class _Run:
 
     def work(self, should_stop: Callable[[], bool]) -> None:
         """Run until nothing is left to do or `should_stop`."""
-        begun: float | None = None
+        started: float | None = None
         try:
             self._fail([(item, None, item.error) for item in self.todo if item.error is not None])
             with closing(self._batches(should_stop)) as batches:
@@ -135,9 +135,9 @@ class _Run:
                         self.pipe = self._load()
                     if should_stop():
                         break
-                    begun = time.monotonic() if begun is None else begun
+                    started = time.monotonic() if started is None else started
                     self._keep(batch, self._answer(batch))
-                    self.totals.seconds = time.monotonic() - begun
+                    self.totals.seconds = time.monotonic() - started
             self.totals.stopped = not self.totals.complete
         finally:
             self.progress.close()

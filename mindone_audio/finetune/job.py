@@ -151,7 +151,7 @@ def _train(
     try:
         return trainer.train(config.job.resume or None, should_stop=should_stop, progress=progress)
     except (ValueError, OSError) as error:
-        if trainer.step == trainer.begun:
+        if trainer.step == trainer.resumed_step:
             raise
         kept = f"what was learned in {trainer.step} steps is kept in {config.training.output_dir}"
         raise FinetuneError(f"{error}; {kept}: go on with --resume when that is put right") from error

@@ -1,8 +1,8 @@
 """Gradients layer by layer, each layer computed again for its own: memory for one layer, not for all.
 
-MindSpore's `Cell.recompute()` computes again too, but on CPU that took more time and no less memory (measured by
-scripts/benchmark.py finetune), because a graph runs what is ready, all layers at once. A graph for each layer took no
-less either, because each keeps its memory. So all layers go through one graph, whose weights are copied in before.
+All layers go through one graph, and the weights of a layer are copied in before it runs. MindSpore's own
+`Cell.recompute()` saves no memory on a CPU, because a graph runs whatever is ready, all layers at once. A graph for
+each layer saves none either, because each keeps its memory. `scripts/benchmark.py finetune` measures it.
 """
 
 import copy

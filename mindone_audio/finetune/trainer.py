@@ -62,7 +62,7 @@ class Trainer:
     collator: examples to model inputs with labels, such as `AnswerCollator`. train: `Example`s, a sequence or, with
     max_steps, any iterable that can be iterated again. evaluation: a sequence of them, or None.
 
-    Attributes: steps: of the whole training; step: how many were taken; begun: how many of those by earlier runs.
+    Attributes: steps: of the whole training; step: how many were taken; resumed_step: those of earlier runs.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Trainer:
             raise ValueError("streamed data has no length: give max_steps")
         else:
             self.steps = settings.max_steps
-        self.step = self.begun = 0
+        self.step = self.resumed_step = 0
         self._updating = False
         self.checkpoints = Checkpoints(Path(settings.output_dir), settings.save_total_limit)
         self._build()
@@ -155,7 +155,7 @@ class Trainer:
     def _run(
         self, steps: Iterator, log: Log, bar: tqdm, should_stop: Callable[[], bool], result: FinetuneResult
     ) -> None:
-        settings, begun, tokens, learning = self.settings, time.monotonic(), 0, False
+        settings, started, tokens, learning = self.settings, time.monotonic(), 0, False
         losses: list[float] = []
         try:
             while self.step < self.steps:
@@ -168,21 +168,21 @@ class Trainer:
                 result.steps = self.step
                 bar.update(1)
                 last = self.step == self.steps
-                if last and not learning and self.begun == 0:
+                if last and not learning and self.resumed_step == 0:
                     raise FinetuneError(
                         "nothing was learned, because every example was skipped: see the warnings for the reasons"
                     )
                 if last or settings.logging_steps and self.step % settings.logging_steps == 0:
                     line = {"step": self.step, "loss": float(np.mean(losses)), "grad_norm": norm}
                     line |= {"learning_rate": settings.rate(self.step - 1, self.steps)}
-                    line |= {"tokens_per_second": tokens / (time.monotonic() - begun)}
+                    line |= {"tokens_per_second": tokens / (time.monotonic() - started)}
                     if self.order.known:
                         line["epoch"] = self.step / self.order.steps_per_epoch
                     result.history.append(log.write(line))
-                    losses, tokens, begun = [], 0, time.monotonic()
+                    losses, tokens, started = [], 0, time.monotonic()
                 if self.evaluation is not None and _due(self.step, settings.eval_steps, last):
                     result.history.append(log.write({"step": self.step, **self.evaluate()}))
-                    begun = time.monotonic()
+                    started = time.monotonic()
                 if _due(self.step, settings.save_steps, last):
                     self._save()
                 if not last and self.ranks.any(should_stop()):
@@ -190,7 +190,7 @@ class Trainer:
                     self._save()
                     return
         except (KeyboardInterrupt, ValueError, OSError):  # the last two: what the data raises, and a full disk
-            if self.step > self.begun and not self._updating and self.ranks.first:
+            if self.step > self.resumed_step and not self._updating and self.ranks.first:
                 # Without waiting for other ranks, which may be in the middle of a step.
                 self.checkpoints.save(self.step, self.model, self._state, self._facts())
             raise
@@ -354,7 +354,7 @@ class Trainer:
             told = ", ".join(f"{name} {str(old):.120} -> {str(new):.120}" for name, (old, new) in changed.items())
             logger.warning("resuming with other settings, so the steps are not those of one run: %s", told)
         self.checkpoints.load(folder, self._state)
-        self.step = self.begun = step
+        self.step = self.resumed_step = step
         logger.info("resuming after step %d of %d", self.step, self.steps)
 
 

@@ -231,10 +231,10 @@ class AudioTextProcessor:
         normalised by itself, and, called `mask_name`, int32 `[windows, frames]`, 1 where a frame is audio."""
         extractor = self.feature_extractor
         frames = extractor.nb_max_frames
-        heard = np.array([-(-len(window) // extractor.hop_length) for window in windows], np.int64)
+        valid = np.array([-(-len(window) // extractor.hop_length) for window in windows], np.int64)
         return {
             "input_features": log_mels(windows, extractor, extractor.n_samples),
-            mask_name: (np.arange(frames) < heard[:, None]).astype(np.int32),
+            mask_name: (np.arange(frames) < valid[:, None]).astype(np.int32),
         }
 
     def _labels(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

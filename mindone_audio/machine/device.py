@@ -74,10 +74,9 @@ def saves_graphs() -> bool:
 
 @cache
 def prepare() -> None:
-    """Settings without which the CPU back end is many times slower; called once, before the first model is built.
+    """Make the CPU back end launch kernels synchronously, once, before the first model is built.
 
-    Interpreted operations are dispatched to threads that fight over few cores unless launches are synchronous:
-    20 small residual blocks take 60 ms with the threads and 8.5 ms without.
+    Otherwise interpreted operations go to threads that fight over few cores.
     """
     if not is_ascend():
         ms.runtime.launch_blocking()
@@ -115,8 +114,8 @@ def _check_versions() -> None:
 def compute_dtype(requested: ms.Type) -> ms.Type:
     """The dtype that weights stored or requested as `requested` are computed in on this device.
 
-    Ascend computes in the requested dtype. MindSpore's CPU back end has no bfloat16 matmul and a float16 one that is
-    ten times slower than float32, so there every half precision becomes float32, and one log line says so.
+    Ascend computes in the requested dtype. MindSpore's CPU back end has no bfloat16 matmul and a slow
+    float16 one, so there every half precision becomes float32, and one log line says so.
     """
     if requested in (ms.bfloat16, ms.float16) and not is_ascend():
         _log_promotion(str(requested))

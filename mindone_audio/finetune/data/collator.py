@@ -205,7 +205,7 @@ class AnswerCollator:
         if not end:
             end = [default if default in stops or not stops else stops[0]]
         if end[-1] is None:
-            raise ValueError("the tokenizer has no eos_token: pass eos_token_id, the id that ends an answer")
+            raise ValueError("the tokenizer has no eos_token: set eos_token_id, the id that ends an answer")
         if stops and end[-1] not in stops:
             what = self.processor.tokenizer.convert_ids_to_tokens(end[-1])
             raise ValueError(

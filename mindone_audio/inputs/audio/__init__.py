@@ -1,7 +1,7 @@
 """Audio in: whatever a user calls a clip becomes mono float32 samples at the rate that a model expects.
 
 Decoding is libsndfile's (wav, flac, mp3, ogg, …) and resampling is soxr's "soxr_hq": the two that `librosa.load` uses,
-without its 1.7 s of imports, so the samples are the same as `librosa.load(path, sr=sampling_rate)[0]`. What libsndfile
+without its slow imports, so the samples are the same as `librosa.load(path, sr=sampling_rate)[0]`. What libsndfile
 does not know is decoded by the program ffmpeg, where there is one.
 """
 
