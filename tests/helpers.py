@@ -1,13 +1,20 @@
 """Tiny random checkpoints and the PyTorch models they come from."""
 
+import json
+import re
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import record_parity
 import torch
 from random_weights import randomise
+from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2AudioConfig
 from transformers import Qwen2AudioForConditionalGeneration as TorchQwen2Audio
+
+from mindone_audio.checkpoints import demo_checkpoint
 
 AUDIO_TOKEN = 90
 VOCAB = 97
@@ -52,6 +59,22 @@ def tiny_config(audio: dict | None = None, text: dict | None = None) -> Qwen2Aud
         },
         audio_token_index=AUDIO_TOKEN,
     )
+
+
+def shallow_demo_checkpoint(folder: Path) -> Path:
+    """The bundled checkpoint with the first layer of its encoder and of its decoder alone, whose graphs compile fast.
+
+    What it says makes no sense. It is for tests of what happens around a model.
+    """
+    shutil.copytree(demo_checkpoint(), folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
+    config = json.loads((demo_checkpoint() / "config.json").read_text())
+    config["audio_config"] |= {"encoder_layers": 1, "num_hidden_layers": 1}
+    config["text_config"] |= {"num_hidden_layers": 1, "layer_types": ["full_attention"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(demo_checkpoint() / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not re.search(r"layers\.[1-9]", name)}
+    save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def torch_model(config: Qwen2AudioConfig, seed: int = 0) -> TorchQwen2Audio:

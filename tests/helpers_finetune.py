@@ -1,4 +1,7 @@
-"""Twenty LoRA steps on PyTorch with PEFT and AdamW, for comparison; also what records them in another environment."""
+"""Twenty LoRA steps on PyTorch with PEFT and AdamW, for comparison; also what records them in another environment.
+
+Graphs of training compile in a time that grows with the layers: `FEW_LAYERS` is for tests that are not about them.
+"""
 
 from pathlib import Path
 
@@ -9,6 +12,7 @@ from peft.utils import get_peft_model_state_dict
 from transformers import get_scheduler
 
 STEPS, WARMUP, RATE, DECAY, CLIP = 20, 4, 5e-3, 0.1, 1.0
+FEW_LAYERS = {"audio": {"encoder_layers": 1}, "text": {"num_hidden_layers": 2}}  # for `helpers.tiny_config`
 # The guides' list, which PEFT also finds in the audio encoder.
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

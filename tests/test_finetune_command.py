@@ -342,7 +342,10 @@ def start(*arguments) -> subprocess.Popen:
 @pytest.mark.slow
 def test_signals_end_a_training_that_then_goes_on_as_if_nothing_had_been(tmp_path, train):
     """Compiled, after which MindSpore has replaced the handler of SIGINT; this process, with PyTorch, goes on."""
-    arguments = ["--train", train, "--device", "cpu", "--logging-steps", "1", "--max-steps", "30"]
+    from helpers import shallow_demo_checkpoint
+
+    arguments = ["--model", shallow_demo_checkpoint(tmp_path / "model"), "--train", train]
+    arguments += ["--device", "cpu", "--logging-steps", "1", "--max-steps", "30"]
     arguments += ["--lora-dropout", "0.1", "--save-total-limit", "1", "--output-dir"]
     out, before = tmp_path / "out", 0
     for signum, status, name in ((signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")):

@@ -33,7 +33,7 @@ def tuned_tokens(folder: Path, learn_end: bool) -> tuple[list[list[int]], list[s
         return inputs
 
     settings = FinetuneSettings(
-        str(folder), max_steps=40, learning_rate=5e-3, lr_scheduler_type="cosine", warmup_ratio=0.1
+        str(folder), max_steps=40, learning_rate=5e-3, lr_scheduler_type="cosine", warmup_ratio=0.1, compile=False
     )
     adapted = add_lora(model, LoraSettings())
     Trainer(adapted, processor, collate, settings, examples).train(progress=False)

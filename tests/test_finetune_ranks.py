@@ -11,6 +11,7 @@ import finetune_rank
 import helpers
 import numpy as np
 import pytest
+from helpers_finetune import FEW_LAYERS
 from safetensors.numpy import load_file
 
 TESTS = Path(__file__).parent
@@ -24,7 +25,7 @@ def log(folder: Path, name: str) -> list[float]:
 
 @pytest.mark.skipif(shutil.which("msrun", path=Path(sys.executable).parent) is None, reason="no msrun here")
 def test_two_ranks_equal_one(tmp_path):
-    helpers.torch_model(helpers.tiny_config()).save_pretrained(tmp_path / "model")
+    helpers.torch_model(helpers.tiny_config(**FEW_LAYERS)).save_pretrained(tmp_path / "model")
     finetune_rank.train(str(tmp_path / "model"), str(tmp_path / "one"), 4)
     tools = Path(sys.executable).parent
     paths = os.pathsep.join(str(path) for path in (TESTS.parent, TESTS, TESTS.parent / "scripts"))

@@ -33,12 +33,15 @@ from mindone_audio.finetune.graphs import prompt_bucket
 GOLDENS = Path(__file__).parent / "goldens"
 TOLERANCE = 1e-3  # the contract, of losses and of the adapter
 FAMILIES = {
-    "qwen2_audio": (lambda: helpers.torch_model(helpers.tiny_config()), helpers.qwen2_audio_cases),
+    "qwen2_audio": (
+        lambda: helpers.torch_model(helpers.tiny_config(**reference.FEW_LAYERS)),
+        helpers.qwen2_audio_cases,
+    ),
     "voxtral": (
-        lambda: helpers_voxtral.torch_voxtral(helpers_voxtral.tiny_voxtral_config()),
+        lambda: helpers_voxtral.torch_voxtral(helpers_voxtral.tiny_voxtral_config({"num_hidden_layers": 2})),
         helpers_voxtral.voxtral_cases,
     ),
-    "ichigo": (helpers.torch_llama, helpers.ichigo_cases),
+    "ichigo": (lambda: helpers.torch_llama(num_hidden_layers=2), helpers.ichigo_cases),
 }
 
 
@@ -120,7 +123,7 @@ def test_steps_of_audio_flamingo_3_equal_the_recorded_ones(tmp_path):
 def tiny(tmp_path_factory) -> tuple[Path, list[dict]]:
     """A checkpoint, and eight examples, each a micro-batch of one row, of the same length."""
     folder = tmp_path_factory.mktemp("tiny")
-    model = helpers.torch_model(helpers.tiny_config())
+    model = helpers.torch_model(helpers.tiny_config(**reference.FEW_LAYERS))
     model.save_pretrained(folder)
     examples = []
     for seed in range(8):
@@ -168,7 +171,8 @@ def test_how_a_batch_is_divided_does_not_matter(tiny, tmp_path):
 
 @SLOW
 def test_a_run_that_goes_on_takes_the_steps_of_one_that_was_never_interrupted(tiny, tmp_path):
-    settings = {"dropout": 0.3, "save_steps": 2, "save_total_limit": 2}
+    """Interpreted; test_finetune_command ends and resumes compiled steps with dropout."""
+    settings = {"dropout": 0.3, "save_steps": 2, "save_total_limit": 2, "compile": False}
     one = trainer(tiny, tmp_path / "one", **settings).train()
     first = trainer(tiny, tmp_path / "two", **settings)
     stopped = first.train(should_stop=lambda: first.step == 3)
@@ -182,7 +186,7 @@ def test_a_run_that_goes_on_takes_the_steps_of_one_that_was_never_interrupted(ti
     assert sorted(path.name for path in (tmp_path / "two").glob("checkpoint-*")) == ["checkpoint-4", "checkpoint-6"]
     with open(tmp_path / "two" / "log.csv", newline="") as file:
         assert [int(line["step"]) for line in csv.DictReader(file)] == [1, 2, 3, 4, 5, 6]
-    without = trainer(tiny, tmp_path / "three", dropout=0.0).train()
+    without = trainer(tiny, tmp_path / "three", dropout=0.0, compile=False).train()
     assert without.losses != one.losses  # dropout did something
 
 

@@ -196,7 +196,7 @@ def contender(name: str, folder: str, inputs_file: str, new_tokens: int, threads
 
 
 def plain_copy(elements: list[int], threads: int) -> Callable:
-    """Copying fp32 arrays of `benchmark_checkpoint.step_weights`, layer after layer: how fast memory can be read.
+    """Copying fp32 arrays of `checkpoint.step_weights`, layer after layer: how fast memory can be read.
 
     A layer is copied to where the one before it was, so that this takes little more memory than the weights.
     """

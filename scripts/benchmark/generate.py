@@ -1,7 +1,7 @@
 """`benchmark.py generate`: the same greedy tokens by this package and by transformers on PyTorch, phase by phase.
 
 Prefill with its encoder, decoding of one prompt or a batch, memory, and against a plain copy of the weights the share
-of the memory bandwidth; with --filled instead how long a step takes at long contexts (`benchmark_long`).
+of the memory bandwidth; with --filled instead how long a step takes at long contexts (`long`).
 """
 
 import argparse

@@ -10,6 +10,7 @@ The models are the bundled checkpoint and random ones of growing depth. The numb
 prints them: of the logits, and the largest of all stages.
 """
 
+import argparse
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -138,6 +139,7 @@ def measure(folder: Path, dtype_name: str) -> list[tuple[float, float]]:
 
 def main() -> int:
     """Print the table."""
+    argparse.ArgumentParser(description=__doc__.split("\n")[0]).parse_args()
     print(f"{'':<24}{'':<10}{'PyTorch, another order':>26}{'this library, rounded':>26}")
     print(f"{'model':<24}{'dtype':<10}{'logits':>13}{'worst stage':>13}{'logits':>13}{'worst stage':>13}")
     with tempfile.TemporaryDirectory() as scratch:

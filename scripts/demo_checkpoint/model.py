@@ -18,7 +18,7 @@ from demo_checkpoint.prompts import AUDIO, END_OF_TEXT, IM_END
 from demo_checkpoint.sounds import MAX_BEEPS
 
 POSITION_SCALE = 0.3  # of the encoder's sinusoids
-ANSWERS_BUCKET = 128  # answer tokens are rounded up to this, see demo_batches
+ANSWERS_BUCKET = 128  # answer tokens are rounded up to this, see `batches`
 LOSS_WEIGHTS = {"lm": 1.0, "frame": 1.0, "number": 1.0, "ctc": 1.0, "kind": 0.3, "count": 0.3, "sex": 0.3}
 
 

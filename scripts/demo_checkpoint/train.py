@@ -241,9 +241,9 @@ def main() -> None:
     elif args.command == "export":
         export(torch.load(args.work / "snapshot.pt", weights_only=True), args.work, args.seed, args.output)
     else:
-        import demo_evaluation  # needs sox and ffmpeg, training does not
+        from demo_checkpoint.evaluation import evaluate  # needs sox and ffmpeg, training does not
 
-        demo_evaluation.evaluate(args.output, args.work, args.seed)
+        evaluate(args.output, args.work, args.seed)
 
 
 if __name__ == "__main__":
