@@ -11,12 +11,12 @@ from helpers_audio import encoded
 from helpers_processor import CLIP, RATE, tone, write_checkpoint
 
 from mindone_audio import load_audio
-from mindone_audio.batch.decode_ahead import _resolve
 from mindone_audio.batch.manifest import read_manifest
 from mindone_audio.finetune.data.examples import Example
 from mindone_audio.finetune.data.tables import jsonl_examples
 from mindone_audio.inputs.audio import AudioError, load_clip, load_clips
 from mindone_audio.inputs.conversation import chat_clips, clean_messages, task_schema
+from mindone_audio.inputs.paths import resolve_clip
 from mindone_audio.inputs.processor import as_list
 from mindone_audio.models import AutoProcessor
 from mindone_audio.pipelines import _is_silent
@@ -348,7 +348,7 @@ def test_manifests_and_tables(path, expected):
     assert [item.error for item in items] == [None] * len(lines)
     for item in items:
         (clip,) = item.clips
-        assert np.allclose(load_clip(_resolve(clip, str(path.parent))), expected, atol=1e-6)
+        assert np.allclose(load_clip(resolve_clip(clip, str(path.parent))), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.05, -1.0, 0.9])

@@ -18,6 +18,7 @@ import numpy as np
 from mindone_audio.batch.job import BatchError
 from mindone_audio.batch.manifest import Item
 from mindone_audio.inputs.audio import SAMPLING_RATE, load_clip
+from mindone_audio.inputs.paths import resolve_clip
 
 MAX_SECONDS = 3600.0  # of audio that waits for the device: 230 MB
 TIME_LIMIT = 300.0  # seconds for one item, after which its decoder is killed
@@ -58,23 +59,13 @@ def work(descriptor: int, parent: int, folder: str | None) -> None:
         except EOFError:
             return
         try:
-            answer = [load_clip(_resolve(source, folder)) for source in sources], None
+            answer = [load_clip(resolve_clip(source, folder)) for source in sources], None
         except Exception as error:  # whatever a decoder raises is that clip's error
             answer = [], str(error) or type(error).__name__
         try:
             connection.send(answer)
         except BrokenPipeError:
             return
-
-
-def _resolve(source, folder: str | None):
-    """A relative path, also that of `{"path": …}`, as seen from the manifest's folder, where there is such a file."""
-    if isinstance(source, dict) and isinstance(source.get("path"), str):
-        return {**source, "path": _resolve(source["path"], folder)}
-    if folder is None or not isinstance(source, str) or len(source) > 4096 or os.path.isabs(source):
-        return source
-    path = os.path.join(folder, source)
-    return path if os.path.exists(path) else source
 
 
 class _Decoder:

@@ -7,6 +7,7 @@ from typing import Any
 
 from mindone_audio.finetune.data.examples import OWN_PROMPT, Columns, DataError, Example, LabelColumns
 from mindone_audio.inputs.conversation import AUDIO_KEYS, element_clip
+from mindone_audio.inputs.paths import resolve_clip
 from mindone_audio.inputs.records import Record, RecordsError, read_records
 
 
@@ -34,7 +35,7 @@ def jsonl_examples(
     for record in records_of(path):
         name = f"{path.name} {record.place}"
         row = _json_row(record, name, audio)
-        row[audio] = seen_from(path.parent, row[audio])
+        row[audio] = resolve_clip(row[audio], path.parent)
         asks = prompt is None or any(row.get(key) is not None for key in OWN_PROMPT)
         examples.append((own if asks else columns).example(row, name))
     if not examples:
@@ -61,16 +62,6 @@ def _json_row(record: Record, name: str, audio: str) -> dict:
     if len(keys) != 1:
         raise DataError(f"{name}: a line needs one clip under {audio!r} and has {len(keys)}: {sorted(row)}")
     return row | {audio: element_clip(keys[0], row[keys[0]])}
-
-
-def seen_from(folder: Path, source: Any) -> Any:
-    """A relative path, also that of `{"path": …}`, as seen from `folder`, where there is such a file."""
-    if isinstance(source, dict) and isinstance(source.get("path"), str):
-        return {**source, "path": seen_from(folder, source["path"])}
-    if not isinstance(source, str) or len(source) > 4096 or os.path.isabs(source):
-        return source
-    path = os.path.join(folder, source)
-    return path if os.path.exists(path) else source
 
 
 class Rows(Sequence):
