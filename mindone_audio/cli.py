@@ -7,6 +7,7 @@ import warnings
 
 from mindone_audio.commands import ask, batch, chat, doctor, finetune, models, parity, transcribe
 from mindone_audio.machine.signals import Signals
+from mindone_audio.setting_fields import in_words, option
 
 INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):  # the reader has gone, as `| head` does
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error, getattr(options, 'say', option))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -30,7 +30,8 @@ from mindone_audio.inputs.audio import (
     load_clip,
     quiet_windows,
 )
-from mindone_audio.inputs.conversation import TASKS, chat_clips, clean_messages, task_schema
+from mindone_audio.inputs.conversation import chat_clips, clean_messages, task_schema
+from mindone_audio.setting_fields import TASKS, SettingError
 
 TASK = "audio-text-to-text"
 MAX_NEW_TOKENS = {False: 128, True: 256}  # where a call says nothing else; 30 s of speech are at most some 200
@@ -295,7 +296,9 @@ class AudioTextToTextPipeline:
         split_request(own)  # an input may not bring the arguments that a call may
         options, asked = split_request({**shared, **own})
         if options.language is not None and not transcribe:
-            raise ValueError(f'language={options.language!r} goes with task="transcribe": leave it out')
+            raise SettingError(
+                lambda say: f"{say('language', options.language)} goes with {say('task', 'transcribe')}: leave it out"
+            )
         if "compile" in handed_on:
             handed_on["compile"] = flag("compile", handed_on["compile"])
         for name, methods in (("streamer", ("put", "end")), ("tokenizer", ("decode",))):

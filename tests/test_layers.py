@@ -9,7 +9,7 @@ PACKAGE = Path(mindone_audio.__file__).parent
 
 # The rooms from bottom to top. Those of one line may import each other.
 LAYERS = [
-    {"checkpoints", "conversion", "machine"},
+    {"checkpoints", "conversion", "machine", "setting_fields"},
     {"weights"},
     {"inputs"},
     {"backbone"},

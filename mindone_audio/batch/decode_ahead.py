@@ -19,6 +19,7 @@ from mindone_audio.batch.job import BatchError
 from mindone_audio.batch.manifest import Item
 from mindone_audio.inputs.audio import SAMPLING_RATE, load_clip
 from mindone_audio.inputs.paths import resolve_clip
+from mindone_audio.setting_fields import in_words, option
 
 MAX_SECONDS = 3600.0  # of audio that waits for the device: 230 MB
 TIME_LIMIT = 300.0  # seconds for one item, after which its decoder is killed
@@ -61,7 +62,7 @@ def work(descriptor: int, parent: int, folder: str | None) -> None:
         try:
             answer = [load_clip(resolve_clip(source, folder)) for source in sources], None
         except Exception as error:  # whatever a decoder raises is that clip's error
-            answer = [], str(error) or type(error).__name__
+            answer = [], in_words(error, option) or type(error).__name__
         try:
             connection.send(answer)
         except BrokenPipeError:

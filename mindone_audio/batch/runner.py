@@ -16,11 +16,9 @@ from mindone_audio.batch.job import BatchError, BatchJob, Shard, find_shard
 from mindone_audio.batch.manifest import Item, Manifest, read_manifest
 from mindone_audio.batch.part_files import EXTRA, Part, merge, settle_job
 from mindone_audio.batch.progress import Progress
-from mindone_audio.generation.settings import settle, split_request
+from mindone_audio.generation.settings import SAMPLING_ONLY, settle, split_request
 
 logger = logging.getLogger(__name__)
-
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "seed")  # settings without effect on greedy decoding
 
 
 @dataclass
@@ -199,7 +197,7 @@ class _Run:
             if "seed" not in item.parameters:
                 settings["seed"] = int(settings.get("seed") or 0) + item.index
             return Question(text, task, settings, alone=True)
-        unused = [name for name in _SAMPLING_ONLY if settings.pop(name, None) is not None]
+        unused = [name for name in SAMPLING_ONLY if settings.pop(name, None) is not None]
         if unused and not self.warned:
             logger.warning("%s has no effect without do_sample=True", ", ".join(unused))
             self.warned = True
@@ -251,9 +249,12 @@ class _Run:
         self.totals.failed += len(failures)
         self.progress.update(len(failures), answered=False)
         if self.job.max_errors is not None and self.totals.failed > self.job.max_errors:
+            failed, last, folder = self.totals.failed, failures[-1][2], self.part.path.parent
             raise BatchError(
-                f"{self.totals.failed} clips have failed, more than max_errors={self.job.max_errors}; the last: "
-                f"{failures[-1][2]}. What is answered is kept in {self.part.path.parent}"
+                lambda say: (
+                    f"{failed} clips have failed, more than {say('max_errors', self.job.max_errors)}; the last: "
+                    f"{last}. What is answered is kept in {folder}"
+                )
             )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from mindone_audio.commands import options as shared
 from mindone_audio.commands.subtitles import subtitles
 from mindone_audio.machine.files import replacing
+from mindone_audio.setting_fields import in_words, option
 
 FORMATS = ("txt", "json", "srt", "vtt")
 SHORTEST_WINDOW = 1.0  # seconds
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
                 print(target, file=sys.stderr)
         except (OSError, ValueError) as error:
             options.signals.check()
-            print(f"error: {clip}: {error}", file=sys.stderr)
+            print(f"error: {clip}: {in_words(error, option)}", file=sys.stderr)
             failed = 1
     return failed
 

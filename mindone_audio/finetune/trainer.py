@@ -30,12 +30,13 @@ from mindone_audio.finetune.settings import FinetuneSettings
 from mindone_audio.finetune.trainer_state import Checkpoints
 from mindone_audio.inputs.audio import AudioError
 from mindone_audio.machine.files import filling
+from mindone_audio.setting_fields import SettingError, WordedError
 from mindone_audio.weights.hub import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
 
-class FinetuneError(RuntimeError):
+class FinetuneError(WordedError, RuntimeError):
     """Training that cannot go on. The message says what happened, what is kept, and what to do next."""
 
 
@@ -86,7 +87,7 @@ class Trainer:
         if self.order.known:
             self.steps = settings.max_steps or math.ceil(settings.num_train_epochs * self.order.steps_per_epoch)
         elif not settings.max_steps:
-            raise ValueError("streamed data has no length: give max_steps")
+            raise SettingError(lambda say: f"streamed data has no length: give {say('max_steps')}")
         else:
             self.steps = settings.max_steps
         self.step = self.begun = 0
@@ -246,8 +247,10 @@ class Trainer:
             self.checkpoints.save(self.step, self.model, self._state, self._facts(), drop=False)
         self.ranks.wait()
         raise FinetuneError(
-            f"the loss of step {self.step + 1} is {loss}, or its gradient is: {kept}; lower the learning rate "
-            f"({self.settings.learning_rate:g}), set max_grad_norm, or look for a broken example"
+            lambda say: (
+                f"the loss of step {self.step + 1} is {loss}, or its gradient is: {kept}; lower the learning "
+                f"rate ({self.settings.learning_rate:g}), set {say('max_grad_norm')}, or look for a broken example"
+            )
         )
 
     def _arguments(self, batch: MicroBatch) -> tuple:

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
+from mindone_audio.setting_fields import SettingError, option
 
-class ConfigError(ValueError):
+
+class ConfigError(SettingError):
     """A configuration that cannot be. The message names the entry, its value, and what may be there."""
 
 
@@ -21,7 +23,7 @@ def check_value(name: str, value: Any, kind: Any) -> Any:
         if converted is not _WRONG:
             return converted
     wanted = " or ".join(dict.fromkeys(_NAMES[get_origin(one) or one] for one in kinds(kind)))
-    raise ConfigError(f"{name} is {value!r:.200}: it should be {wanted}")
+    raise ConfigError(lambda say: f"{say(name)} is {value!r:.200}: it should be {wanted}")
 
 
 def parse_text(name: str, text: str, kind: Any) -> Any:
@@ -32,7 +34,7 @@ def parse_text(name: str, text: str, kind: Any) -> Any:
     if bool in possible and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if Mapping in possible and text.lstrip().startswith("{"):
-        return check_value(name, _yaml(text, f"--{name.replace('_', '-')}"), kind)
+        return check_value(name, _yaml(text, option(name)), kind)
     if any(get_origin(one) is tuple for one in possible):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     for one in (int, float):

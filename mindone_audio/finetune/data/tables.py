@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mindone_audio.finetune.data.examples import OWN_PROMPT, Columns, DataError, Example, LabelColumns
+from mindone_audio.finetune.data.examples import OWN_PROMPT, Columns, ColumnsError, DataError, Example, LabelColumns
 from mindone_audio.inputs.conversation import AUDIO_KEYS, element_clip
 from mindone_audio.inputs.paths import resolve_clip
 from mindone_audio.inputs.records import Record, RecordsError, read_records
@@ -60,7 +60,8 @@ def _json_row(record: Record, name: str, audio: str) -> dict:
         raise DataError(f'{name}: a line is an object {{"audio": …, "prompt": …, "answer": …}}, not {row!r:.80}')
     keys = [key for key in dict.fromkeys((audio, *AUDIO_KEYS)) if row.get(key) is not None]
     if len(keys) != 1:
-        raise DataError(f"{name}: a line needs one clip under {audio!r} and has {len(keys)}: {sorted(row)}")
+        what = f"{name}: a line needs one clip under {audio!r} and has {len(keys)}: {sorted(row)}"
+        raise DataError(what) if keys else ColumnsError(what, "say which of them to use with audio=", ["audio"])
     return row | {audio: element_clip(keys[0], row[keys[0]])}
 
 

@@ -5,10 +5,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mindone_audio.setting_fields import SettingError, keyword
+
 LONGEST_NAME = 120  # characters of a path or URL that a message repeats
+SHORTER_FILES = " into shorter files, as with `ffmpeg -i CLIP -f segment -segment_time 1800 part-%03d.wav`"
 
 
-class AudioError(ValueError):
+class AudioError(SettingError):
     """A clip that cannot be read or used. The message names the clip, what is wrong and what to do."""
 
 
@@ -52,7 +55,19 @@ def shortened(text: str) -> str:
 
 def too_many_bytes(name: str, limit: int) -> AudioError:
     """The error for an encoded clip above the limit."""
-    return AudioError(
-        f"{name} has more than {limit} bytes ({limit / 2**20:.0f} MiB), the limit: cut the clip, or call "
-        "load_audio(…, max_bytes=…) with a higher one"
-    )
+    return _above_limit(f"{name} has more than {limit} bytes ({limit / 2**20:.0f} MiB), the limit", "max_bytes")
+
+
+def too_many_seconds(name: str, limit: float, rate: int) -> AudioError:
+    """The error for a clip that is longer than `limit` seconds. rate: samples that a second has at most."""
+    hours = f"{limit / 3600:.3g} hours, at most {rate} samples each second"
+    return _above_limit(f"{name} is longer than {limit:g} s ({hours}), the limit", "max_seconds")
+
+
+def _above_limit(what: str, limit: str) -> AudioError:
+    def write(say) -> str:
+        # Only Python's callers can set another limit.
+        more = f", or call load_audio(…, {limit}=…) with a higher one" if say is keyword else SHORTER_FILES
+        return f"{what}: cut the clip{more}"
+
+    return AudioError(write)
