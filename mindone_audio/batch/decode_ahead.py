@@ -1,6 +1,5 @@
 """Clips decoded ahead of the device, in processes that import no MindSpore and end with the one that needs them."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -19,12 +18,12 @@ from mindone_audio.batch.job import BatchError
 from mindone_audio.batch.manifest import Item
 from mindone_audio.inputs.audio import SAMPLING_RATE, load_clip
 from mindone_audio.inputs.paths import resolve_clip
+from mindone_audio.machine.processes import die_with_parent
 from mindone_audio.setting_fields import in_words, option
 
 MAX_SECONDS = 3600.0  # of audio that waits for the device: 230 MB
 TIME_LIMIT = 300.0  # seconds for one item, after which its decoder is killed
 POLL = 0.2  # seconds
-_PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
 @dataclass(frozen=True)
@@ -39,12 +38,6 @@ class Decoded:
     def seconds(self) -> float:
         """Audio in all."""
         return sum(len(clip) for clip in self.clips) / SAMPLING_RATE
-
-
-def die_with_parent(signum: int) -> None:
-    """Have the system send this process a signal when the thread that started it ends, also by kill -9 (Linux)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signum, 0, 0, 0)
 
 
 def work(descriptor: int, parent: int, folder: str | None) -> None:

@@ -9,6 +9,7 @@ from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from mindone_audio.checkpoints import demo_checkpoint
+from mindone_audio.machine.msrun import own_rank
 from mindone_audio.setting_fields import (
     ADAPTER_HELP,
     DEVICE_HELP,
@@ -128,18 +129,8 @@ def find_shard(environment: Mapping[str, str], device: str | None = None) -> Sha
     Raises `ValueError` for values that would leave items out or have them answered twice, and where all the ranks of a
     machine would take the same NPU.
     """
-    ranks, rank = environment.get("RANK_SIZE", "1"), environment.get("RANK_ID")
-    if not ranks.isdigit() or int(ranks) < 1:
-        raise ValueError(f"RANK_SIZE is {ranks!r}: it should be the number of processes of the job")
-    if int(ranks) > 1 and (rank is None or _rank_is_not_known(environment)):
-        raise ValueError(
-            f"RANK_SIZE is {ranks} and this process does not know its RANK_ID: "
-            "on several nodes msrun sets it only with --node_rank=<number of the node>"
-        )
-    rank = "0" if rank is None else rank
-    if not rank.isdigit() or int(rank) >= int(ranks):
-        raise ValueError(f"RANK_ID is {rank!r}: with RANK_SIZE={ranks} it should be 0 to {int(ranks) - 1}")
-    if int(ranks) > 1 and device != "cpu":
+    rank, ranks = own_rank(environment)
+    if ranks > 1 and device != "cpu":
         if ":" in (device or ""):
             raise ValueError(f"device {device!r} would be that of all {ranks} ranks: leave the number out")
         if "DEVICE_ID" not in environment:
@@ -147,12 +138,7 @@ def find_shard(environment: Mapping[str, str], device: str | None = None) -> Sha
                 f"RANK_SIZE is {ranks} and DEVICE_ID is not set, so all ranks of a machine would take the same NPU: "
                 "start them with msrun, set DEVICE_ID, or use --device cpu"
             )
-    return Shard(int(rank), int(ranks))
-
-
-def _rank_is_not_known(environment: Mapping[str, str]) -> bool:
-    """Without --node_rank msrun's workers inherit the scheduler's RANK_ID=0 on the first node, all of them."""
-    return environment.get("MS_ROLE") == "MS_WORKER" and "MS_NODE_ID" not in environment
+    return Shard(rank, ranks)
 
 
 def describe_model(model: str | os.PathLike | None, config_file: str = "config.json") -> dict:

@@ -4,18 +4,16 @@ import argparse
 import errno
 import json
 import logging
-import signal
 import sys
 from collections.abc import Callable
 from dataclasses import fields
 
-from mindone_audio.batch.decode_ahead import die_with_parent
 from mindone_audio.batch.job import BatchError, BatchJob
 from mindone_audio.batch.part_files import merge
 from mindone_audio.batch.runner import BatchTotals, run_batch
 from mindone_audio.commands import options as shared
 from mindone_audio.generation.settings import SAMPLING_ONLY
-from mindone_audio.machine.msrun import is_scheduler, started_by_msrun
+from mindone_audio.machine.msrun import end_with_msrun, is_scheduler
 from mindone_audio.setting_fields import in_words, option
 
 SHOWN = 10  # missing items that are named
@@ -83,8 +81,7 @@ def _job(options: argparse.Namespace) -> BatchJob:
 
 def _run(options: argparse.Namespace, should_stop: Callable[[], bool]) -> int:
     job = _job(options)
-    if started_by_msrun():
-        die_with_parent(signal.SIGTERM)
+    end_with_msrun()
     again = f"what is done is kept in {job.out}: run the same command again to continue"
     try:
         totals = run_batch(job, should_stop=should_stop, explain=shared.explain("batch"))

@@ -3,17 +3,15 @@
 import logging
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
-from mindone_audio.batch.decode_ahead import die_with_parent
 from mindone_audio.finetune.config import FinetuneConfig
 from mindone_audio.finetune.job import FinetuneOutcome, run_finetune
 from mindone_audio.finetune.trainer import FinetuneError
-from mindone_audio.machine.msrun import is_scheduler, started_by_msrun
+from mindone_audio.machine.msrun import end_with_msrun, is_scheduler, number_of_ranks
 from mindone_audio.machine.signals import Signals
 from mindone_audio.setting_fields import Say, SettingError, in_words
 
@@ -36,12 +34,11 @@ def finetune_command(config: FinetuneConfig, signals: Signals, say: Say) -> int:
     """
     if is_scheduler():
         return _schedule(config)
-    if ":" in config.job.device and os.environ.get("RANK_SIZE", "1") != "1":
+    if ":" in config.job.device and number_of_ranks(os.environ) > 1:
         raise SettingError(
             lambda say: f"{say('device')} {config.job.device!r} would be that of all ranks: leave the number out"
         )
-    if started_by_msrun():
-        die_with_parent(signal.SIGTERM)
+    end_with_msrun()
     log = logging.getLogger("mindone_audio")
     handler = _AboveTheBar()
     handler.setFormatter(logging.Formatter("%(message)s"))

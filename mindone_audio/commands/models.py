@@ -33,7 +33,7 @@ def families() -> dict[str, dict]:
     """Facts by model_type, read from the files without importing them, which takes seconds."""
     folder = Path(find_spec("mindone_audio.models").submodule_search_locations[0])
     found = {}
-    for file in sorted(folder.glob("*.py")):
+    for file in sorted([*folder.glob("*.py"), *folder.glob("*/model.py")]):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         constants = {
             node.targets[0].id.lower(): ast.literal_eval(node.value)
@@ -41,5 +41,6 @@ def families() -> dict[str, dict]:
             if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in _CONSTANTS
         }
         if constants:
-            found[file.stem] = {"about": (ast.get_docstring(tree) or "").splitlines()[0], **constants}
-    return found
+            name = file.parent.name if file.stem == "model" else file.stem
+            found[name] = {"about": (ast.get_docstring(tree) or "").splitlines()[0], **constants}
+    return dict(sorted(found.items()))

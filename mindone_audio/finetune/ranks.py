@@ -8,6 +8,8 @@ import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore import ops as msops
 
+from mindone_audio.machine.msrun import number_of_ranks
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -19,8 +21,7 @@ class Ranks:
     @classmethod
     def find(cls) -> "Ranks":
         """Those of msrun's environment. Joins their communication group."""
-        count = int(os.environ.get("RANK_SIZE", "1"))
-        if count == 1:
+        if number_of_ranks(os.environ) == 1:
             return cls()
         from mindspore import communication
 
