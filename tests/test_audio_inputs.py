@@ -19,7 +19,7 @@ from mindone_audio.inputs.conversation import chat_clips, clean_messages, task_s
 from mindone_audio.inputs.paths import resolve_clip
 from mindone_audio.inputs.processor import as_list
 from mindone_audio.models import AutoProcessor
-from mindone_audio.pipelines import _is_silent
+from mindone_audio.pipelines.transcripts import is_silent
 
 SAMPLES = tone(0.5, 8000)
 WAV = encoded("WAV", "FLOAT", SAMPLES, 8000)
@@ -355,6 +355,6 @@ def test_manifests_and_tables(path, expected):
 def test_silence_is_judged_without_the_mean(level):
     rng = np.random.default_rng(0)
     still = np.full(RATE, level, np.float32)
-    assert _is_silent(still)
-    assert _is_silent(still + rng.uniform(-4e-5, 4e-5, RATE).astype(np.float32))
-    assert not _is_silent(still + 1e-3 * tone(1))
+    assert is_silent(still)
+    assert is_silent(still + rng.uniform(-4e-5, 4e-5, RATE).astype(np.float32))
+    assert not is_silent(still + 1e-3 * tone(1))
