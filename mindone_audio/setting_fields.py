@@ -11,6 +11,7 @@ from typing import Any
 
 DTYPES = ("float32", "float16", "bfloat16")  # of the weights and of the computation
 TASKS = ("caption", "transcribe")  # which a model family has its own words for
+MAX_NEW_TOKENS = {False: 128, True: 256}  # of an answer and of a transcription: 30 s of speech have up to 200 tokens
 # Help texts of settings that several commands and classes have.
 MODEL_HELP = "checkpoint folder or Hugging Face id (default: the small bundled one)"
 ADAPTER_HELP = "what finetune made of that model; also a Hugging Face id"

@@ -1,4 +1,4 @@
-"""What `mindone-audio batch` does: options to a job, messages, exit statuses."""
+"""`mindone-audio batch` at work: options to a job, messages, exit statuses."""
 
 import argparse
 import errno

@@ -1,4 +1,4 @@
-"""What `mindone-audio finetune` does: messages, exit statuses, and how a training is ended."""
+"""`mindone-audio finetune` at work: messages, exit statuses, and how signals end a training."""
 
 import logging
 import os

@@ -13,6 +13,7 @@ from mindone_audio.setting_fields import (
     DEVICE_HELP,
     DTYPE_HELP,
     DTYPES,
+    MAX_NEW_TOKENS,
     MODEL_HELP,
     help_text,
     in_words,
@@ -23,7 +24,7 @@ from mindone_audio.setting_fields import (
 SETTINGS = {
     "do_sample": (None, "draw tokens instead of taking the best one each time"),
     "seed": ("N", "makes sampling repeatable"),
-    "max_new_tokens": ("N", "default: 128, of a transcription 256"),
+    "max_new_tokens": ("N", f"default: {MAX_NEW_TOKENS[False]}, of a transcription {MAX_NEW_TOKENS[True]}"),
     "temperature": ("T", "of sampling; 0 takes the best token each time"),
     "top_p": ("P", "sample from the best tokens whose probabilities make P together"),
     "top_k": ("K", "sample from the K best tokens"),
@@ -37,7 +38,7 @@ class WrongUse(ValueError):
     """A mistake on the command line, which costs nothing because nothing has run yet."""
 
 
-# What to do about a clip that is longer than the model hears, by command.
+# What to do about a clip that is longer than the limit of the model, by command.
 _TOO_LONG = {
     "ask": "cut it, add --long-audio windows for one answer a window, or use mindone-audio transcribe",
     "batch": "cut it, add --long-audio windows for one answer a window, or --task transcribe",

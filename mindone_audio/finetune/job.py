@@ -1,4 +1,4 @@
-"""A fine-tuning from a configuration to an adapter: data, model, training, and what becomes of it."""
+"""A fine-tuning from a configuration to an adapter: data, model, training, merging and publishing."""
 
 import logging
 import os
@@ -32,7 +32,7 @@ COLUMNS = {"audio": "audio_column", "answer": "answer_column", "prompt": "prompt
 
 @dataclass
 class FinetuneOutcome:
-    """What `run_finetune` did. first: whether this process is the one of its ranks that writes and tells. steps: of the
+    """What `run_finetune` did. first: whether this rank writes files and messages. steps: of the
     whole training. merged: the folder of the merged model; pushed: the address on the hub. prompt: a question of the
     data, to try the adapter with."""
 
@@ -91,7 +91,7 @@ def run_finetune(
 
 
 def _check_folders(config: FinetuneConfig) -> None:
-    """`ValueError` for what would only be found after hours."""
+    """`ValueError` for folders and names that would fail only after the training."""
     output = Path(config.training.output_dir)
     if output.exists() and not output.is_dir():
         raise SettingError(lambda say: f"{say('output_dir')} {str(output)!r} is a file: give a folder for the adapter")
@@ -169,5 +169,5 @@ def _train(
 
 
 def _prompt(train: Any) -> str:
-    """A question that was learned; of a stream none is read for it."""
+    """The question of the first example; empty for a stream, of which nothing is read for it."""
     return train[0].prompt if hasattr(train, "__len__") else ""

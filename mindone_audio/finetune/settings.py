@@ -1,9 +1,9 @@
-"""How to fine-tune: steps, learning rate, evaluation, checkpoints; by the names of transformers' TrainingArguments."""
+"""Settings of a training, by the names of transformers' TrainingArguments, and its learning rates."""
 
 import math
 from dataclasses import MISSING, dataclass
 
-from mindone_audio.setting_fields import SettingError, explained, refusal, setting
+from mindone_audio.setting_fields import MAX_NEW_TOKENS, SettingError, explained, refusal, setting
 
 LABELS = ("answer", "all")
 ON_BAD_CLIP = ("raise", "skip")
@@ -39,7 +39,7 @@ class FinetuneSettings:
     metrics: tuple[str, ...] = setting(
         (), "scores of generated answers in evaluation, besides the loss", choices=METRICS
     )
-    max_new_tokens: int = setting(128, "of those answers")
+    max_new_tokens: int = setting(MAX_NEW_TOKENS[False], "of those answers")
     gradient_checkpointing: bool = setting(
         False, "keep only the input of each decoder layer for the gradient: less memory, more time"
     )

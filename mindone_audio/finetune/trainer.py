@@ -156,7 +156,7 @@ class Trainer:
     def _run(
         self, steps: Iterator, log: Log, bar: tqdm, should_stop: Callable[[], bool], result: FinetuneResult
     ) -> None:
-        settings, begun, tokens, learning = self.settings, time.monotonic(), 0, False
+        settings, start, tokens, learning = self.settings, time.monotonic(), 0, False
         losses: list[float] = []
         try:
             while self.step < self.steps:
@@ -176,14 +176,14 @@ class Trainer:
                 if last or settings.logging_steps and self.step % settings.logging_steps == 0:
                     line = {"step": self.step, "loss": float(np.mean(losses)), "grad_norm": norm}
                     line |= {"learning_rate": settings.rate(self.step - 1, self.steps)}
-                    line |= {"tokens_per_second": tokens / (time.monotonic() - begun)}
+                    line |= {"tokens_per_second": tokens / (time.monotonic() - start)}
                     if self.order.known:
                         line["epoch"] = self.step / self.order.steps_per_epoch
                     result.history.append(log.write(line))
-                    losses, tokens, begun = [], 0, time.monotonic()
+                    losses, tokens, start = [], 0, time.monotonic()
                 if self.evaluation is not None and _due(self.step, settings.eval_steps, last):
                     result.history.append(log.write({"step": self.step, **self.evaluate()}))
-                    begun = time.monotonic()
+                    start = time.monotonic()
                 if _due(self.step, settings.save_steps, last):
                     self._save()
                 if not last and self.ranks.any(should_stop()):

@@ -18,9 +18,9 @@ from transformers import WhisperFeatureExtractor
 
 FLOOR = -10.0  # of the logarithm, so of silence
 RANGE = 8.0  # powers of ten below the loudest value of a clip; what is quieter is raised to that
-FRAMES_A_THREAD = 800  # at least, or about 1 ms of work: starting a thread takes a tenth of it
+FRAMES_A_THREAD = 800  # at least: for fewer it takes too long to start a thread
 MOST_THREADS = 8  # more wait for Python's lock
-BLOCK_FRAMES = 200  # at a time: with their spectra 1.3 MB, which a core's cache about holds
+BLOCK_FRAMES = 200  # at a time: with their spectra they fit into the cache of a core
 
 
 def log_mel(samples: np.ndarray, extractor: WhisperFeatureExtractor) -> np.ndarray:
@@ -47,16 +47,16 @@ def log_mels(clips: Sequence[np.ndarray], extractor: WhisperFeatureExtractor, nu
             )
     filters = csr_array(extractor.mel_filters.T.astype(np.float32))
     features = np.empty((len(clips), filters.shape[0], frames), np.float32)
-    blocks, heard = [], []
+    blocks, computed = [], []
     for clip, out in zip(clips, features):
         framed = _frames(clip, extractor, num_samples)
-        heard.append(out[:, : len(framed)])
+        computed.append(out[:, : len(framed)])
         for begin in range(0, len(framed), BLOCK_FRAMES):
             end = min(begin + BLOCK_FRAMES, len(framed))
             blocks.append(partial(_log10_mel, framed[begin:end], filters, out[:, begin:end]))
-    threads = max(1, min(_cores(), MOST_THREADS, len(blocks), sum(out.shape[1] for out in heard) // FRAMES_A_THREAD))
+    threads = max(1, min(_cores(), MOST_THREADS, len(blocks), sum(out.shape[1] for out in computed) // FRAMES_A_THREAD))
     _run(blocks, threads)
-    _run([partial(_normalise, *pair) for pair in zip(features, heard)], min(threads, len(clips)))
+    _run([partial(_normalise, *pair) for pair in zip(features, computed)], min(threads, len(clips)))
     return features
 
 
@@ -103,10 +103,10 @@ def _window(n_fft: int) -> np.ndarray:
     return np.float32(0.5) - np.float32(0.5) * np.cos(angles.astype(np.float64)).astype(np.float32)
 
 
-def _normalise(features: np.ndarray, heard: np.ndarray) -> None:
-    """Of one clip, [mels, frames], in place: continue what is computed (`heard`) to all frames, clamp and scale."""
-    features[:, heard.shape[1] :] = heard[:, -1:]
-    np.maximum(features, max(heard.max() - RANGE, FLOOR), out=features)
+def _normalise(features: np.ndarray, computed: np.ndarray) -> None:
+    """Of one clip, [mels, frames], in place: continue the computed frames to all frames, clamp and scale."""
+    features[:, computed.shape[1] :] = computed[:, -1:]
+    np.maximum(features, max(computed.max() - RANGE, FLOOR), out=features)
     features += 4.0
     features /= 4.0
 

@@ -28,7 +28,7 @@ class AudioTextProcessor:
         output_labels: add `labels` for training, `[batch, length]`: the ids, -100 where they are audio or padding.
             What the user says is learned too, as in transformers.
         sampling_rate: of the arrays in `audio`, in Hz, for checking only.
-        truncation: use the beginning of a clip that is longer than the model hears. It never cuts text.
+        truncation: use the beginning of a clip that is longer than the limit of the model. It never cuts text.
         return_tensors: "np". See `mindone_audio.to_mindspore` for tensors.
         tokenizer_kwargs: padding (default True: to the longest; False; "max_length" with max_length, in tokens),
             padding_side, pad_to_multiple_of, add_special_tokens.
@@ -64,7 +64,7 @@ class AudioTextProcessor:
 
     @property
     def longest_clip(self) -> float | None:
-        """Seconds of audio that the model hears at a time; None where it takes clips of any length."""
+        """Seconds of audio that the model takes at a time; None where it takes clips of any length."""
         return self.feature_extractor.chunk_length
 
     def answers_chats(self, generation_config: Any) -> bool:
@@ -231,10 +231,10 @@ class AudioTextProcessor:
         normalised by itself, and, called `mask_name`, int32 `[windows, frames]`, 1 where a frame is audio."""
         extractor = self.feature_extractor
         frames = extractor.nb_max_frames
-        heard = np.array([-(-len(window) // extractor.hop_length) for window in windows], np.int64)
+        valid = np.array([-(-len(window) // extractor.hop_length) for window in windows], np.int64)
         return {
             "input_features": log_mels(windows, extractor, extractor.n_samples),
-            mask_name: (np.arange(frames) < heard[:, None]).astype(np.int32),
+            mask_name: (np.arange(frames) < valid[:, None]).astype(np.int32),
         }
 
     def _labels(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:

@@ -95,7 +95,7 @@ class AudioTextToTextPipeline:
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
-        self.explain: Callable[[Exception], str] = str  # what is told of an input that failed, with on_error="return"
+        self.explain: Callable[[Exception], str] = str  # makes the message of on_error="return"
 
     def __call__(
         self,

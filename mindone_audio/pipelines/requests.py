@@ -18,9 +18,8 @@ from mindone_audio.generation.settings import (
 )
 from mindone_audio.inputs.audio import SAMPLING_RATE, ClipTooLongError, load_clip, quiet_windows
 from mindone_audio.inputs.conversation import chat_clips, clean_messages, task_schema
-from mindone_audio.setting_fields import SettingError
+from mindone_audio.setting_fields import MAX_NEW_TOKENS, SettingError
 
-MAX_NEW_TOKENS = {False: 128, True: 256}  # of an answer and of a transcription: 30 s of speech have up to 200 tokens
 SHORTEST_WINDOW = 1.0  # seconds
 
 

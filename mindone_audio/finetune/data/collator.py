@@ -127,17 +127,23 @@ class AnswerCollator:
         return good
 
     def _refuse(self, example: Example, error: ValueError) -> None:
-        if isinstance(error, ClipTooLongError):  # nothing is ever cut here
+        """Raise the error by the example's name, or put the example down as skipped."""
+        if self.on_bad_clip == "skip" and isinstance(error, (AudioError, TooLongError)):
+            self._skip(example, error)
+            return
+        if isinstance(error, ClipTooLongError):  # Its own advice is to cut clips, which nothing here does.
             what = error.what
             error = AudioError(
                 lambda say: f"{what}: cut the clip, leave the example out, or use {say('on_bad_clip', 'skip')}"
             )
-        message = about(example.name, error)
-        if self.on_bad_clip == "raise" or not isinstance(error, (AudioError, TooLongError)):
-            raise (type(error) if isinstance(error, (AudioError, DataError)) else DataError)(message) from error
-        if (example.name, str(error)) not in self.skipped:
-            self.skipped.append((example.name, str(error)))
-            logger.warning("%s: %s: this example is skipped (%d so far)", example.name, error, len(self.skipped))
+        kind = type(error) if isinstance(error, (AudioError, DataError)) else DataError
+        raise kind(about(example.name, error)) from error
+
+    def _skip(self, example: Example, error: AudioError | TooLongError) -> None:
+        reason = error.what if isinstance(error, ClipTooLongError) else str(error)
+        if (example.name, reason) not in self.skipped:
+            self.skipped.append((example.name, reason))
+            logger.warning("%s: %s: this example is skipped (%d so far)", example.name, reason, len(self.skipped))
 
     def _batch(self, loaded: list[tuple[Example, np.ndarray]]) -> dict[str, np.ndarray]:
         conversations = [[_question(example, clip)] for example, clip in loaded]

@@ -14,7 +14,7 @@ from mindone_audio.inputs.audio.errors import AudioError, describe
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
-PIECE = 2**16  # bytes read at a time
+READ_BYTES = 2**16  # at a time
 _PATH_SAFE = "/%:@!$&'()*+,;=~"
 
 
@@ -87,9 +87,9 @@ def _body(response: http.client.HTTPResponse, deadline: float, limit: int, name:
     if expected and expected.isdigit() and int(expected) > limit:
         raise too_large
     data, received = bytearray(), 0
-    while piece := response.read1(PIECE):
-        received += len(piece)
-        data += piece if unpack is None else unpack.decompress(piece, limit + 1 - len(data))
+    while block := response.read1(READ_BYTES):
+        received += len(block)
+        data += block if unpack is None else unpack.decompress(block, limit + 1 - len(data))
         if max(len(data), received) > limit:
             raise too_large
         if time.monotonic() > deadline:

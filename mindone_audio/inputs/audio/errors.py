@@ -20,7 +20,7 @@ class AudioNotFoundError(AudioError, FileNotFoundError):
 
 
 class ClipTooLongError(AudioError):
-    """A clip that is longer than the model hears. what: the message without what to do, for who has other words."""
+    """A clip that is longer than the limit of the model. what: the message without its advice."""
 
     def __init__(self, what: str, advice: str = ""):
         super().__init__(f"{what}: {advice}" if advice else what)

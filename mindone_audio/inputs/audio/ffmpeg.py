@@ -17,11 +17,11 @@ from mindone_audio.inputs.audio.arrays import HIGHEST_RATE, LOWEST_RATE
 from mindone_audio.inputs.audio.errors import AudioError, NotAudioError
 from mindone_audio.inputs.audio.libsndfile import mono_blocks
 
-PIECE = 2**18  # bytes read at a time
+READ_BYTES = 2**18  # at a time
 LONGEST_RUN = 240.0  # seconds of one ffmpeg in all
 MOST_HEADER = 4096  # bytes before the samples of the WAV that ffmpeg writes
 MOST_CHANNELS = 64
-# Containers and streams of sound. Lists of other files (hls, concat, dash, …) are not here, so that a clip cannot have
+# Containers and streams of audio. Lists of other files (hls, concat, dash, …) are not here, so that a clip cannot have
 # ffmpeg open files and addresses.
 FORMATS = (
     "aac aax ac3 adts aiff amr amrnb amrwb ape asf au avi caf dsf dts dtshd eac3 flac flv iff loas matroska mlp mov "
@@ -60,8 +60,8 @@ def decode_with_ffmpeg(
         deadline.daemon = True
         deadline.start()
         try:
-            with contextlib.closing(_pieces(process, timeout)) as pieces:
-                found = list(_samples(pieces, max_seconds, name))
+            with contextlib.closing(_blocks(process, timeout)) as blocks:
+                found = list(_samples(blocks, max_seconds, name))
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise NotAudioError(f"ffmpeg did not end within {timeout:g} s") from None
@@ -76,18 +76,18 @@ def decode_with_ffmpeg(
     return np.concatenate([samples for _, samples in found]), found[0][0]
 
 
-def _pieces(process: subprocess.Popen, timeout: float) -> Iterator[bytes]:
+def _blocks(process: subprocess.Popen, timeout: float) -> Iterator[bytes]:
     """What the process writes, as it comes; `NotAudioError` where it is silent for `timeout` seconds."""
     waiting: queue.Queue = queue.Queue(maxsize=4)
     given_up = threading.Event()
 
     def read() -> None:
-        piece = b"-"
-        while piece and not given_up.is_set():
-            piece = process.stdout.read1(PIECE)
+        block = b"-"
+        while block and not given_up.is_set():
+            block = process.stdout.read1(READ_BYTES)
             while not given_up.is_set():
                 try:
-                    waiting.put(piece, timeout=0.2)
+                    waiting.put(block, timeout=0.2)
                     break
                 except queue.Full:
                     continue
@@ -96,8 +96,8 @@ def _pieces(process: subprocess.Popen, timeout: float) -> Iterator[bytes]:
     reader.start()
     ended = False
     try:
-        while piece := waiting.get(timeout=timeout):
-            yield piece
+        while block := waiting.get(timeout=timeout):
+            yield block
         ended = True
     except queue.Empty:
         raise NotAudioError(f"ffmpeg wrote nothing for {timeout:g} s") from None
@@ -108,11 +108,11 @@ def _pieces(process: subprocess.Popen, timeout: float) -> Iterator[bytes]:
         reader.join(timeout=5)
 
 
-def _samples(pieces: Iterator[bytes], max_seconds: float, name: str) -> Iterator[tuple[int, np.ndarray]]:
+def _samples(blocks: Iterator[bytes], max_seconds: float, name: str) -> Iterator[tuple[int, np.ndarray]]:
     """Rate and mono samples of the WAV that ffmpeg writes, whose sizes it cannot know beforehand."""
     head = b""
-    for piece in pieces:
-        head += piece
+    for block in blocks:
+        head += block
         if (start := _wav_layout(head)) is not None:
             break
         if len(head) > MOST_HEADER:
@@ -126,10 +126,10 @@ def _samples(pieces: Iterator[bytes], max_seconds: float, name: str) -> Iterator
         while True:
             whole = len(rest) // (4 * channels) * 4 * channels
             yield np.frombuffer(rest[:whole], "<f4").reshape(-1, channels).astype(np.float32)
-            piece = next(pieces, b"")
-            if not piece:
+            block = next(blocks, b"")
+            if not block:
                 return
-            rest = rest[whole:] + piece
+            rest = rest[whole:] + block
 
     for samples in mono_blocks(blocks(), rate, max_seconds, name):
         yield rate, samples

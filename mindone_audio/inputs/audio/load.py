@@ -15,7 +15,7 @@ from mindone_audio.inputs.audio.libsndfile import most_samples, too_long
 from mindone_audio.inputs.audio.sources import read_source
 from mindone_audio.setting_fields import about
 
-SAMPLING_RATE = 16_000  # Hz, what every Whisper-style encoder hears
+SAMPLING_RATE = 16_000  # Hz, of the input of every Whisper-style encoder
 MAX_SECONDS = 4 * 3600.0  # of one clip, decoded
 
 

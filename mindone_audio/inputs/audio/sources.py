@@ -14,7 +14,7 @@ from mindone_audio.inputs.audio.download import read_url
 from mindone_audio.inputs.audio.errors import AudioError, AudioNotFoundError, too_many_bytes
 
 MAX_DOWNLOAD_BYTES = 512 * 2**20  # of what a URL sends
-PIECE = 2**20  # bytes read at a time
+READ_BYTES = 2**20  # at a time
 
 
 def read_source(source: Any, timeout: float, max_bytes: int | None, name: str) -> bytes:
@@ -59,14 +59,14 @@ def read_file_object(file: Any, limit: int, name: str) -> bytes:
     data = bytearray()
     while True:
         try:
-            piece = file.read(min(PIECE, limit + 1 - len(data)))
+            block = file.read(min(READ_BYTES, limit + 1 - len(data)))
         except Exception as error:  # whatever an object of somebody else raises
             raise AudioError(f"cannot read {name}: {str(error):.200}: open the file in binary mode, 'rb'") from error
-        if not isinstance(piece, (bytes, bytearray, memoryview)):
-            raise AudioError(f"{name} gave {type(piece).__name__}, not bytes: open the file in binary mode, 'rb'")
-        if not piece:
+        if not isinstance(block, (bytes, bytearray, memoryview)):
+            raise AudioError(f"{name} gave {type(block).__name__}, not bytes: open the file in binary mode, 'rb'")
+        if not block:
             return bytes(data)
-        data += piece
+        data += block
         if len(data) > limit:
             raise too_many_bytes(name, limit)
 
