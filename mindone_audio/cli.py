@@ -7,6 +7,7 @@ import warnings
 
 from mindone_audio.commands import ask, batch, chat, doctor, finetune, models, parity, transcribe
 from mindone_audio.machine.signals import Signals
+from mindone_audio.setting_fields import in_words, option
 
 INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
 
@@ -23,14 +24,14 @@ def main(arguments: list[str] | None = None) -> int:
         command.add(commands)
     options = parser.parse_args(arguments)
     try:
-        # Before the command imports anything that starts threads.
+        # This comes before the command imports anything that starts threads.
         with Signals(hold_terminate=getattr(options, "hold_terminate", False)) as options.signals:
             return options.run(options)
     except (OSError, ValueError) as error:
-        if isinstance(error, BrokenPipeError):  # the reader has gone, as `| head` does
+        if isinstance(error, BrokenPipeError):  # the reader has ended, as in `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error, getattr(options, 'say', option))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -39,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def start() -> int:
     """`main` of a process that is only this command."""
-    # transformers imports PyTorch where it is installed, for three to five seconds, and nothing here needs it.
+    # transformers imports PyTorch where it is installed, which takes seconds; nothing here needs it.
     os.environ.setdefault("USE_TORCH", "0")
     _quieten_libraries()
     return main()

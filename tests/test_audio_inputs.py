@@ -16,10 +16,10 @@ from mindone_audio.finetune.data.examples import Example
 from mindone_audio.finetune.data.tables import jsonl_examples
 from mindone_audio.inputs.audio import AudioError, load_clip, load_clips
 from mindone_audio.inputs.conversation import chat_clips, clean_messages, task_schema
-from mindone_audio.inputs.paths import resolve
+from mindone_audio.inputs.paths import resolve_clip
 from mindone_audio.inputs.processor import as_list
 from mindone_audio.models import AutoProcessor
-from mindone_audio.pipelines.silence import is_silent
+from mindone_audio.pipelines.transcripts import is_silent
 
 SAMPLES = tone(0.5, 8000)
 WAV = encoded("WAV", "FLOAT", SAMPLES, 8000)
@@ -348,7 +348,7 @@ def test_manifests_and_tables(path, expected):
     assert [item.error for item in items] == [None] * len(lines)
     for item in items:
         (clip,) = item.clips
-        assert np.allclose(load_clip(resolve(clip, path.parent)), expected, atol=1e-6)
+        assert np.allclose(load_clip(resolve_clip(clip, str(path.parent))), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("level", [0.0, 0.05, -1.0, 0.9])

@@ -23,6 +23,7 @@ from mindone_audio.batch.job import Shard, find_shard
 from mindone_audio.batch.manifest import Item, read_manifest
 from mindone_audio.batch.progress import Progress, logger
 from mindone_audio.inputs.audio import load_audio
+from mindone_audio.machine.msrun import number_of_ranks
 
 ROOT = Path(__file__).parent.parent
 AUDIO = ROOT / "examples" / "audio"
@@ -590,6 +591,13 @@ except KeyboardInterrupt:
     assert process.stdout.readline() == "terminated\n"
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[0] == "interrupted set()\n"
+
+
+@pytest.mark.parametrize("ranks", ["two", "0", "-1", ""])
+def test_a_number_of_ranks_that_is_none(ranks):
+    with pytest.raises(ValueError, match=f"RANK_SIZE is '{ranks}': it should be the number of processes"):
+        number_of_ranks({"RANK_SIZE": ranks})
+    assert number_of_ranks({}) == 1 and number_of_ranks({"RANK_SIZE": "8"}) == 8
 
 
 def test_who_watches_msrun(tmp_path):

@@ -1,21 +1,23 @@
 """Messages name what the person has in hand, options of a command or keywords of Python; libraries are quiet."""
 
+import dataclasses
 import json
 import os
+import pickle
 import subprocess
 import sys
-from multiprocessing import Pipe
 from pathlib import Path
-from threading import Thread
 
 import numpy as np
 import pytest
 import soundfile
 
 from mindone_audio import cli
-from mindone_audio.batch import decode_ahead
-from mindone_audio.commands import options
-from mindone_audio.inputs.audio import ClipLimitError, ClipTooLongError
+from mindone_audio.adapters.settings import LoraSettings, _only_in_encoder
+from mindone_audio.batch import BatchJob
+from mindone_audio.finetune import FinetuneSettings
+from mindone_audio.inputs.audio.errors import too_many_bytes, too_many_seconds
+from mindone_audio.setting_fields import SettingError, about, in_words, option, yaml_entry
 
 ROOT = Path(__file__).parent.parent
 PYTHON = ("truncation", "long_audio", 'task="', "load_audio", "do_sample=", "mindspore_dtype", "keep_quantized")
@@ -48,10 +50,97 @@ def test_in_a_batch_a_chat_and_a_training(long, tmp_path, capsys, monkeypatch):
     (tmp_path / "metadata.csv").write_text("file_name,b\nlong.wav,c\n")
     assert cli.main(["finetune", "--train", str(tmp_path), "--output-dir", str(tmp_path / "ft")]) == 2
     columns = capsys.readouterr().err
-    assert "has no column 'answer'" in columns and "with answer_column" in columns
+    assert "has no column 'answer'" in columns and "with --answer-column" in columns
     assert cli.main(["batch", long, "--out", str(tmp_path / "o2"), "--language", "en"]) == 2
     assert "--language goes with --task transcribe" in capsys.readouterr().err
-    assert "train.jsonl line 1" in said and "on_bad_clip" in said and not [w for w in PYTHON if w in said]
+    assert "train.jsonl line 1" in said and "--on-bad-clip skip" in said and not [w for w in PYTHON if w in said]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--lora-r", "0"], "error: --lora-r is 0: the rank of an adapter"),
+        (["--lora-alpha", "-1"], "error: --lora-alpha is -1.0"),
+        (["--lora-init", "pissa"], "error: --lora-init is 'pissa': use one of default, gaussian"),
+        (["--learning-rate", "-1"], "error: --learning-rate=-1.0: give a number above 0"),
+        (["--metrics", "wer"], "error: --metrics: there is nothing to evaluate on: give --evaluation"),
+        (["--private"], "error: --private has no effect without --push-to-hub"),
+        (["--max-steps", "few"], "error: --max-steps is 'few': it should be a whole number"),
+        (["--skip", "-1"], "error: --skip is -1"),
+        (["--skip", "4"], "--skip 4 leaves none of them"),
+        (["--prompt", "{a: b}"], "error: --prompt must be a text"),
+        (["--streaming"], "streamed data has no length: give --max-steps"),
+        (["--answer-column", "caption"], "say which of them to use with --answer-column"),
+        (["--audio-column", "clip", "--answer-column", "answer", "--train", "{other}"], "with --audio-column"),
+        (["--merge", "out"], "error: --merge and --output-dir are both 'out'"),
+    ],
+)
+def test_options_of_a_training_are_named_as_they_were_typed(tmp_path, capsys, options, message):
+    train, other = tmp_path / "train.jsonl", tmp_path / "other.jsonl"
+    train.write_text(json.dumps({"audio": "a.wav", "prompt": "?", "answer": "x"}))
+    other.write_text(json.dumps({"sound": "a.wav", "prompt": "?", "answer": "x"}))
+    options = [option.replace("{other}", str(other)) for option in options]
+    assert cli.main(["finetune", "--train", str(train), "--output-dir", "out", *options]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.count("\n") == 1
+
+
+def test_entries_of_a_file_are_named_as_they_stand_there(tmp_path, capsys):
+    file = tmp_path / "config.yaml"
+    file.write_text("train: train.jsonl\noutput_dir: out\nlora_r: 0\nlora_dropout: 2\n")
+    assert cli.main(["finetune", str(file)]) == 2
+    assert "error: lora_r is 0" in capsys.readouterr().err
+    assert cli.main(["finetune", str(file), "--lora-r", "4"]) == 2
+    assert "error: lora_dropout is 2.0" in capsys.readouterr().err
+    assert cli.main(["finetune", str(file), "--lora-r", "4", "--lora-dropout", "3"]) == 2
+    assert "error: --lora-dropout is 3.0" in capsys.readouterr().err
+
+
+def test_a_language_that_a_family_does_not_take(capsys):
+    assert cli.main(["transcribe", *CPU, "--language", "en", "examples/audio/siren.ogg"]) == 1
+    assert "--language='en': this model family transcribes without" in capsys.readouterr().err
+
+
+def test_a_configuration_that_is_not_there(capsys):
+    assert cli.main(["finetune", "--chat", "maybe"]) == 2
+    assert "no configuration file 'maybe'" in capsys.readouterr().err
+
+
+def test_a_layer_that_only_the_encoder_has():
+    with pytest.raises(SettingError, match="set encoder=True, or leave the target out") as raised:
+        raise _only_in_encoder("fc1")
+    assert "set --lora-encoder, or" in raised.value.prefixed("lora_").worded(option)
+
+
+def test_limits_of_a_clip(tmp_path, monkeypatch, capsys):
+    """Who types a command cannot call load_audio with another limit."""
+    for error, keyword in ((too_many_bytes("x.wav", 9), "max_bytes"), (too_many_seconds("x.wav", 9, 8), "max_seconds")):
+        assert f"load_audio(…, {keyword}=…)" in str(error)
+        assert "load_audio" not in in_words(error, option) and "shorter files" in in_words(error, option)
+    monkeypatch.setattr("mindone_audio.inputs.audio.load.MAX_SECONDS", 1.0)
+    monkeypatch.setattr("mindone_audio.inputs.audio.sources.MAX_FILE_BYTES", 10)
+    assert cli.main(["caption", *CPU, "examples/audio/siren.ogg"]) == 1
+    assert cli.main(["transcribe", *CPU, "examples/audio/siren.ogg"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("more than 10 bytes") == 2 and not [word for word in PYTHON if word in said]
+
+
+def test_errors_that_name_settings():
+    error = SettingError(lambda say: f"{say('num_beams')} with {say('do_sample', True)}")
+    assert str(error) == "num_beams with do_sample=True"
+    assert in_words(error, option) == "--num-beams with --do-sample"
+    assert in_words(error.prefixed("a_"), yaml_entry) == "a_num_beams with a_do_sample: true"
+    assert option("shuffle", False) == "--no-shuffle" and option("skip", 0) == "--skip 0"
+    copy = pickle.loads(pickle.dumps(error))
+    assert isinstance(copy, SettingError) and str(copy) == str(error)
+    assert in_words(type(error)(about("clip 3", error)), option) == "clip 3: --num-beams with --do-sample"
+
+
+def test_help_texts_stand_in_docstrings():
+    for settings in (BatchJob, FinetuneSettings, LoraSettings):
+        for field in dataclasses.fields(settings):
+            assert f"\n    {field.name}: " in settings.__doc__
+    assert "drop the results of an earlier job in out." in BatchJob.__doc__
 
 
 @pytest.mark.slow
@@ -75,28 +164,3 @@ def test_a_users_own_settings_stay(monkeypatch):
     monkeypatch.setattr(sys, "warnoptions", ["error"])
     cli._quieten_libraries()
     assert os.environ["GLOG_v"] == "1" and os.environ["TRANSFORMERS_VERBOSITY"] == "1"
-
-
-def test_limits_of_clips_are_told_in_words_that_help_the_one_who_reads_them():
-    """Who calls `load_audio` can give a higher limit; a command and a batch job have none."""
-    error = ClipLimitError("clip.wav is longer than 10 s, the limit: cut it into shorter clips", "max_seconds")
-    assert str(error).endswith("shorter clips, or call load_audio(…, max_seconds=…) with a higher one")
-    for command in ("ask", "caption", "chat", "batch", "transcribe"):
-        assert options.explain(command)(error) == error.what
-    too_long = ClipTooLongError("clip.wav lasts 40 s, this model hears 30 s", "pass truncation=True")
-    assert "truncation" not in options.explain("ask")(too_long) and "--long-audio" in options.explain("ask")(too_long)
-
-
-def test_limits_of_clips_in_a_decoder_of_a_batch_job(monkeypatch):
-    """What a decoder process sends: the message without Python's keyword."""
-    ours, theirs = Pipe()
-    ours.send(["clip.wav"])
-    monkeypatch.setattr(decode_ahead, "load_clip", lambda source: (_ for _ in ()).throw(ClipLimitError("long", "x")))
-    monkeypatch.setattr(decode_ahead, "die_with_parent", lambda signum: None)
-    monkeypatch.setattr(decode_ahead, "Connection", lambda descriptor: theirs)
-    thread = Thread(target=decode_ahead.work, args=(0, os.getppid(), None), daemon=True)
-    thread.start()
-    assert ours.recv() == "ready"
-    assert ours.recv() == ([], "long")
-    ours.close()
-    thread.join(5)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from mindone_audio.inputs.audio import AudioError
-from mindone_audio.pipelines import AudioTextToTextPipeline, Request, audio_text_to_text, request
-from mindone_audio.pipelines.silence import stream_without_silence, without_silence
+from mindone_audio.pipelines import AudioTextToTextPipeline, Request, audio_text_to_text, requests
+from mindone_audio.pipelines.transcripts import stream_without_silence, without_silence
 
 RATE = 16_000
 
@@ -37,7 +37,10 @@ class Counting(AudioTextToTextPipeline):
     def _generate(self, batch: list[Request]):
         self.batches.append([request.length for request in batch])
         texts = [self.said.pop(0) if self.said else str(request.length) for request in batch]
-        return [(without_silence(text, self._silence_answers) if batch[0].transcribe else text, 1) for text in texts]
+        return [
+            (without_silence(text, self.processor.silence_answers) if batch[0].transcribe else text, 1)
+            for text in texts
+        ]
 
 
 @pytest.fixture
@@ -53,7 +56,7 @@ def alive(monkeypatch):
         counts.append(len(there))
         return clip
 
-    monkeypatch.setattr(request, "load_clip", load)
+    monkeypatch.setattr(requests, "load_clip", load)
     return counts
 
 
@@ -96,7 +99,7 @@ def thirds(samples, *_):
 @pytest.mark.parametrize("silence", ["Nobody is speaking.", " nobody is speaking", "Nobody  is speaking!"])
 def test_a_transcript_of_silence_is_empty(alive, monkeypatch, silence):
     pipe = Counting([silence, "hello", silence])
-    monkeypatch.setattr(request, "quiet_windows", thirds)
+    monkeypatch.setattr(requests, "quiet_windows", thirds)
     result = pipe(str(30 * RATE), task="transcribe")[0]
     assert result["generated_text"] == "hello" and [chunk["text"] for chunk in result["chunks"]] == ["", "hello", ""]
     assert Counting([silence])(str(RATE), task="transcribe")["generated_text"] == ""
@@ -106,7 +109,7 @@ def test_a_transcript_of_silence_is_empty(alive, monkeypatch, silence):
 
 
 @pytest.mark.parametrize(
-    ("pieces", "given"),
+    ("deltas", "given"),
     [
         (["No", "body is", " speaking."], []),
         (["Nobody", " is", " speak"], ["Nobody is speak"]),
@@ -116,14 +119,14 @@ def test_a_transcript_of_silence_is_empty(alive, monkeypatch, silence):
         ([], []),
     ],
 )
-def test_streams_hold_back_what_may_be_silence(pieces, given):
-    assert list(stream_without_silence(pieces, Processor.silence_answers)) == given
+def test_streams_hold_back_what_may_be_silence(deltas, given):
+    assert list(stream_without_silence(deltas, Processor.silence_answers)) == given
 
 
 def test_streams_of_windows_say_nothing_of_silence(alive, monkeypatch):
     pipe = Counting()
     said = iter([["Nobody is", " speaking."], ["a", "b"], ["Nobody is speaking."]])
-    monkeypatch.setattr(request, "quiet_windows", thirds)
+    monkeypatch.setattr(requests, "quiet_windows", thirds)
     monkeypatch.setattr(pipe, "_inputs", lambda batch: {})
     monkeypatch.setattr(audio_text_to_text, "text_stream", lambda *_: next(said))
     assert list(pipe(str(30 * RATE), task="transcribe", stream=True)) == ["a", "b"]

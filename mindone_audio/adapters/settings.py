@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mindone_audio.fields import documented, setting
+from mindone_audio.setting_fields import SettingError, explained, refusal, setting
 
 if TYPE_CHECKING:
     from mindone_audio.backbone.audio_language_model import AudioLanguageModel
@@ -16,41 +16,47 @@ _EXCLUDE_ENCODER = r"(.*\.)?audio_tower\..*"  # PEFT matches it against whole na
 _INITIALISATIONS = ("default", "gaussian")
 
 
-@documented
+@explained
 @dataclass(frozen=True)
 class LoraSettings:
     """The settings of new adapters, with PEFT's meanings; the layers are those of the published guides.
 
-    Raises `ValueError` for a value that makes no sense. The settings:
+    Raises `ValueError` for a value that makes no sense.
     """
 
-    r: int = setting("rank of the adapters", 16)
-    alpha: float = setting("the product of B and A is scaled by alpha / r", 32)
-    dropout: float = setting("probability of dropout of the adapters' inputs", 0.0)
+    r: int = setting(16, "rank")
+    alpha: float = setting(32, "the product of B and A is scaled by alpha / r")
+    dropout: float = setting(0.0, "the probability with which an input of A is zeroed while training")
     target_modules: tuple[str, ...] = setting(
-        "names of linear layers; multi_modal_projector stands for all of the projector",
         ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        "names of linear layers, the last parts or all of them, such as q_proj or layers.0.mlp.up_proj; "
+        "multi_modal_projector: all layers of the projector",
     )
-    encoder: bool = setting("adapt the layers of the audio encoder with these names too", False)
-    init: str = setting("first numbers of A: default (uniform) or gaussian; B starts from zero", "default")
-    use_rslora: bool = setting("scale by alpha / sqrt(r) instead", False)
-    seed: int = setting("seed of the adapters' first numbers, the same on every rank", 0)
+    encoder: bool = setting(False, "adapt also the layers of the audio encoder that have these names")
+    init: str = setting(
+        "default",
+        "what A starts from: uniform within 1 / sqrt(width), or gaussian with standard deviation 1 / r; B starts from "
+        "zero",
+        choices=_INITIALISATIONS,
+    )
+    use_rslora: bool = setting(False, "scale by alpha / sqrt(r) instead")
+    seed: int = setting(0, "of the adapters' first numbers, the same on every rank")
 
     def __post_init__(self):
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
-            raise ValueError(f"r is {self.r!r}: the rank of an adapter is a whole number from 1 on, such as 16")
+            raise refusal("r", f" is {self.r!r}: the rank of an adapter is a whole number from 1 on, such as 16")
         if not self.alpha > 0:
-            raise ValueError(f"alpha is {self.alpha!r}: it scales the adapter and must be above 0, such as 32")
+            raise refusal("alpha", f" is {self.alpha!r}: it scales the adapter and must be above 0, such as 32")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout is {self.dropout!r}: it is a probability, from 0 to less than 1")
+            raise refusal("dropout", f" is {self.dropout!r}: it is a probability, from 0 to less than 1")
         if isinstance(self.target_modules, str) or not self.target_modules:
-            raise ValueError(
-                f"target_modules is {self.target_modules!r}: give a list of names, such as ['q_proj', 'v_proj']"
+            raise refusal(
+                "target_modules", f" is {self.target_modules!r}: give a list of names, such as q_proj and v_proj"
             )
         if self.init not in _INITIALISATIONS:
-            raise ValueError(f"init is {self.init!r}: use one of {', '.join(_INITIALISATIONS)}")
+            raise refusal("init", f" is {self.init!r}: use one of {', '.join(_INITIALISATIONS)}")
         if self.seed < 0:
-            raise ValueError(f"seed is {self.seed!r}: it must be 0 or more")
+            raise refusal("seed", f" is {self.seed!r}: it must be 0 or more")
 
 
 def target_modules(model: AudioLanguageModel, settings: LoraSettings) -> tuple[list[str], str | None]:
@@ -75,13 +81,19 @@ def target_modules(model: AudioLanguageModel, settings: LoraSettings) -> tuple[l
             raise ValueError(_no_match(target, layers, model))
         encoder = [name for name in matches if name.startswith(_ENCODER)]
         if len(encoder) == len(matches) and not settings.encoder:
-            raise ValueError(
-                f"target module {target!r} is only in the audio encoder, which is not adapted: adapt the encoder too "
-                "(encoder=True, in a configuration lora_encoder), or leave the target out"
-            )
+            raise _only_in_encoder(target)
         in_encoder |= bool(encoder)
         targets |= dict.fromkeys(names)
     return list(targets), _EXCLUDE_ENCODER if in_encoder and not settings.encoder else None
+
+
+def _only_in_encoder(target: str) -> SettingError:
+    return SettingError(
+        lambda say: (
+            f"target module {target!r} is only in the audio encoder, which is not adapted: set "
+            f"{say('encoder', True)}, or leave the target out"
+        )
+    )
 
 
 def _matches(target: str, *names: str) -> bool:

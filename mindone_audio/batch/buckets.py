@@ -1,4 +1,4 @@
-"""Which decoded items are answered together: those of equal settings and similar length."""
+"""Which decoded items are answered together: those with equal settings and similar lengths."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field

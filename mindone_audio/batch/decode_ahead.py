@@ -16,11 +16,12 @@ import numpy as np
 
 from mindone_audio.batch.job import BatchError
 from mindone_audio.batch.manifest import Item
-from mindone_audio.inputs.audio import SAMPLING_RATE, ClipLimitError, load_clip
-from mindone_audio.inputs.paths import resolve
+from mindone_audio.inputs.audio import SAMPLING_RATE, load_clip
+from mindone_audio.inputs.paths import resolve_clip
 from mindone_audio.machine.processes import die_with_parent
+from mindone_audio.setting_fields import in_words, option
 
-MAX_SECONDS = 3600.0  # of audio that waits for the device: 230 MB
+MAX_SECONDS = 3600.0  # of audio that waits for the device, which bounds the memory
 TIME_LIMIT = 300.0  # seconds for one item, after which its decoder is killed
 POLL = 0.2  # seconds
 
@@ -40,9 +41,9 @@ class Decoded:
 
 
 def work(descriptor: int, parent: int, folder: str | None) -> None:
-    """A decoder's life: sources come in, samples or a message go out, until the other side is gone."""
+    """Decode sources from the connection and send samples or a message back, until the other side is gone."""
     die_with_parent(signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before the line above
+    if os.getppid() != parent:  # the parent ended before the line above
         return
     connection = Connection(descriptor)
     connection.send("ready")
@@ -52,10 +53,9 @@ def work(descriptor: int, parent: int, folder: str | None) -> None:
         except EOFError:
             return
         try:
-            answer = [load_clip(resolve(source, folder)) for source in sources], None
-        except Exception as error:  # whatever a decoder raises is that clip's error
-            message = error.what if isinstance(error, ClipLimitError) else str(error)
-            answer = [], message or type(error).__name__
+            answer = [load_clip(resolve_clip(source, folder)) for source in sources], None
+        except Exception as error:  # any exception of a decoder is the error of that clip
+            answer = [], in_words(error, option) or type(error).__name__
         try:
             connection.send(answer)
         except BrokenPipeError:
@@ -146,13 +146,13 @@ class DecodeAhead:
             return decoded
 
     def _run(self) -> None:
-        # The decoders inherit this: a signal to the whole group is the main process's to handle; they end with it.
+        # The decoders inherit this. The main process handles a signal to the whole group; the decoders end with it.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         idle: list[_Decoder] = []
         busy: list[_Decoder] = []
         try:
             self._decode(idle, busy)
-        except Exception as error:  # told to the thread that takes
+        except Exception as error:  # `take` raises it in the thread of its caller
             self._failure = error
         finally:
             for decoder in idle + busy:
@@ -201,7 +201,7 @@ class DecodeAhead:
             decoder.item = None
 
     def _drop(self, decoder: _Decoder, busy: list[_Decoder], problem: str | None) -> None:
-        """Bury a decoder; what it worked on has failed."""
+        """End a decoder; its item has failed."""
         busy.remove(decoder)
         status = decoder.end()
         if decoder.item is None:

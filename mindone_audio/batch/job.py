@@ -5,44 +5,38 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 
 from mindone_audio.checkpoints import demo_checkpoint
-from mindone_audio.fields import DTYPES
-from mindone_audio.generation.settings import real, settle, split_request, whole
-from mindone_audio.inputs.conversation import TASKS
-from mindone_audio.machine.msrun import rank_and_size
+from mindone_audio.machine.msrun import own_rank
+from mindone_audio.setting_fields import (
+    ADAPTER_HELP,
+    DEVICE_HELP,
+    DTYPE_HELP,
+    DTYPES,
+    MODEL_HELP,
+    TASKS,
+    SettingError,
+    WordedError,
+    explained,
+    refusal,
+    setting,
+)
 from mindone_audio.weights.hub import checkpoint_file, read_config
 
 MAX_BATCH = 256
 _SAMPLE = 1 << 20  # bytes at both ends of a weights file that its fingerprint is made of
 
 
-_CHECKS = {
-    "batch_size": partial(whole, low=1, high=MAX_BATCH),
-    "batch_seconds": partial(real, low=-math.inf),
-    "workers": partial(whole, low=1),
-    "max_errors": partial(whole, low=0),
-}
-
-
-class BatchError(RuntimeError):
+class BatchError(WordedError, RuntimeError):
     """A job that cannot go on. The message says what happened, what is kept, and what to do next."""
 
 
+@explained
 @dataclass(frozen=True)
 class BatchJob:
     """A batch job.
-
-    inputs: a JSONL manifest, a folder, a glob, or a list of clips. out: the folder of the results. model: a checkpoint
-    folder or Hugging Face id, None for the bundled one. task or text: what to ask about items that bring no text of
-    their own; neither asks for a caption. settings: of `generate` (and stop_sequence, and language with
-    task="transcribe"); an item's own parameters change them. batch_size: clips at a time. batch_seconds: instead, as
-    many clips as have so many seconds together. workers: processes that decode audio, None for one to four. max_errors:
-    stop when more items than that have failed. restart: drop the results of an earlier job in that folder.
-    long_audio: "windows" as for `pipeline`. adapter: a LoRA adapter of the model, a folder or Hugging Face id.
 
     Decoding is greedy unless settings say do_sample=True, whatever the checkpoint's generation config says, so that a
     job can be resumed. In float32 a text does not depend on the other clips of its batch; in half precision rounding
@@ -50,23 +44,37 @@ class BatchJob:
     are answered one at a time, item i with the seed `settings["seed"] + i`.
     """
 
-    inputs: str | os.PathLike | Sequence[str | os.PathLike]
-    out: str | os.PathLike
-    model: str | os.PathLike | None = None
-    task: str | None = None
-    text: str | None = None
-    settings: Mapping = field(default_factory=dict)
-    device: str | None = None
-    dtype: str | None = None
-    batch_size: int = 16
-    batch_seconds: float | None = None
-    workers: int | None = None
-    max_errors: int | None = None
-    restart: bool = False
-    long_audio: str | None = None
-    adapter: str | os.PathLike | None = None
+    inputs: str | os.PathLike | Sequence[str | os.PathLike] = setting(
+        MISSING, "one manifest (JSONL, JSON, CSV, TSV), or folders, globs and clips", metavar="INPUT"
+    )
+    out: str | os.PathLike = setting(MISSING, "the folder of the results", metavar="FOLDER")
+    model: str | os.PathLike | None = setting(None, MODEL_HELP)
+    task: str | None = setting(
+        None, "what to do with items without a text of their own (default: caption)", choices=TASKS
+    )
+    text: str | None = setting(None, "what to ask about items without a text of their own", metavar="TEXT")
+    settings: Mapping = setting(
+        {},
+        'of `generate`, and stop_sequence, and language with task="transcribe"; an item\'s own parameters change them',
+    )
+    device: str | None = setting(None, DEVICE_HELP)
+    dtype: str | None = setting(None, DTYPE_HELP, choices=DTYPES)
+    batch_size: int = setting(16, "clips at a time", metavar="N")
+    batch_seconds: float | None = setting(None, "instead: seconds of audio at a time", metavar="S")
+    workers: int | None = setting(None, "processes that decode audio (default: 1 to 4)", metavar="N")
+    max_errors: int | None = setting(None, "stop when more clips than that have failed", metavar="N")
+    restart: bool = setting(False, "drop the results of an earlier job in {out}")
+    long_audio: str | None = setting(
+        None,
+        "one answer for each window of a clip that is longer than the model's limit",
+        choices=("windows",),
+    )
+    adapter: str | os.PathLike | None = setting(None, ADAPTER_HELP, metavar="FOLDER")
 
     def __post_init__(self):
+        # NumPy: not for --help, which reads the fields above.
+        from mindone_audio.generation.settings import real, settle, split_request, whole
+
         if self.task not in (None, *TASKS):
             raise ValueError(f"unknown task {self.task!r}: it may be {' or '.join(TASKS)}, or left out with a text")
         if self.task is not None and self.text is not None:
@@ -74,15 +82,18 @@ class BatchJob:
         if self.dtype not in (None, *DTYPES):
             raise ValueError(f"unknown dtype {self.dtype!r}: use {', '.join(DTYPES)}, or leave it out")
         if self.long_audio not in (None, "windows"):
-            raise ValueError(f'long_audio must be "windows" or left out, not {self.long_audio!r}')
-        for name, check in _CHECKS.items():
-            if (value := getattr(self, name)) is not None or name == "batch_size":
-                object.__setattr__(self, name, check(name, value))
+            raise refusal("long_audio", f' must be "windows" or left out, not {self.long_audio!r}')
+        object.__setattr__(self, "batch_size", whole("batch_size", self.batch_size, 1, MAX_BATCH))
+        for name, low in (("workers", 1), ("max_errors", 0)):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), low))
+        if self.batch_seconds is not None:
+            object.__setattr__(self, "batch_seconds", real("batch_seconds", self.batch_seconds, -math.inf))
         if self.batch_seconds is not None and not self.batch_seconds > 0:
-            raise ValueError(f"batch_seconds must be more than 0 seconds, not {self.batch_seconds!r}")
+            raise refusal("batch_seconds", f" must be more than 0 seconds, not {self.batch_seconds!r}")
         options, settings = split_request(self.settings)
         if options.language is not None and self.task != "transcribe":
-            raise ValueError('language goes with task="transcribe": leave it out')
+            raise SettingError(lambda say: f"{say('language')} goes with {say('task', 'transcribe')}: leave it out")
         settle(None, settings)
 
     def fingerprint(self, count: int, digest: str) -> dict:
@@ -115,9 +126,19 @@ class Shard:
 def find_shard(environment: Mapping[str, str], device: str | None = None) -> Shard:
     """The share that RANK_ID and RANK_SIZE give, everything where they are not set; no communication is needed.
 
-    Raises `ValueError` as `msrun.rank_and_size` does.
+    Raises `ValueError` for values that would leave items out or have them answered twice, and where all the ranks of a
+    machine would take the same NPU.
     """
-    return Shard(*rank_and_size(environment, device))
+    rank, ranks = own_rank(environment)
+    if ranks > 1 and device != "cpu":
+        if ":" in (device or ""):
+            raise ValueError(f"device {device!r} would be that of all {ranks} ranks: leave the number out")
+        if "DEVICE_ID" not in environment:
+            raise ValueError(
+                f"RANK_SIZE is {ranks} and DEVICE_ID is not set, so all ranks of a machine would take the same NPU: "
+                "start them with msrun, set DEVICE_ID, or use --device cpu"
+            )
+    return Shard(rank, ranks)
 
 
 def describe_model(model: str | os.PathLike | None, config_file: str = "config.json") -> dict:

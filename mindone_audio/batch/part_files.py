@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 JOB, RESULTS, FIELDS = "job.json", "results.jsonl", ("id", "generated_text", "tokens", "seconds", "error")
 EXTRA = "extra"  # of a result: the further keys of its line in the manifest, where there are any
-LOCK_WAIT = 30.0  # seconds that a process which was told to stop gets to finish its batch
+LOCK_WAIT = 30.0  # seconds for another process, which is asked to stop, to finish its batch
 
 
 def settle_job(folder: Path, fingerprint: dict, restart: bool) -> str:
@@ -201,7 +201,7 @@ def _end_of_last_line(file, size: int) -> int:
 
 def _lock(descriptor: int, path: Path) -> None:
     """Lock a file for this process, waiting for one that is ending; `BatchError` where another one keeps it."""
-    deadline, told = time.monotonic() + LOCK_WAIT, False
+    deadline, logged = time.monotonic() + LOCK_WAIT, False
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -217,9 +217,9 @@ def _lock(descriptor: int, path: Path) -> None:
                     f"another process is writing {path}: a rank of this job, or of an earlier run, is still at work. "
                     "Wait for it or end it, then run the same command again"
                 ) from error
-        if not told:
+        if not logged:
             logger.info("waiting up to %.0f s for the process that is writing %s", LOCK_WAIT, path)
-            told = True
+            logged = True
         time.sleep(0.1)
 
 

@@ -15,7 +15,7 @@ class Progress:
 
     def __init__(self, total: int, done: int, label: str, bar: bool):
         self._total, self._first, self._done, self._label = total, done, done, label
-        self._begun: float | None = None
+        self._start: float | None = None
         self._told = 0.0
         self._bar = tqdm(desc=label or "batch", total=total, initial=done, unit="clip", disable=not bar)
         self._logs = not bar
@@ -25,12 +25,12 @@ class Progress:
         now = time.monotonic()
         self._done += count
         self._bar.update(count)
-        if self._begun is None and not answered:
+        if self._start is None and not answered:
             return
-        if self._begun is None:  # loading and compiling are over; what came until now says nothing about the rate
-            self._begun, self._first = now, self._done
+        if self._start is None:  # Loading and compiling are over: only later answers count for the rate.
+            self._start, self._first = now, self._done
         elif self._logs and now - self._told >= LOG_EVERY and self._done > self._first:
-            rate = (self._done - self._first) / max(now - self._begun, 1e-9)
+            rate = (self._done - self._first) / max(now - self._start, 1e-9)
             left = (self._total - self._done) / rate
             prefix = f"{self._label}: " if self._label else ""
             logger.info(

@@ -16,11 +16,9 @@ from mindone_audio.batch.job import BatchError, BatchJob, Shard, find_shard
 from mindone_audio.batch.manifest import Item, Manifest, read_manifest
 from mindone_audio.batch.part_files import EXTRA, Part, merge, settle_job
 from mindone_audio.batch.progress import Progress
-from mindone_audio.generation.settings import settle, split_request
+from mindone_audio.generation.settings import SAMPLING_ONLY, settle, split_request
 
 logger = logging.getLogger(__name__)
-
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "seed")  # settings without effect on greedy decoding
 
 
 @dataclass
@@ -80,7 +78,7 @@ def run_batch(
     pipe: a pipeline that is loaded already (of `job.model`, which is what the job's fingerprint tells); None loads it
     when the first batch is ready. shard: None takes RANK_ID and RANK_SIZE. should_stop: asked between batches; True
     ends the run with what is done. progress: a bar; None shows it on a terminal, log lines elsewhere.
-    explain: what is told of an item that failed in the pipeline which this loads.
+    explain: makes the error message of an item that failed in the pipeline that this loads.
 
     A single process also writes results.jsonl; several are joined by `merge` when all have ended. A rerun goes on where
     the last run stopped, with any number of processes. Raises `ValueError` and `OSError` for what is wrong with the job
@@ -126,7 +124,7 @@ class _Run:
 
     def work(self, should_stop: Callable[[], bool]) -> None:
         """Run until nothing is left to do or `should_stop`."""
-        started: float | None = None
+        start: float | None = None
         try:
             self._fail([(item, None, item.error) for item in self.todo if item.error is not None])
             with closing(self._batches(should_stop)) as batches:
@@ -135,9 +133,9 @@ class _Run:
                         self.pipe = self._load()
                     if should_stop():
                         break
-                    started = time.monotonic() if started is None else started
+                    start = time.monotonic() if start is None else start
                     self._keep(batch, self._answer(batch))
-                    self.totals.seconds = time.monotonic() - started
+                    self.totals.seconds = time.monotonic() - start
             self.totals.stopped = not self.totals.complete
         finally:
             self.progress.close()
@@ -145,8 +143,8 @@ class _Run:
     def _batches(self, should_stop: Callable[[], bool]) -> Iterator[list[Ready]]:
         """Batches as soon as there is enough to choose from; items that could not be decoded are dealt with here."""
         buckets = Buckets(self.job.batch_size, self.job.batch_seconds)
-        sound = (item for item in self.todo if item.error is None)
-        with DecodeAhead(sound, self.workers, buckets.ahead, self.folder) as decoding:
+        valid = (item for item in self.todo if item.error is None)
+        with DecodeAhead(valid, self.workers, buckets.ahead, self.folder) as decoding:
             while not (decoding.exhausted and not buckets):
                 if should_stop():
                     return
@@ -199,7 +197,7 @@ class _Run:
             if "seed" not in item.parameters:
                 settings["seed"] = int(settings.get("seed") or 0) + item.index
             return Question(text, task, settings, alone=True)
-        unused = [name for name in _SAMPLING_ONLY if settings.pop(name, None) is not None]
+        unused = [name for name in SAMPLING_ONLY if settings.pop(name, None) is not None]
         if unused and not self.warned:
             logger.warning("%s has no effect without do_sample=True", ", ".join(unused))
             self.warned = True
@@ -221,7 +219,7 @@ class _Run:
                 on_error="return",
                 progress=False,
             )
-        except Exception as error:  # MindSpore's, such as too little memory; whatever it is, the other items go on
+        except Exception as error:  # Such as MindSpore's for too little memory: the other items go on.
             logger.warning("a batch of %d clips failed: %s", len(batch), str(error).split("\n")[0])
             if len(batch) == 1:
                 return [{"generated_text": None, "error": f"{type(error).__name__}: {error}"}]
@@ -251,9 +249,12 @@ class _Run:
         self.totals.failed += len(failures)
         self.progress.update(len(failures), answered=False)
         if self.job.max_errors is not None and self.totals.failed > self.job.max_errors:
+            failed, last, folder = self.totals.failed, failures[-1][2], self.part.path.parent
             raise BatchError(
-                f"{self.totals.failed} clips have failed, more than max_errors={self.job.max_errors}; the last: "
-                f"{failures[-1][2]}. What is answered is kept in {self.part.path.parent}"
+                lambda say: (
+                    f"{failed} clips have failed, more than {say('max_errors', self.job.max_errors)}; the last: "
+                    f"{last}. What is answered is kept in {folder}"
+                )
             )
 
 

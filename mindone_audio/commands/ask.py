@@ -55,29 +55,29 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _stream(pipe, clips: list[str], inputs: list, settings: dict, options: argparse.Namespace) -> int:
-    """One clip after the other, each piece of text as it comes."""
+    """One clip after the other, each text delta as it comes."""
     failed, as_json, explain = 0, options.json, shared.explain(options.command)
     for clip, source in zip(clips, inputs):
         options.signals.check()
-        name, pieces = "" if len(clips) == 1 else f"{clip}: ", []
+        name, deltas = "" if len(clips) == 1 else f"{clip}: ", []
         try:
-            for piece in pipe(source, stream=True, **settings):
+            for delta in pipe(source, stream=True, **settings):
                 options.signals.check(older=1.0)
-                pieces.append(piece)
+                deltas.append(delta)
                 if not as_json:
-                    print(name + piece, end="", flush=True)
+                    print(name + delta, end="", flush=True)
                     name = ""
         except (OSError, ValueError) as error:
             options.signals.check()
             failed = 1
-            if pieces and not as_json:
+            if deltas and not as_json:
                 print()
-            _show(clip, {"generated_text": "".join(pieces) or None, "error": explain(error)}, as_json)
+            _show(clip, {"generated_text": "".join(deltas) or None, "error": explain(error)}, as_json)
             continue
         if as_json:
-            _show(clip, {"generated_text": "".join(pieces)}, as_json)
+            _show(clip, {"generated_text": "".join(deltas)}, as_json)
         else:
-            print(name if not pieces else "")
+            print(name if not deltas else "")
     return failed
 
 

@@ -1,19 +1,20 @@
-"""What `mindone-audio batch` does: options to a job, messages, exit statuses."""
+"""`mindone-audio batch` at work: options to a job, messages, exit statuses."""
 
 import argparse
 import errno
 import json
 import logging
-import signal
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 
 from mindone_audio.batch.job import BatchError, BatchJob
 from mindone_audio.batch.part_files import merge
 from mindone_audio.batch.runner import BatchTotals, run_batch
 from mindone_audio.commands import options as shared
-from mindone_audio.machine.msrun import is_scheduler, started_by_msrun
-from mindone_audio.machine.processes import die_with_parent
+from mindone_audio.generation.settings import SAMPLING_ONLY
+from mindone_audio.machine.msrun import end_with_msrun, is_scheduler
+from mindone_audio.setting_fields import in_words, option
 
 SHOWN = 10  # missing items that are named
 OUT_OF_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -66,41 +67,21 @@ def _job(options: argparse.Namespace) -> BatchJob:
         raise ValueError("no input: give a JSONL manifest, a folder of clips, a glob, or clips")
     if options.out is None:
         raise ValueError("no --out: give a folder for the results")
-    if options.language is not None and options.task != "transcribe":
-        raise ValueError("--language goes with --task transcribe: leave it out")
-    if options.long_audio not in (None, "windows"):
-        raise ValueError(f"--long-audio may be windows, not {options.long_audio!r}")
     settings = shared.settings(options)
-    sampling = settings.pop("do_sample")  # False also where the temperature is 0
+    sampling = settings.pop("do_sample", False)  # False also where the temperature is 0
     if sampling:
         settings["do_sample"] = True
-    elif unused := [f"--{name.replace('_', '-')}" for name in shared.SAMPLING if name in settings]:
+    elif unused := [option(name) for name in SAMPLING_ONLY if name in settings]:
         raise ValueError(f"{', '.join(unused)}: without effect on greedy decoding: add --do-sample or leave it out")
     if options.language is not None:
         settings["language"] = options.language
-    return BatchJob(
-        inputs=options.inputs,
-        out=options.out,
-        model=options.model,
-        adapter=options.adapter,
-        task=options.task,
-        text=options.prompt,
-        settings=settings,
-        device=options.device,
-        dtype=options.dtype,
-        batch_size=options.batch_size,
-        batch_seconds=options.batch_seconds,
-        workers=options.workers,
-        max_errors=options.max_errors,
-        restart=options.restart,
-        long_audio=options.long_audio,
-    )
+    names = [field.name for field in fields(BatchJob) if field.name != "settings"]
+    return BatchJob(settings=settings, **{name: getattr(options, name) for name in names})
 
 
 def _run(options: argparse.Namespace, should_stop: Callable[[], bool]) -> int:
     job = _job(options)
-    if started_by_msrun():
-        die_with_parent(signal.SIGTERM)
+    end_with_msrun()
     again = f"what is done is kept in {job.out}: run the same command again to continue"
     try:
         totals = run_batch(job, should_stop=should_stop, explain=shared.explain("batch"))
@@ -108,7 +89,7 @@ def _run(options: argparse.Namespace, should_stop: Callable[[], bool]) -> int:
         print(f"\ninterrupted; {again}", file=sys.stderr)
         return INTERRUPTED
     except BatchError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error, option)}", file=sys.stderr)
         return 1
     except OSError as error:
         if error.errno not in OUT_OF_ROOM:

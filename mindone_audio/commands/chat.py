@@ -80,13 +80,13 @@ def _read(interactive: bool) -> str | None:
 
 
 def _answer(pipe, messages: list[dict], options: argparse.Namespace) -> str:
-    pieces = []
-    for piece in pipe(messages, stream=True, generate_kwargs=shared.settings(options)):
+    deltas = []
+    for delta in pipe(messages, stream=True, generate_kwargs=shared.settings(options)):
         options.signals.check(older=_LOST)
-        pieces.append(piece)
+        deltas.append(delta)
         if not options.json:
-            print(piece, end="", flush=True)
-    answer = "".join(pieces)
+            print(delta, end="", flush=True)
+    answer = "".join(deltas)
     if options.json:
         text = messages[-1]["content"][-1]["text"]
         print(json.dumps({"text": text, "generated_text": answer}, ensure_ascii=False), flush=True)

@@ -2,9 +2,11 @@
 
 import argparse
 from collections.abc import Mapping
-from typing import get_origin
+from typing import Any, get_origin
 
+from mindone_audio.commands.options import placeholder
 from mindone_audio.finetune import config, values
+from mindone_audio.setting_fields import Say, help_text, option, yaml_entry
 
 TITLES = {
     "job": "model and results",
@@ -28,23 +30,24 @@ def add(commands) -> None:
     parser.add_argument("config", nargs="?", metavar="CONFIG.yaml", help="what to do")
     parser.add_argument("--print-config", action="store_true", help="only print all values as YAML")
     groups = {part: parser.add_argument_group(title) for part, title in TITLES.items()}
-    for option in config.options().values():
-        _add_option(groups[option.part], option)
+    for entry in config.options().values():
+        _add_option(groups[entry.part], entry)
     parser.set_defaults(run=run, hold_terminate=True)  # the step at hand is finished first
 
 
-def _add_option(group, option: config.Option) -> None:
-    flag, text, kinds = f"--{option.name.replace('_', '-')}", option.text, values.kinds(option.kind)
-    shown = ", ".join(option.default) if isinstance(option.default, tuple) else option.default
-    if not (option.required or shown is None or shown in ("", {}) or shown is False):
+def _add_option(group, entry: config.Option) -> None:
+    text, kinds = help_text(entry.field, lambda name: option(entry.prefix + name)), values.kinds(entry.kind)
+    shown = ", ".join(entry.default) if isinstance(entry.default, tuple) else entry.default
+    if not (entry.required or shown is None or shown in ("", {}) or shown is False):
         text += f" (default: {shown})"
-    settings = {"dest": option.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%").strip()}
-    if option.name == "resume":
-        group.add_argument(flag, nargs="?", const=True, metavar="CHECKPOINT", **settings)
+    settings = {"dest": entry.name, "default": argparse.SUPPRESS, "help": text.replace("%", "%%")}
+    metavar = placeholder(entry.field) or _metavar(kinds)
+    if entry.name == "resume":
+        group.add_argument(option(entry.name), nargs="?", const=True, metavar=metavar, **settings)
     elif bool in kinds:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, **settings)
+        group.add_argument(option(entry.name), action=argparse.BooleanOptionalAction, **settings)
     else:
-        group.add_argument(flag, metavar=_metavar(kinds), **settings)
+        group.add_argument(option(entry.name), metavar=metavar, **settings)
 
 
 def _metavar(kinds: tuple) -> str:
@@ -57,11 +60,12 @@ def run(options: argparse.Namespace) -> int:
     """The exit status that `--help` explains."""
     if options.config is None and str(getattr(options, "resume", "")).endswith((".yaml", ".yml")):
         options.config, options.resume = options.resume, True  # `--resume CONFIG.yaml`
+    options.say = _say(options)
     given = {} if options.config is None else values.read_yaml(options.config)
-    for name, option in config.options().items():
+    for name, entry in config.options().items():
         if hasattr(options, name):
             value = getattr(options, name)
-            given[name] = values.parse_text(name, value, option.kind) if isinstance(value, str) else value
+            given[name] = values.parse_text(name, value, entry.kind) if isinstance(value, str) else value
     settled = config.FinetuneConfig.from_values(given)
     if options.print_config:
         import yaml
@@ -70,4 +74,14 @@ def run(options: argparse.Namespace) -> int:
         return 0
     from mindone_audio.commands.finetune_job import finetune_command
 
-    return finetune_command(settled, options.signals)
+    return finetune_command(settled, options.signals, options.say)
+
+
+def _say(options: argparse.Namespace) -> Say:
+    """Settings as whoever gave them writes them: those of a YAML file as its entries, others as options."""
+
+    def say(name: str, value: Any = None) -> str:
+        in_file = options.config is not None and not hasattr(options, name)
+        return yaml_entry(name, value) if in_file else option(name, value)
+
+    return say

@@ -1,9 +1,8 @@
-"""What `mindone-audio finetune` does: messages, exit statuses, and how a training is ended."""
+"""`mindone-audio finetune` at work: messages, exit statuses, and how signals end a training."""
 
 import logging
 import os
 import shlex
-import signal
 import sys
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from tqdm import tqdm
 from mindone_audio.finetune.config import FinetuneConfig
 from mindone_audio.finetune.job import FinetuneOutcome, run_finetune
 from mindone_audio.finetune.trainer import FinetuneError
-from mindone_audio.machine.msrun import is_scheduler, started_by_msrun
-from mindone_audio.machine.processes import die_with_parent
+from mindone_audio.machine.msrun import end_with_msrun, is_scheduler, number_of_ranks
 from mindone_audio.machine.signals import Signals
+from mindone_audio.setting_fields import Say, SettingError, in_words
 
 SHOWN = 5  # skipped examples that are named
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as a shell reports them
@@ -28,14 +27,18 @@ class _AboveTheBar(logging.Handler):
         tqdm.write(self.format(record), file=sys.stderr)
 
 
-def finetune_command(config: FinetuneConfig, signals: Signals) -> int:
-    """Train; returns the exit status. `ValueError` and `OSError` are mistakes in the configuration or the data."""
+def finetune_command(config: FinetuneConfig, signals: Signals, say: Say) -> int:
+    """Train; returns the exit status. say: how messages name settings.
+
+    `ValueError` and `OSError` are mistakes in the configuration or the data.
+    """
     if is_scheduler():
         return _schedule(config)
-    if ":" in config.job.device and os.environ.get("RANK_SIZE", "1") != "1":
-        raise ValueError(f"device {config.job.device!r} would be that of all ranks: leave the number out")
-    if started_by_msrun():
-        die_with_parent(signal.SIGTERM)
+    if ":" in config.job.device and number_of_ranks(os.environ) > 1:
+        raise SettingError(
+            lambda say: f"{say('device')} {config.job.device!r} would be that of all ranks: leave the number out"
+        )
+    end_with_msrun()
     log = logging.getLogger("mindone_audio")
     handler = _AboveTheBar()
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -43,7 +46,7 @@ def finetune_command(config: FinetuneConfig, signals: Signals) -> int:
     level = log.level
     log.setLevel(logging.INFO)
     try:
-        return _run(config, signals)
+        return _run(config, signals, say)
     finally:
         log.removeHandler(handler)
         log.setLevel(level)
@@ -64,7 +67,7 @@ def _tell() -> None:
     print(f"\n{HELD}", file=sys.stderr, flush=True)
 
 
-def _run(config: FinetuneConfig, signals: Signals) -> int:
+def _run(config: FinetuneConfig, signals: Signals, say: Say) -> int:
     def should_stop() -> bool:
         return signals.terminated or signals.interrupted
 
@@ -77,7 +80,7 @@ def _run(config: FinetuneConfig, signals: Signals) -> int:
         print(f"\ninterrupted; {again if kept else 'nothing was learned yet'}", file=sys.stderr)
         return INTERRUPTED
     except FinetuneError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {in_words(error, say)}", file=sys.stderr)
         return 1
     if outcome.result.stopped:
         if outcome.first:

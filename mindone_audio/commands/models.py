@@ -30,17 +30,17 @@ def run(options: argparse.Namespace) -> int:
 
 
 def families() -> dict[str, dict]:
-    """Facts by family, read from the files without importing them, which takes seconds."""
+    """Facts by model_type, read from the files without importing them, which takes seconds."""
     folder = Path(find_spec("mindone_audio.models").submodule_search_locations[0])
-    modules = _constants(folder / "__init__.py", ("FAMILIES",))["families"]
-    return {name: _constants(folder / f"{modules[name].replace('.', '/')}.py", _CONSTANTS) for name in sorted(modules)}
-
-
-def _constants(file: Path, names: tuple[str, ...]) -> dict:
-    """What a file assigns to these names, in lower case, and as "about" the first line of its docstring."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    found = {"about": (ast.get_docstring(tree) or "").splitlines()[0]}
-    for node in tree.body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in names:
-            found[node.targets[0].id.lower()] = ast.literal_eval(node.value)
-    return found
+    found = {}
+    for file in sorted([*folder.glob("*.py"), *folder.glob("*/model.py")]):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        constants = {
+            node.targets[0].id.lower(): ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") in _CONSTANTS
+        }
+        if constants:
+            name = file.parent.name if file.stem == "model" else file.stem
+            found[name] = {"about": (ast.get_docstring(tree) or "").splitlines()[0], **constants}
+    return dict(sorted(found.items()))

@@ -1,26 +1,44 @@
 """Options that several commands have: the model and its device, how to generate, and which clips."""
 
 import argparse
+import dataclasses
 import glob
 import os
-import re
 import sys
 from collections.abc import Callable
 from typing import Any
 
-from mindone_audio.fields import DTYPES
+from mindone_audio.setting_fields import (
+    ADAPTER_HELP,
+    DEVICE_HELP,
+    DTYPE_HELP,
+    DTYPES,
+    MAX_NEW_TOKENS,
+    MODEL_HELP,
+    help_text,
+    in_words,
+    option,
+)
 
-# Settings of `generate` by the names of their options: --max-new-tokens and so on.
-SETTINGS = ("max_new_tokens", "do_sample", "temperature", "top_p", "top_k", "seed", "num_beams", "repetition_penalty")
-SETTINGS += ("no_repeat_ngram_size",)
-SAMPLING = ("temperature", "top_p", "top_k", "seed")  # without effect on greedy decoding
+# Settings of `generate` that people change: the placeholder of the value (None: a flag), and the help text.
+SETTINGS = {
+    "do_sample": (None, "draw tokens instead of taking the best one each time"),
+    "seed": ("N", "makes sampling repeatable"),
+    "max_new_tokens": ("N", f"default: {MAX_NEW_TOKENS[False]}, of a transcription {MAX_NEW_TOKENS[True]}"),
+    "temperature": ("T", "of sampling; 0 takes the best token each time"),
+    "top_p": ("P", "sample from the best tokens whose probabilities make P together"),
+    "top_k": ("K", "sample from the K best tokens"),
+    "num_beams": ("N", "beam search with N beams (default: 1)"),
+    "repetition_penalty": ("X", "above 1: tokens that are there already become less likely"),
+    "no_repeat_ngram_size": ("N", "no N tokens in a row come twice"),
+}
 
 
 class WrongUse(ValueError):
     """A mistake on the command line, which costs nothing because nothing has run yet."""
 
 
-# What to do about a clip that is longer than the model hears, by command.
+# What to do about a clip that is longer than the limit of the model, by command.
 _TOO_LONG = {
     "ask": "cut it, add --long-audio windows for one answer a window, or use mindone-audio transcribe",
     "batch": "cut it, add --long-audio windows for one answer a window, or --task transcribe",
@@ -33,31 +51,45 @@ def explain(command: str) -> Callable[[Exception], str]:
     """From an error to its message, with the options of a command where the library names Python's keywords."""
 
     def message(error: Exception) -> str:
-        from mindone_audio.inputs.audio import ClipLimitError, ClipTooLongError
-
-        if isinstance(error, ClipTooLongError) and command in _TOO_LONG:
-            return f"{error.what}: {_TOO_LONG[command]}"
-        return error.what if isinstance(error, ClipLimitError) else str(error)
+        advice = _TOO_LONG.get(command)
+        return f"{error.what}: {advice}" if advice and hasattr(error, "what") else in_words(error, option)
 
     return message
 
 
-def add_device(parser: argparse.ArgumentParser, dtype_default: str = "the checkpoint's") -> None:
+def add_device(parser: argparse.ArgumentParser, dtype_help: str = DTYPE_HELP) -> None:
     """`--device` and `--dtype`."""
-    parser.add_argument("--device", default="auto", help="auto, ascend, ascend:1 or cpu")
-    parser.add_argument("--dtype", choices=DTYPES, help=f"default: {dtype_default}")
+    parser.add_argument("--device", default="auto", help=DEVICE_HELP)
+    parser.add_argument("--dtype", choices=DTYPES, help=dtype_help)
+
+
+def add_field(parser, settings: type, name: str, *, flag: str | None = None, **more: Any) -> None:
+    """The option of a dataclass's field, with its help text, default and choices. flag: another name than `--name`."""
+    field = next(entry for entry in dataclasses.fields(settings) if entry.name == name)
+    text = help_text(field, option).replace("%", "%%")
+    if flag is None or flag.startswith("-"):
+        more["dest"] = name
+    if field.default is False:
+        more["action"] = "store_true"
+    else:
+        default = None if field.default is dataclasses.MISSING else field.default
+        if default is not None:
+            text += " (default: %(default)s)"
+        more |= {"metavar": placeholder(field), "default": default}
+    parser.add_argument(flag or option(name), help=text, **more)
+
+
+def placeholder(field: dataclasses.Field) -> str | None:
+    """What stands for the value of a field in `--help`; the class itself refuses what is not among its choices."""
+    choices = field.metadata["choices"]
+    return f"{{{','.join(choices)}}}" if choices else field.metadata["metavar"]
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Where the model is and how it computes."""
-    parser.add_argument("--model", help="checkpoint folder or Hugging Face id (default: the small bundled one)")
-    add_adapter(parser)
+    parser.add_argument("--model", help=MODEL_HELP)
+    parser.add_argument("--adapter", metavar="FOLDER", help=ADAPTER_HELP)
     add_device(parser)
-
-
-def add_adapter(parser: argparse.ArgumentParser) -> None:
-    """`--adapter`."""
-    parser.add_argument("--adapter", metavar="FOLDER", help="what finetune made of that model; also a Hugging Face id")
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -66,23 +98,14 @@ def add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stream", action="store_true", help="clip by clip, text as it is produced")
 
 
-def add_generation(parser: argparse.ArgumentParser) -> None:
-    """The settings of `generate` that people change, as a group of their own."""
+def add_generation(parser: argparse.ArgumentParser, **help_of: str) -> None:
+    """`SETTINGS`, as a group of their own; `settings` checks their values. help_of: other help texts, by name."""
     group = parser.add_argument_group("generation")
-    group.add_argument("--do-sample", action="store_true", default=None, help="draw tokens, not always the best ones")
-    group.add_argument("--seed", type=number, metavar="N", help="makes sampling repeatable")
-    add_settings(group)
-
-
-def add_settings(parser) -> None:
-    """Those that mean the same for every command; what they may be is checked by `settings`."""
-    parser.add_argument("--max-new-tokens", type=number, metavar="N", help="default: 128")
-    parser.add_argument("--temperature", type=number, metavar="T", help="of sampling; 0 takes the best token each time")
-    parser.add_argument("--top-p", type=number, metavar="P")
-    parser.add_argument("--top-k", type=number, metavar="K")
-    parser.add_argument("--num-beams", type=number, metavar="N")
-    parser.add_argument("--repetition-penalty", type=number, metavar="X")
-    parser.add_argument("--no-repeat-ngram-size", type=number, metavar="N", help="no N tokens in a row come twice")
+    for name, (metavar, text) in SETTINGS.items():
+        if metavar is None:
+            group.add_argument(option(name), action="store_true", default=None, help=help_of.get(name, text))
+        else:
+            group.add_argument(option(name), type=number, metavar=metavar, help=help_of.get(name, text))
 
 
 def number(text: str) -> int | float | str:
@@ -96,26 +119,18 @@ def number(text: str) -> int | float | str:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
-    """Those that were given, checked; `WrongUse` that names the option for a value that cannot be."""
-    from mindone_audio.generation.settings import settle
+    """Those that were given, checked; `SettingError` for a value that cannot be."""
+    from mindone_audio.generation.settings import SAMPLING_ONLY, settle
 
     given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name, None) is not None}
     if given.get("temperature") == 0:  # as elsewhere on command lines: greedy
-        given = {name: value for name, value in given.items() if name not in SAMPLING} | {"do_sample": False}
-    try:
-        settle(None, given, warn=False)
-    except ValueError as error:
-        raise WrongUse(in_options(str(error))) from error
+        given = {name: value for name, value in given.items() if name not in SAMPLING_ONLY} | {"do_sample": False}
+    settle(None, given, warn=False)
     return given
 
 
-def in_options(message: str) -> str:
-    """A message about settings in the words of the command line: --do-sample for do_sample=True."""
-    return re.sub(rf"\b({'|'.join(SETTINGS)})\b(=True)?", lambda found: f"--{found[1].replace('_', '-')}", message)
-
-
 def load_pipeline(options: argparse.Namespace):
-    """The pipeline that the options ask for; `WrongUse` also for settings of `generate` that cannot be."""
+    """The pipeline that the options ask for; `SettingError` for settings of `generate` that cannot be."""
     settings(options)  # before MindSpore is imported, which takes seconds
     import mindspore as ms
 

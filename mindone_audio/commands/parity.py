@@ -12,7 +12,7 @@ def add(commands) -> None:
     parser = commands.add_parser("parity", help="replay what scripts/record_parity.py recorded on PyTorch")
     parser.add_argument("recording", type=Path)
     parser.add_argument("--model", required=True, help="checkpoint folder or Hugging Face id")
-    add_device(parser, dtype_default="the recording's")
+    add_device(parser, dtype_help="default: the recording's")
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.set_defaults(run=run)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from mindone_audio.commands import options as shared
 from mindone_audio.commands.subtitles import subtitles
 from mindone_audio.machine.files import replacing
+from mindone_audio.setting_fields import in_words, option
 
 FORMATS = ("txt", "json", "srt", "vtt")
 SHORTEST_WINDOW = 1.0  # seconds
@@ -22,9 +23,12 @@ def add(commands) -> None:
     parser.add_argument("--format", choices=FORMATS, default="txt", help="default: txt")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write one file a clip instead of standard output")
     parser.add_argument(
-        "--window", type=float, metavar="SECONDS", help="the longest piece (default: the model's window)"
+        "--window",
+        type=float,
+        metavar="SECONDS",
+        help="cut clips into windows of at most so long (default: the model's window)",
     )
-    parser.add_argument("--language", help="of the speech, as en; for families that can be told")
+    parser.add_argument("--language", help="of the speech, as en; for families that take one")
     shared.add_output(parser)
     shared.add_model(parser)
     shared.add_generation(parser)
@@ -62,15 +66,15 @@ def run(options: argparse.Namespace) -> int:
                 print(target, file=sys.stderr)
         except (OSError, ValueError) as error:
             options.signals.check()
-            print(f"error: {clip}: {error}", file=sys.stderr)
+            print(f"error: {clip}: {in_words(error, option)}", file=sys.stderr)
             failed = 1
     return failed
 
 
 def _stream(pipe, name: str, source, settings: dict) -> None:
     lead = f"{name}: " if name else ""
-    for piece in pipe(source, stream=True, **settings):
-        print(lead + piece, end="", flush=True)
+    for delta in pipe(source, stream=True, **settings):
+        print(lead + delta, end="", flush=True)
         lead = ""
     print(lead)
 

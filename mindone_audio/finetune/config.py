@@ -3,69 +3,82 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from mindone_audio.adapters.settings import LoraSettings
-from mindone_audio.fields import DTYPES, documented, setting, text_of
-from mindone_audio.finetune.settings import FinetuneSettings
+from mindone_audio.finetune.settings import LABELS, ON_BAD_CLIP, FinetuneSettings
 from mindone_audio.finetune.values import ConfigError, check_value, suggestion
+from mindone_audio.setting_fields import (
+    DEVICE_HELP,
+    DTYPE_HELP,
+    DTYPES,
+    MODEL_HELP,
+    SettingError,
+    explained,
+    refusal,
+    setting,
+)
 
 
-@documented
+@explained
 @dataclass(frozen=True)
 class JobSettings:
-    """What is trained, where, and what becomes of it. The settings:"""
+    """What is trained, where, and what becomes of it."""
 
-    model: str | None = setting("checkpoint folder or Hugging Face id (default: the small bundled one)", None)
-    device: str = setting("auto, ascend, ascend:1 or cpu", "auto")
-    dtype: str | None = setting("float32, float16 or bfloat16 (default: the checkpoint's)", None)
-    resume: bool | str = setting("go on from the last checkpoint of the output folder, or from this one", False)
-    merge: str | None = setting("also write the model with the adapter in its weights to this new folder", None)
-    push_to_hub: str | None = setting("put the adapter, or the merged model, on the Hugging Face hub: owner/name", None)
-    private: bool | None = setting("whether a new repository on the hub is private", None)
+    model: str | None = setting(None, MODEL_HELP)
+    device: str = setting("auto", DEVICE_HELP)
+    dtype: str | None = setting(None, DTYPE_HELP, choices=DTYPES)
+    resume: bool | str = setting(
+        False, "go on from the last checkpoint in {output_dir}, or from this one", metavar="CHECKPOINT"
+    )
+    merge: str | None = setting(None, "also write the model with the adapter in its weights to this new folder")
+    push_to_hub: str | None = setting(None, "put the adapter, or the merged model, on the Hugging Face hub: owner/name")
+    private: bool | None = setting(None, "whether a new repository there is private (default: the hub's)")
 
     def __post_init__(self):
         if self.dtype not in (None, *DTYPES):
-            raise ConfigError(f"dtype {self.dtype!r}: it may be {', '.join(DTYPES)}")
+            raise ConfigError(lambda say: f"{say('dtype')} {self.dtype!r}: it may be {', '.join(DTYPES)}")
         if self.private is not None and self.push_to_hub is None:
-            raise ConfigError("private has no effect without push_to_hub: leave it out")
+            raise ConfigError(lambda say: f"{say('private')} has no effect without {say('push_to_hub')}: leave it out")
 
 
-@documented
+@explained
 @dataclass(frozen=True)
 class DataSettings:
-    """What is learned from: the arguments of `load_examples`, and which part of the examples. The settings:"""
+    """What is learned from: arguments of `load_examples`, and which part of the examples."""
 
-    train: str = setting("a .jsonl file, a folder or a Hugging Face data set")
-    split: str = setting("split of a folder or data set, as datasets takes it", "train")
-    skip: int = setting("number of examples left out at the beginning", 0)
-    take: int | None = setting("number of examples used (default: all)", None)
-    evaluation: str | None = setting("other examples, for evaluation while training", None)
-    evaluation_split: str | None = setting("split for evaluation, of these or of the training data", None)
-    evaluation_skip: int = setting("number of examples left out at the beginning, of evaluation", 0)
-    evaluation_take: int | None = setting("number of examples used for evaluation", None)
-    streaming: bool = setting("read a data set while it is used; needs a number of steps", False)
-    audio_column: str = setting("column of the clips", "audio")
-    answer_column: str = setting("column of the answers", "answer")
+    train: str = setting(MISSING, "a .jsonl file, a folder or a Hugging Face data set")
+    split: str = setting("train", "of a folder or data set, as datasets takes it")
+    skip: int = setting(0, "leave out so many examples at the beginning")
+    take: int | None = setting(None, "use only so many examples (default: all)")
+    evaluation: str | None = setting(None, "other examples, to be asked while training")
+    evaluation_split: str | None = setting(None, "evaluate on this split of them, or of {train}")
+    evaluation_skip: int = setting(0, "as {skip}")
+    evaluation_take: int | None = setting(None, "as {take}")
+    streaming: bool = setting(False, "read a data set while it is used; needs {max_steps}")
+    audio_column: str = setting("audio", "where the clips are")
+    answer_column: str = setting("answer", "where the answers are")
     prompt: str | Mapping | None = setting(
-        "the question for all; '{column: NAME}' or '{column: NAME, questions: {VALUE: TEXT}, default: TEXT}' (default: "
-        "each example's own prompt)",
         None,
+        "the question for all; '{{column: NAME}}' or '{{column: NAME, questions: {{VALUE: TEXT}}, default: TEXT}}' "
+        "(default: each example's own prompt)",
     )
-    load: Mapping = setting(
-        "more arguments of datasets.load_dataset, such as '{name: en, revision: main}'", factory=dict
-    )
+    load: Mapping = setting({}, "more for datasets.load_dataset, such as '{{name: en, revision: main}}'")
 
     def __post_init__(self):
         for name, low in (("skip", 0), ("evaluation_skip", 0), ("take", 1), ("evaluation_take", 1)):
             value = getattr(self, name)
             if value is not None and value < low:
-                raise ConfigError(f"{name} is {value}: give a number of examples, at least {low}")
+                raise refusal(name, f" is {value}: give a number of examples, at least {low}")
         if self.streaming and self.evaluates and self.evaluation_take is None:
-            raise ConfigError("streamed data has no end: say with evaluation_take how many examples to evaluate on")
+            raise ConfigError(
+                lambda say: (
+                    f"streamed data has no end: say with {say('evaluation_take')} how many examples to evaluate on"
+                )
+            )
 
     @property
     def evaluates(self) -> bool:
@@ -73,17 +86,19 @@ class DataSettings:
         return bool(self.evaluation or self.evaluation_split or self.evaluation_skip or self.evaluation_take)
 
 
-@documented
+@explained
 @dataclass(frozen=True)
 class CollatorSettings:
-    """How examples become labels: the arguments of `AnswerCollator`. The settings:"""
+    """Arguments of `AnswerCollator`."""
 
-    chat: bool | None = setting("ask by the chat template (default: what the checkpoint was tuned for)", None)
-    labels: str = setting("answer: learn the answers; all: the whole conversations", "answer")
-    max_length: int | None = setting("tokens of the longest example allowed (default: any)", None)
-    on_bad_clip: str = setting("raise, or skip and count what cannot be read or is too long", "raise")
-    eos_token_id: int | None = setting("what ends an answer (default: found)", None)
-    pad_to_multiple_of: int = setting("round lengths up, so that few graphs are compiled", 32)
+    chat: bool | None = setting(None, "ask by the chat template (default: what the checkpoint was tuned for)")
+    labels: str = setting("answer", "learn the answers, or all of the conversations", choices=LABELS)
+    max_length: int | None = setting(None, "tokens of the longest example allowed, audio included (default: any)")
+    on_bad_clip: str = setting(
+        "raise", "stop at a clip that cannot be read or is too long, or skip and count it", choices=ON_BAD_CLIP
+    )
+    eos_token_id: int | None = setting(None, "the token that ends an answer (default: found)")
+    pad_to_multiple_of: int = setting(32, "round lengths up, so that few graphs are compiled")
 
 
 # The parts of a configuration, and what their fields' names begin with in it.
@@ -98,14 +113,14 @@ PARTS: dict[str, tuple[type, str]] = {
 
 @dataclass(frozen=True)
 class Option:
-    """One name of a configuration: which field of which part it is, the type of its values, and what it is without."""
+    """One name of a configuration: which field of which part it is, the type of its values, and its default."""
 
     name: str
     part: str
-    field: str
+    field: Field
     kind: Any
     default: Any
-    text: str
+    prefix: str  # of the names of its part
 
     @property
     def required(self) -> bool:
@@ -122,7 +137,7 @@ def options() -> dict[str, Option]:
         for entry in fields(settings):
             default = entry.default if entry.default_factory is MISSING else entry.default_factory()
             name = prefix + entry.name
-            found[name] = Option(name, part, entry.name, kinds[entry.name], default, text_of(entry))
+            found[name] = Option(name, part, entry, kinds[entry.name], default, prefix)
     return found
 
 
@@ -149,35 +164,41 @@ class FinetuneConfig:
             if name not in known:
                 raise ConfigError(f"unknown name {name!r}: {suggestion(str(name), known)}")
             option = known[name]
-            parts[option.part][option.field] = check_value(name, value, option.kind)
+            parts[option.part][option.field.name] = check_value(name, value, option.kind)
         missing = [name for name, option in known.items() if option.required and name not in values]
         if missing:
-            raise ConfigError(f"no {' and no '.join(missing)}: {' and '.join(_NEEDED[name] for name in missing)}")
-        try:
-            config = cls(**{part: settings(**parts[part]) for part, (settings, _) in PARTS.items()})
-        except TypeError as error:  # of a value that a part compares before it checks it
-            raise ConfigError(str(error)) from error
+            needed = " and ".join(_NEEDED[name] for name in missing)
+            raise ConfigError(lambda say: f"no {' and no '.join(map(say, missing))}: {needed}")
+        config = cls(**{part: _settings(part, parts[part]) for part in PARTS})
         config._check()
         return config
 
     def _check(self) -> None:
         if self.data.streaming and not self.training.max_steps:
-            raise ConfigError("streamed data has no length: give max_steps")
+            raise ConfigError(lambda say: f"streamed data has no length: give {say('max_steps')}")
         if not self.data.evaluates:
             given = [name for name in ("metrics", "eval_steps") if getattr(self.training, name)]
             if given:
                 raise ConfigError(
-                    f"{', '.join(given)}: there is nothing to evaluate on: give evaluation or leave it out"
+                    lambda say: (
+                        f"{', '.join(map(say, given))}: there is nothing to evaluate on: give "
+                        f"{say('evaluation')} or leave it out"
+                    )
                 )
         merged = self.job.merge
         if merged is not None and Path(merged).resolve() == Path(self.training.output_dir).resolve():
-            raise ConfigError(f"merge and output_dir are both {merged!r}: give the merged model a folder of its own")
+            raise ConfigError(
+                lambda say: (
+                    f"{say('merge')} and {say('output_dir')} are both {merged!r}: give the merged model a "
+                    "folder of its own"
+                )
+            )
 
     def values(self) -> dict[str, Any]:
         """All values by name, as YAML writes them; `from_values` makes the same configuration of them."""
         found = {}
         for name, option in options().items():
-            value = getattr(getattr(self, option.part), option.field)
+            value = getattr(getattr(self, option.part), option.field.name)
             found[name] = _plain(check_value(name, value, option.kind))  # a default of 32 for a float is 32.0
         return found
 
@@ -186,6 +207,17 @@ _NEEDED = {
     "train": "give what to learn from, a .jsonl file, a folder or a data set of the hub",
     "output_dir": "give a folder for the adapter",
 }
+
+
+def _settings(part: str, values: dict) -> Any:
+    """A part of a configuration; its errors have the names of the whole configuration."""
+    settings, prefix = PARTS[part]
+    try:
+        return settings(**values)
+    except SettingError as error:
+        raise error.prefixed(prefix) from error
+    except TypeError as error:  # of a value that a part compares before it checks it
+        raise ConfigError(str(error)) from error
 
 
 def _plain(value: Any) -> Any:

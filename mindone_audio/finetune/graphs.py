@@ -97,7 +97,7 @@ class SummedLoss(nn.Cell):
 
 
 def audio_embeddings(model: AudioLanguageModel, encodes: bool, audio: Tensor | None, lengths: Tensor | None):
-    """What the decoder hears of clips, or of what the encoder made of them; None for none."""
+    """The rows of embeddings of clips, or of what the encoder made of them; None for none."""
     if audio is None:
         return None
     return model.encode_audio(audio, lengths) if encodes else model.multi_modal_projector(audio)

@@ -1,4 +1,4 @@
-"""A fine-tuning from a configuration to an adapter: data, model, training, and what becomes of it."""
+"""A fine-tuning from a configuration to an adapter: data, model, training, merging and publishing."""
 
 import logging
 import os
@@ -22,17 +22,17 @@ from mindone_audio.finetune.ranks import Ranks
 from mindone_audio.finetune.trainer import FinetuneError, FinetuneResult, Trainer
 from mindone_audio.finetune.trainer_state import Checkpoints
 from mindone_audio.machine.device import set_device
+from mindone_audio.setting_fields import SettingError, in_words
 
 logger = logging.getLogger(__name__)
 
 
-# The names of columns in a configuration; as options they begin with -- and have - for _.
-COLUMN_NAMES = {"audio": "audio_column", "answer": "answer_column", "prompt": "prompt, a text or {column: NAME}"}
+COLUMNS = {"audio": "audio_column", "answer": "answer_column", "prompt": "prompt"}  # their names in a configuration
 
 
 @dataclass
 class FinetuneOutcome:
-    """What `run_finetune` did. first: whether this process is the one of its ranks that writes and tells. steps: of the
+    """What `run_finetune` did. first: whether this rank writes files and messages. steps: of the
     whole training. merged: the folder of the merged model; pushed: the address on the hub. prompt: a question of the
     data, to try the adapter with."""
 
@@ -65,7 +65,10 @@ def run_finetune(
     ranks = Ranks.find()
     processor, model = _load_model(config)
     collator = AnswerCollator(processor, generation_config=model.generation_config, **vars(config.collator))
-    adapted = add_lora(model, config.lora)
+    try:
+        adapted = add_lora(model, config.lora)
+    except SettingError as error:
+        raise error.prefixed("lora_") from error
     trainer = Trainer(adapted, processor, collator, config.training, train, evaluation)
     if ranks.first:
         learned, numbers = trainable_parameters(adapted)
@@ -88,15 +91,17 @@ def run_finetune(
 
 
 def _check_folders(config: FinetuneConfig) -> None:
-    """`ValueError` for what would only be found after hours."""
+    """`ValueError` for folders and names that would fail only after the training."""
     output = Path(config.training.output_dir)
     if output.exists() and not output.is_dir():
-        raise ValueError(f"output_dir {str(output)!r} is a file: give a folder for the adapter")
+        raise SettingError(lambda say: f"{say('output_dir')} {str(output)!r} is a file: give a folder for the adapter")
     found = Checkpoints(output, None).all()
     if found and not config.job.resume:
-        raise ValueError(
-            f"{output} has checkpoints of an earlier run, the last {found[-1].name}: go on from it with --resume "
-            "(resume: true), or give another output_dir"
+        raise SettingError(
+            lambda say: (
+                f"{output} has checkpoints of an earlier run, the last {found[-1].name}: go on from it with "
+                f"--resume (in YAML resume: true), or give another {say('output_dir')}"
+            )
         )
     if config.job.merge is not None:
         check_empty(config.job.merge)
@@ -125,8 +130,11 @@ def _examples(config: FinetuneConfig, source: str, split: str):
     try:
         return load_examples(source, split=split, streaming=data.streaming, **columns, **data.load)
     except ColumnsError as error:
-        names = [COLUMN_NAMES[use] for use in error.missing]
-        raise DataError(f"{error.what}: say which of them to use with {', '.join(names)}") from error
+        what, missing = error.what, error.missing
+        hint = ", a text or {column: NAME}" if "prompt" in missing else ""
+        raise DataError(
+            lambda say: f"{what}: say which of them to use with {', '.join(say(COLUMNS[use]) for use in missing)}{hint}"
+        ) from error
     except (TypeError, ImportError) as error:
         raise ValueError(f"{source}: {error}") from error
 
@@ -154,9 +162,12 @@ def _train(
         if trainer.step == trainer.resumed_step:
             raise
         kept = f"what was learned in {trainer.step} steps is kept in {config.training.output_dir}"
-        raise FinetuneError(f"{error}; {kept}: go on with --resume when that is put right") from error
+        failed = error
+        raise FinetuneError(
+            lambda say: f"{in_words(failed, say)}; {kept}: go on with --resume when that is put right"
+        ) from error
 
 
 def _prompt(train: Any) -> str:
-    """A question that was learned; of a stream none is read for it."""
+    """The question of the first example; empty for a stream, of which nothing is read for it."""
     return train[0].prompt if hasattr(train, "__len__") else ""

@@ -1,4 +1,4 @@
-"""What several processes of one training have to tell each other; nothing where there is one."""
+"""Communication between the processes of one training; none where there is only one."""
 
 import os
 from collections.abc import Sequence
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore import ops as msops
+
+from mindone_audio.machine.msrun import number_of_ranks
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,7 @@ class Ranks:
     @classmethod
     def find(cls) -> "Ranks":
         """Those of msrun's environment. Joins their communication group."""
-        count = int(os.environ.get("RANK_SIZE", "1"))
-        if count == 1:
+        if number_of_ranks(os.environ) == 1:
             return cls()
         from mindspore import communication
 
@@ -29,7 +30,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes files."""
+        """Whether this rank writes files."""
         return self.rank == 0
 
     def sum(self, numbers: Sequence[float]) -> list[float]:
@@ -43,11 +44,11 @@ class Ranks:
         return flag if self.count == 1 else self.sum([float(flag)])[0] > 0
 
     def wait(self) -> None:
-        """Until all ranks are here."""
+        """Return when all ranks have called this."""
         self.sum([0.0])
 
     def share_first(self, parameters: Sequence[Parameter]) -> None:
-        """Give all ranks the values that the first has."""
+        """Copy the values of the first rank to all ranks."""
         if self.count == 1:
             return
         flat = np.concatenate([parameter.asnumpy().astype(np.float32).reshape(-1) for parameter in parameters])

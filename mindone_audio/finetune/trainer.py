@@ -30,12 +30,13 @@ from mindone_audio.finetune.settings import FinetuneSettings
 from mindone_audio.finetune.trainer_state import Checkpoints
 from mindone_audio.inputs.audio import AudioError
 from mindone_audio.machine.files import filling
+from mindone_audio.setting_fields import SettingError, WordedError
 from mindone_audio.weights.hub import CONFIG_FILE
 
 logger = logging.getLogger(__name__)
 
 
-class FinetuneError(RuntimeError):
+class FinetuneError(WordedError, RuntimeError):
     """Training that cannot go on. The message says what happened, what is kept, and what to do next."""
 
 
@@ -86,7 +87,7 @@ class Trainer:
         if self.order.known:
             self.steps = settings.max_steps or math.ceil(settings.num_train_epochs * self.order.steps_per_epoch)
         elif not settings.max_steps:
-            raise ValueError("streamed data has no length: give max_steps")
+            raise SettingError(lambda say: f"streamed data has no length: give {say('max_steps')}")
         else:
             self.steps = settings.max_steps
         self.step = self.resumed_step = 0
@@ -155,7 +156,7 @@ class Trainer:
     def _run(
         self, steps: Iterator, log: Log, bar: tqdm, should_stop: Callable[[], bool], result: FinetuneResult
     ) -> None:
-        settings, started, tokens, learning = self.settings, time.monotonic(), 0, False
+        settings, start, tokens, learning = self.settings, time.monotonic(), 0, False
         losses: list[float] = []
         try:
             while self.step < self.steps:
@@ -175,14 +176,14 @@ class Trainer:
                 if last or settings.logging_steps and self.step % settings.logging_steps == 0:
                     line = {"step": self.step, "loss": float(np.mean(losses)), "grad_norm": norm}
                     line |= {"learning_rate": settings.rate(self.step - 1, self.steps)}
-                    line |= {"tokens_per_second": tokens / (time.monotonic() - started)}
+                    line |= {"tokens_per_second": tokens / (time.monotonic() - start)}
                     if self.order.known:
                         line["epoch"] = self.step / self.order.steps_per_epoch
                     result.history.append(log.write(line))
-                    losses, tokens, started = [], 0, time.monotonic()
+                    losses, tokens, start = [], 0, time.monotonic()
                 if self.evaluation is not None and _due(self.step, settings.eval_steps, last):
                     result.history.append(log.write({"step": self.step, **self.evaluate()}))
-                    started = time.monotonic()
+                    start = time.monotonic()
                 if _due(self.step, settings.save_steps, last):
                     self._save()
                 if not last and self.ranks.any(should_stop()):
@@ -246,8 +247,10 @@ class Trainer:
             self.checkpoints.save(self.step, self.model, self._state, self._facts(), drop=False)
         self.ranks.wait()
         raise FinetuneError(
-            f"the loss of step {self.step + 1} is {loss}, or its gradient is: {kept}; lower the learning rate "
-            f"({self.settings.learning_rate:g}), set max_grad_norm, or look for a broken example"
+            lambda say: (
+                f"the loss of step {self.step + 1} is {loss}, or its gradient is: {kept}; lower the learning "
+                f"rate ({self.settings.learning_rate:g}), set {say('max_grad_norm')}, or look for a broken example"
+            )
         )
 
     def _arguments(self, batch: MicroBatch) -> tuple:

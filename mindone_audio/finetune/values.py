@@ -1,13 +1,16 @@
 """Values of a configuration, as YAML or a command line has them, held against the types that they should have."""
 
 import difflib
+import os
 import types
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
+from mindone_audio.setting_fields import SettingError, option
 
-class ConfigError(ValueError):
+
+class ConfigError(SettingError):
     """A configuration that cannot be. The message names the entry, its value, and what may be there."""
 
 
@@ -21,7 +24,7 @@ def check_value(name: str, value: Any, kind: Any) -> Any:
         if converted is not _WRONG:
             return converted
     wanted = " or ".join(dict.fromkeys(_NAMES[get_origin(one) or one] for one in kinds(kind)))
-    raise ConfigError(f"{name} is {value!r:.200}: it should be {wanted}")
+    raise ConfigError(lambda say: f"{say(name)} is {value!r:.200}: it should be {wanted}")
 
 
 def parse_text(name: str, text: str, kind: Any) -> Any:
@@ -32,7 +35,7 @@ def parse_text(name: str, text: str, kind: Any) -> Any:
     if bool in possible and text.lower() in ("true", "false"):
         return text.lower() == "true"
     if Mapping in possible and text.lstrip().startswith("{"):
-        return check_value(name, _yaml(text, f"--{name.replace('_', '-')}"), kind)
+        return check_value(name, _yaml(text, option(name)), kind)
     if any(get_origin(one) is tuple for one in possible):
         return tuple(part.strip() for part in text.split(",") if part.strip())
     for one in (int, float):
@@ -49,6 +52,11 @@ def read_yaml(path: str) -> dict[str, Any]:
     a list of `name: value`, or that has a name twice."""
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"no configuration file {path!r} (seen from {os.getcwd()}): check the path; options such as --shuffle take "
+            "no value"
+        ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not text in UTF-8 ({error}): write it as YAML, lines of `name: value`") from error
     found = _yaml(text, path)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mindone_audio.generation.text_stream import check_stops
+from mindone_audio.setting_fields import SettingError, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ _NO_EFFECT: dict[str, Any] = {
     **dict.fromkeys(("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "assistant_model"), ()),
     **dict.fromkeys(("negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate"), ()),
 }
-_SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "seed")
+SAMPLING_ONLY = ("temperature", "top_k", "top_p", "min_p", "seed")  # without effect on greedy decoding
 _SAMPLING_CUTS = (
     "typical_p",
     "epsilon_cutoff",
@@ -63,10 +64,10 @@ def whole(name: str, value: Any, low: int, high: int = LARGEST) -> int:
     limits = f"at least {low}" if high >= LARGEST else f"between {low} and {high}"
     is_whole = isinstance(value, numbers.Integral) or (_is_number(value) and float(value).is_integer())
     if isinstance(value, bool) or not is_whole:
-        raise ValueError(f"{name} must be {limits}, not {value!r:.80}: give a whole number")
+        raise refusal(name, f" must be {limits}, not {value!r:.80}: give a whole number")
     if not low <= value <= high:
         limits = f"at most {high}" if value > high >= LARGEST else limits
-        raise ValueError(f"{name} must be {limits}, not {value!r:.80}")
+        raise refusal(name, f" must be {limits}, not {value!r:.80}")
     return int(value)
 
 
@@ -76,7 +77,7 @@ def real(name: str, value: Any, low: float, high: float = math.inf, *, beyond: b
     limits = "a number" if low == -math.inf else limits
     if not _is_number(value) or not _is_finite(value) or not low <= value <= high or (beyond and value == low):
         hint = "" if _is_number(value) and _is_finite(value) else ": give a finite number"
-        raise ValueError(f"{name} must be {limits}, not {value!r:.80}{hint}")
+        raise refusal(name, f" must be {limits}, not {value!r:.80}{hint}")
     return float(value)
 
 
@@ -182,10 +183,18 @@ class GenerationSettings:
             if value is not None or _DEFAULTS[name] is not None:
                 object.__setattr__(self, name, check(name, value))
         if self.do_sample and self.temperature == 0:
-            hint = "for the most likely token each time use do_sample=False"
-            raise ValueError(f"temperature must be greater than 0, not {self.temperature}; {hint}")
+            raise SettingError(
+                lambda say: (
+                    f"{say('temperature')} must be greater than 0, not {self.temperature}; for the most likely "
+                    f"token each time use {say('do_sample', False)}"
+                )
+            )
         if self.num_beams > 1 and self.do_sample:
-            raise ValueError("num_beams > 1 with do_sample=True is not supported: choose beams or sampling")
+            raise SettingError(
+                lambda say: (
+                    f"{say('num_beams')} > 1 with {say('do_sample', True)} is not supported: choose beams or sampling"
+                )
+            )
         choices = self.num_beams if self.num_beams > 1 else (None if self.do_sample else 1)
         if choices is not None and self.num_return_sequences > choices:
             raise ValueError(
@@ -310,7 +319,7 @@ def settle(
             raise ValueError(f"{origin} {name}={value!r:.80} is not supported. Supported: {supported}")
     if vocabulary is not None:
         settings.check_vocabulary(vocabulary)
-    unused = [] if settings.do_sample else [name for name in _SAMPLING_ONLY if overrides.get(name)]
+    unused = [] if settings.do_sample else [name for name in SAMPLING_ONLY if overrides.get(name)]
     if unused and warn:
         logger.warning("%s has no effect without do_sample=True", ", ".join(unused))
     return settings

@@ -4,7 +4,6 @@ from typing import Any
 
 from mindone_audio.inputs.audio import describe, is_one_clip
 
-TASKS = ("caption", "transcribe")  # what a family has its own words for
 # Of a chat element, where its clip may be; "audio_url" and "input_audio" are OpenAI's.
 AUDIO_KEYS = ("audio", "audio_url", "url", "path", "base64", "input_audio")
 AUDIO_TYPES = ("audio", "audio_url", "input_audio")  # of a chat element with a clip

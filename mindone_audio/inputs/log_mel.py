@@ -17,10 +17,10 @@ from scipy.sparse import csr_array
 from transformers import WhisperFeatureExtractor
 
 FLOOR = -10.0  # of the logarithm, so of silence
-RANGE = 8.0  # powers of ten below the loudest value of a clip: quieter values are raised to that
-FRAMES_A_THREAD = 800  # at least, because a thread takes time to start
+RANGE = 8.0  # powers of ten below the loudest value of a clip; what is quieter is raised to that
+FRAMES_A_THREAD = 800  # at least: for fewer it takes too long to start a thread
 MOST_THREADS = 8  # more wait for Python's lock
-BLOCK_FRAMES = 200  # at a time: with their spectra they fit the cache of a core
+BLOCK_FRAMES = 200  # at a time: with their spectra they fit into the cache of a core
 
 
 def log_mel(samples: np.ndarray, extractor: WhisperFeatureExtractor) -> np.ndarray:
@@ -104,7 +104,7 @@ def _window(n_fft: int) -> np.ndarray:
 
 
 def _normalise(features: np.ndarray, computed: np.ndarray) -> None:
-    """Of one clip, [mels, frames], in place: continue what is computed (`computed`) to all frames, clamp and scale."""
+    """Of one clip, [mels, frames], in place: continue the computed frames to all frames, clamp and scale."""
     features[:, computed.shape[1] :] = computed[:, -1:]
     np.maximum(features, max(computed.max() - RANGE, FLOOR), out=features)
     features += 4.0

@@ -11,6 +11,7 @@ from transformers.utils import PROCESSOR_NAME
 from mindone_audio.inputs.audio import AudioError, describe, is_one_clip, load_clips
 from mindone_audio.inputs.conversation import chat_clips, clean_messages
 from mindone_audio.inputs.log_mel import log_mels
+from mindone_audio.setting_fields import refusal
 from mindone_audio.weights import hub
 
 PADDING_KEYWORDS = ("max_length", "pad_to_multiple_of", "padding", "padding_side")
@@ -28,7 +29,7 @@ class AudioTextProcessor:
         output_labels: add `labels` for training, `[batch, length]`: the ids, -100 where they are audio or padding.
             What the user says is learned too, as in transformers.
         sampling_rate: of the arrays in `audio`, in Hz, for checking only.
-        truncation: use the beginning of a clip that is longer than the model hears. It never cuts text.
+        truncation: use the beginning of a clip that is longer than the limit of the model. It never cuts text.
         return_tensors: "np". See `mindone_audio.to_mindspore` for tensors.
         tokenizer_kwargs: padding (default True: to the longest; False; "max_length" with max_length, in tokens),
             padding_side, pad_to_multiple_of, add_special_tokens.
@@ -64,7 +65,7 @@ class AudioTextProcessor:
 
     @property
     def longest_clip(self) -> float | None:
-        """Seconds of audio that the model hears at a time; None where it takes clips of any length."""
+        """Seconds of audio that the model takes at a time; None where it takes clips of any length."""
         return self.feature_extractor.chunk_length
 
     def answers_chats(self, generation_config: Any) -> bool:
@@ -94,7 +95,7 @@ class AudioTextProcessor:
     def transcription_inputs(self, clips: list[np.ndarray], *, language: str | None, chat: bool) -> BatchFeature:
         """Model inputs that ask for what is said in each clip; `ValueError` where a family takes no language."""
         if language is not None:
-            raise ValueError(f"language={language!r}: this model family transcribes without being told the language")
+            raise refusal("language", f"={language!r}: this model family transcribes without being told the language")
         words = {"type": "text", "text": self.questions["transcribe"]}
         content = [[{"type": "audio", "audio": clip}, words][:: 1 if self.audio_first else -1] for clip in clips]
         return self.conversation_inputs([[{"role": "user", "content": parts}] for parts in content], chat=chat)

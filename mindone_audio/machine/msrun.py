@@ -1,11 +1,38 @@
-"""What is known of msrun, which starts a command once for each rank and once more for the scheduler.
-
-MindSpore's communication is in `finetune.ranks`.
-"""
+"""What this process knows of msrun, which starts a command once for each rank and once more for the scheduler."""
 
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
+
+from mindone_audio.machine.processes import die_with_parent
+
+
+def number_of_ranks(environment: Mapping[str, str]) -> int:
+    """RANK_SIZE, 1 where it is not set; `ValueError` for what is no number of processes."""
+    ranks = environment.get("RANK_SIZE", "1")
+    if not ranks.isdigit() or int(ranks) < 1:
+        raise ValueError(f"RANK_SIZE is {ranks!r}: it should be the number of processes of the job")
+    return int(ranks)
+
+
+def own_rank(environment: Mapping[str, str]) -> tuple[int, int]:
+    """RANK_ID and RANK_SIZE, without any communication; (0, 1) where they are not set.
+
+    Raises `ValueError` for values by which two processes would be the same rank.
+    """
+    ranks, rank = number_of_ranks(environment), environment.get("RANK_ID")
+    # Without --node_rank all of msrun's workers on the first node inherit the scheduler's RANK_ID=0.
+    inherited = environment.get("MS_ROLE") == "MS_WORKER" and "MS_NODE_ID" not in environment
+    if ranks > 1 and (rank is None or inherited):
+        raise ValueError(
+            f"RANK_SIZE is {ranks} and this process does not know its RANK_ID: "
+            "on several nodes msrun sets it only with --node_rank=<number of the node>"
+        )
+    rank = "0" if rank is None else rank
+    if not rank.isdigit() or int(rank) >= ranks:
+        raise ValueError(f"RANK_ID is {rank!r}: with RANK_SIZE={ranks} it should be 0 to {ranks - 1}")
+    return int(rank), ranks
 
 
 def is_scheduler() -> bool:
@@ -29,34 +56,7 @@ def started_by_msrun() -> bool:
     return joined and any(os.path.basename(argument).startswith(b"msrun") for argument in arguments[:2])
 
 
-def rank_and_size(environment: Mapping[str, str], device: str | None = None) -> tuple[int, int]:
-    """What RANK_ID and RANK_SIZE say: this process's rank and how many there are, 0 and 1 where they are not set.
-
-    device: what was asked for, such as "ascend:1". Raises `ValueError` for values that would leave out work or do it
-    twice, and where all the ranks of a machine would take the same NPU.
-    """
-    ranks, rank = environment.get("RANK_SIZE", "1"), environment.get("RANK_ID")
-    if not ranks.isdigit() or int(ranks) < 1:
-        raise ValueError(f"RANK_SIZE is {ranks!r}: it should be the number of processes of the job")
-    if int(ranks) > 1 and (rank is None or _rank_is_not_known(environment)):
-        raise ValueError(
-            f"RANK_SIZE is {ranks} and this process does not know its RANK_ID: "
-            "on several nodes msrun sets it only with --node_rank=<number of the node>"
-        )
-    rank = "0" if rank is None else rank
-    if not rank.isdigit() or int(rank) >= int(ranks):
-        raise ValueError(f"RANK_ID is {rank!r}: with RANK_SIZE={ranks} it should be 0 to {int(ranks) - 1}")
-    if int(ranks) > 1 and device != "cpu":
-        if ":" in (device or ""):
-            raise ValueError(f"device {device!r} would be that of all {ranks} ranks: leave the number out")
-        if "DEVICE_ID" not in environment:
-            raise ValueError(
-                f"RANK_SIZE is {ranks} and DEVICE_ID is not set, so all ranks of a machine would take the same NPU: "
-                "start them with msrun, set DEVICE_ID, or use --device cpu"
-            )
-    return int(rank), int(ranks)
-
-
-def _rank_is_not_known(environment: Mapping[str, str]) -> bool:
-    """Without --node_rank msrun's workers inherit the scheduler's RANK_ID=0 on the first node, all of them."""
-    return environment.get("MS_ROLE") == "MS_WORKER" and "MS_NODE_ID" not in environment
+def end_with_msrun() -> None:
+    """Have this process get a SIGTERM when the msrun that waits for it ends; nothing without such an msrun."""
+    if started_by_msrun():
+        die_with_parent(signal.SIGTERM)

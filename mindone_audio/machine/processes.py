@@ -1,4 +1,4 @@
-"""What ties a process to the one that started it."""
+"""Processes that end with the one that started them."""
 
 import ctypes
 import sys

@@ -1,6 +1,6 @@
-"""Clips and questions in, text out: `pipeline("audio-text-to-text")`."""
+"""Pipelines: clips and questions in, text out."""
 
 from mindone_audio.pipelines.audio_text_to_text import Answers, AudioTextToTextPipeline, pipeline
-from mindone_audio.pipelines.request import Request
+from mindone_audio.pipelines.requests import Request
 
 __all__ = ["Answers", "AudioTextToTextPipeline", "Request", "pipeline"]

@@ -10,31 +10,24 @@ from tqdm import tqdm
 
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.conversion import to_mindspore
-from mindone_audio.generation.settings import (
-    GENERATE_ARGUMENTS,
-    GenerationSettings,
-    RequestOptions,
-    flag,
-    real,
-    settle,
-    split_request,
-    stored,
-    whole,
-)
+from mindone_audio.generation.settings import GenerationSettings, flag, whole
 from mindone_audio.generation.text_stream import cut, stripped, text_stream
-from mindone_audio.inputs.audio import (
-    SAMPLING_RATE,
-    AudioError,
-    is_one_clip,
+from mindone_audio.inputs.audio import SAMPLING_RATE, AudioError, is_one_clip
+from mindone_audio.pipelines.requests import (
+    Request,
+    batches_of,
+    is_conversation,
+    load_request,
+    longest_window,
+    read_request,
+    texts_of,
+    windows_of,
 )
-from mindone_audio.inputs.conversation import TASKS, clean_messages, task_schema
-from mindone_audio.pipelines.request import Request, batches, load_clips, windows
-from mindone_audio.pipelines.silence import is_silent, stream_without_silence, without_silence
+from mindone_audio.pipelines.transcripts import is_silent, stream_without_silence, without_silence
+from mindone_audio.setting_fields import TASKS
 
 TASK = "audio-text-to-text"
-MAX_NEW_TOKENS = {False: 128, True: 256}  # where a call says nothing else; 30 s of speech are at most some 200
 AHEAD = 2  # batches of clips that are loaded together, to put those of similar length into one
-SHORTEST_WINDOW = 1.0  # seconds
 _REFUSALS = (TypeError, ValueError, OverflowError, OSError)  # of one input, that others are answered in spite of
 
 
@@ -102,7 +95,7 @@ class AudioTextToTextPipeline:
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
-        self.explain: Callable[[Exception], str] = str  # what is told of an input that failed, with on_error="return"
+        self.explain: Callable[[Exception], str] = str  # makes the message of on_error="return"
 
     def __call__(
         self,
@@ -130,9 +123,9 @@ class AudioTextToTextPipeline:
             generate_kwargs: settings of `generate`, for all inputs; "parameters" of an input change them.
             batch_size: how many inputs are answered at a time, of a few batches those of similar length together;
                 the clips of later ones are not loaded yet.
-            long_audio: for a question about a clip that is longer than the model hears: "windows" answers for each
-                window and joins the answers by newlines. Transcriptions always go by windows.
-            window: seconds of the longest window of a transcription; None is one window of the encoder, mostly 30 s.
+            long_audio: "windows" answers a question about a clip above the model's limit for each window, and joins the
+                answers by newlines. Transcriptions are always cut into windows.
+            window: the longest window of a transcription in seconds; None is the encoder's window, mostly 30 s.
             on_error: "raise", or "return" `{"generated_text": None, "error": message}` for an input that fails.
             stream: return an iterator of text for one input.
             progress: a bar for a list; None shows it on a terminal.
@@ -146,7 +139,7 @@ class AudioTextToTextPipeline:
             with "start" and "end" in seconds, the same as "timestamp", and its "text".
 
         Raises:
-            AudioError: a clip that cannot be read, or is longer than the model hears.
+            AudioError: a clip that cannot be read, or is longer than the limit of the model.
             TypeError, ValueError: anything else that is wrong with an input or a setting.
         """
         if task not in (None, *TASKS):
@@ -160,21 +153,23 @@ class AudioTextToTextPipeline:
         if generate_kwargs is not None and not isinstance(generate_kwargs, Mapping):
             raise ValueError(f"generate_kwargs must be a dict of settings of generate, not {generate_kwargs!r:.80}")
         batch_size, stream = whole("batch_size", batch_size, 1), flag("stream", stream)
-        single = not isinstance(inputs, (list, tuple)) or _is_conversation(inputs) or is_one_clip(inputs)
+        single = not isinstance(inputs, (list, tuple)) or is_conversation(inputs) or is_one_clip(inputs)
         items = [inputs] if single else list(inputs)
-        texts = self._texts(text, len(items))
+        texts = texts_of(text, len(items))
         settings = {**(generate_kwargs or {}), **parameters}
-        limits = {"window": self._window(window, task), "by_windows": task == "transcribe" or long_audio == "windows"}
+        by_windows = task == "transcribe" or long_audio == "windows"
+        windows = {"window": longest_window(self.processor, window, task), "by_windows": by_windows}
         if stream:
             if not single:
                 raise ValueError("stream=True takes one input, not a list: call the pipeline once for each")
-            request = self._request(items[0], texts[0], task, settings)
-            return self._stream(load_clips(replace(request, **limits)))
+            request = read_request(self.model, self.processor, items[0], texts[0], task, settings)
+            return self._stream(load_request(replace(request, **windows)))
         answers: dict[int, dict] = {}
         requests: dict[int, Request] = {}
         for place, item in enumerate(items):  # all of them, before anything is computed
             try:
-                requests[place] = replace(self._request(item, texts[place], task, settings), **limits)
+                request = read_request(self.model, self.processor, item, texts[place], task, settings)
+                requests[place] = replace(request, **windows)
             except _REFUSALS as error:
                 answers[place] = self._failure(error, on_error, place, single)
         places, some = list(requests), AHEAD * batch_size
@@ -194,95 +189,14 @@ class AudioTextToTextPipeline:
         loaded: dict[int, Request] = {}
         for place, request in requests.items():
             try:
-                loaded[place] = load_clips(request)
+                loaded[place] = load_request(request)
             except _REFUSALS as error:
                 answers[place] = self._failure(error, on_error, place, single)
         bar.update(len(answers))
-        for batch in batches(loaded, batch_size):
+        for batch in batches_of(loaded, batch_size):
             answers |= zip(batch, self._answer_each(loaded, batch, batch_size, on_error, single))
             bar.update(len(batch))
         return answers
-
-    def _texts(self, text: str | list[str] | None, count: int) -> list[str | None]:
-        texts = list(text) if isinstance(text, (list, tuple)) else [text] * count
-        if len(texts) != count:
-            raise ValueError(f"{len(texts)} texts were given for {count} inputs: give one, or one for each")
-        if wrong := [item for item in texts if item is not None and not isinstance(item, str)]:
-            raise ValueError(f"text must be a string, or a list of strings, not {wrong[0]!r:.80}")
-        return texts
-
-    def _request(self, item: Any, text: str | None, task: str | None, settings: dict) -> Request:
-        """An input as it was given, checked; its clips are not loaded yet."""
-        given, inner_parameters = None, {}
-        if _is_conversation(item):
-            if text is not None or task is not None:
-                raise ValueError("a conversation says itself what is asked: leave out text and task")
-            given, clips = item, None
-        else:
-            clips, inner_text, inner_parameters = task_schema(item)
-            if inner_text is not None and text is not None:
-                raise ValueError(f"the text is given twice: {inner_text!r} in the input and {text!r} beside it")
-            text = inner_text if text is None else text
-        options, arguments, chosen = self._settings(settings, inner_parameters, task == "transcribe")
-        if task is not None and text is not None:
-            raise ValueError(f"task={task!r} and text={text!r} were both given: pass one of them")
-        if given is not None:
-            messages, question = clean_messages(given), ""
-        else:
-            question = text if text is not None else self.processor.questions[task or "caption"]
-            content = [{"type": "audio", "audio": clip} for clip in clips]
-            if len(content) != 1 and task == "transcribe":
-                raise ValueError(
-                    f"{len(content)} clips were given to transcribe at once: give each as an input of its own"
-                )
-            messages = [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
-        return Request(
-            messages,
-            given,
-            question,
-            arguments,
-            chosen,
-            tuple(options.stop_sequence),
-            options.return_full_text,
-            options.return_token_count,
-            task == "transcribe",
-            options.language,
-        )
-
-    def _settings(self, settings: dict, own: dict, transcribe: bool) -> tuple[RequestOptions, dict, GenerationSettings]:
-        """Settings of a call and an input's own, checked: the pipeline's, arguments for `generate`, and what it makes
-        of them."""
-        handed_on = {name: settings[name] for name in GENERATE_ARGUMENTS if settings.get(name) is not None}
-        shared = {name: value for name, value in settings.items() if name not in GENERATE_ARGUMENTS}
-        split_request(own)  # an input may not bring the arguments that a call may
-        options, asked = split_request({**shared, **own})
-        if options.language is not None and not transcribe:
-            raise ValueError(f'language={options.language!r} goes with task="transcribe": leave it out')
-        if "compile" in handed_on:
-            handed_on["compile"] = flag("compile", handed_on["compile"])
-        for name, methods in (("streamer", ("put", "end")), ("tokenizer", ("decode",))):
-            if name in handed_on and not all(hasattr(handed_on[name], method) for method in methods):
-                raise ValueError(f"{name} must have {' and '.join(methods)}, unlike {handed_on[name]!r:.80}")
-        config, decoder = handed_on.get("generation_config"), getattr(self.model, "language_model", None)
-        lengths = {**stored("generation_config", config), **asked}
-        if lengths.get("max_new_tokens") is None and lengths.get("max_length") is None:
-            asked["max_new_tokens"] = MAX_NEW_TOKENS[transcribe]
-        vocabulary = None if decoder is None else decoder.config.vocab_size
-        chosen = settle(self.model.generation_config, asked, config, vocabulary=vocabulary, warn=False)
-        if chosen.num_return_sequences != 1:
-            raise ValueError("the pipeline gives one answer for each input: call it again, or use model.generate")
-        if options.stop_sequence:
-            asked["stop_strings"] = [*options.stop_sequence, *chosen.stops]
-        return options, {"tokenizer": self.processor.tokenizer} | handed_on | asked, chosen
-
-    def _window(self, window: float | None, task: str | None) -> float | None:
-        """Seconds of the longest window: what the model hears, or of a transcription what its encoder hears at once."""
-        if window is not None:
-            window = real("window", window, SHORTEST_WINDOW)
-        if window is None and task == "transcribe":
-            window = self.processor.feature_extractor.chunk_length
-        known = [seconds for seconds in (window, self.processor.longest_clip) if seconds is not None]
-        return min(known, default=None)
 
     def _answer_each(
         self, requests: dict[int, Request], places: list[int], batch_size: int, on_error: str, single: bool
@@ -297,12 +211,12 @@ class AudioTextToTextPipeline:
 
     def _answer(self, batch: list[Request], batch_size: int) -> list[dict]:
         """Answers of requests with equal settings, long clips by windows."""
-        parts, owners, times = [], [], []
+        parts, owners, windows = [], [], []
         for number, request in enumerate(batch):
-            for start, part in windows(request):
+            for start, part in windows_of(request):
                 parts.append(part)
                 owners.append(number)
-                times.append((start / SAMPLING_RATE, (start + sum(map(len, part.clips[:1]))) / SAMPLING_RATE))
+                windows.append((start / SAMPLING_RATE, (start + sum(map(len, part.clips[:1]))) / SAMPLING_RATE))
         texts, counts = [""] * len(parts), [0] * len(parts)
         audible = [i for i, part in enumerate(parts) if not (part.transcribe and is_silent(part.clips[0]))]
         for first in range(0, len(audible), batch_size):
@@ -312,7 +226,7 @@ class AudioTextToTextPipeline:
         answers = []
         for number, request in enumerate(batch):
             own = [i for i, owner in enumerate(owners) if owner == number]
-            answer = self._result(request, [(times[i], texts[i]) for i in own])
+            answer = self._result(request, [(windows[i], texts[i]) for i in own])
             answers.append(answer | ({"tokens": sum(counts[i] for i in own)} if request.count_tokens else {}))
         return answers
 
@@ -364,7 +278,7 @@ class AudioTextToTextPipeline:
         return [(text, int(count)) for text, count in zip(texts, counts)]
 
     def _stream(self, request: Request) -> Iterator[str]:
-        """The text of `_result`, as deltas."""
+        """The text deltas of what `_result` makes."""
         if request.full_text and request.given is not None:
             raise ValueError("return_full_text of a conversation is a list of messages, which stream=True cannot give")
         if "streamer" in request.arguments:
@@ -374,7 +288,7 @@ class AudioTextToTextPipeline:
             if request.full_text:
                 yield request.text
             separator, given = " " if request.transcribe else "\n", False
-            for _, part in windows(request):
+            for _, part in windows_of(request):
                 if part.transcribe and is_silent(part.clips[0]):
                     continue
                 lead = separator if given else ""
@@ -385,7 +299,7 @@ class AudioTextToTextPipeline:
         return deltas()
 
     def _stream_part(self, part: Request) -> Iterator[str]:
-        """The text of one window as deltas: one alone where nothing is known before the end."""
+        """The text deltas of one window; only one where the text is not known before its end."""
         if part.chosen.num_beams > 1 or (part.transcribe and self.processor.frames_transcriptions):
             return (text for text, _ in self._generate([part]) if text)
 
@@ -398,6 +312,7 @@ class AudioTextToTextPipeline:
 
     @property
     def _silence_answers(self) -> tuple[str, ...]:
+        """What the family answers to silence."""
         return getattr(self.processor, "silence_answers", ())
 
 
@@ -407,7 +322,3 @@ def _without_padding(tokens: np.ndarray, settings: GenerationSettings) -> np.nda
         return tokens[: ends[0] + 1]
     own = np.flatnonzero(tokens != settings.padding)
     return tokens[: own[-1] + 1] if own.size else tokens[:0]
-
-
-def _is_conversation(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(m, dict) and "role" in m for m in value)

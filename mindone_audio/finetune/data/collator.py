@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from mindone_audio.finetune.data.examples import DataError, Example
-from mindone_audio.inputs.audio import AudioError, ClipLimitError, ClipTooLongError
+from mindone_audio.finetune.settings import LABELS, ON_BAD_CLIP
+from mindone_audio.inputs.audio import AudioError, ClipTooLongError
+from mindone_audio.setting_fields import SettingError, about, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -58,20 +60,29 @@ class AnswerCollator:
         pad_to_multiple_of: int = 1,
     ):
         for name, value, known in (
-            ("labels", labels, ("answer", "all")),
-            ("on_bad_clip", on_bad_clip, ("raise", "skip")),
+            ("labels", labels, LABELS),
+            ("on_bad_clip", on_bad_clip, ON_BAD_CLIP),
         ):
             if value not in known:
-                raise ValueError(f"{name} must be {' or '.join(map(repr, known))}, not {value!r}")
+                raise refusal(name, f" must be {' or '.join(map(repr, known))}, not {value!r}")
         for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
             if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a number of tokens, at least 1, not {value!r}")
+                raise refusal(name, f" must be a number of tokens, at least 1, not {value!r}")
         if chat is None:
             chat = generation_config is None or processor.answers_chats(generation_config)
         if labels == "all" and not chat:
-            raise ValueError('labels="all" learns a conversation, and a base model has none: use labels="answer"')
+            raise SettingError(
+                lambda say: (
+                    f"{say('labels', 'all')} learns a conversation, and a base model has none: use "
+                    f"{say('labels', 'answer')}"
+                )
+            )
         if labels == "all" and eos_token_id is not None:
-            raise ValueError('labels="all" learns the end of the chat template: leave out eos_token_id')
+            raise SettingError(
+                lambda say: (
+                    f"{say('labels', 'all')} learns the end of the chat template: leave out {say('eos_token_id')}"
+                )
+            )
         self.processor, self.chat, self.labels = processor, chat, labels
         self.max_length, self.on_bad_clip, self.multiple = max_length, on_bad_clip, pad_to_multiple_of
         self.end = self._find_end(eos_token_id, generation_config)
@@ -116,16 +127,23 @@ class AnswerCollator:
         return good
 
     def _refuse(self, example: Example, error: ValueError) -> None:
-        if isinstance(error, ClipTooLongError):  # nothing is ever cut here
-            error = ClipTooLongError(error.what, "cut the clip, leave the example out, or set on_bad_clip to skip")
-        if isinstance(error, ClipLimitError):
-            error = ClipLimitError(error.what)
-        message = f"{example.name}: {error}"
-        if self.on_bad_clip == "raise" or not isinstance(error, (AudioError, TooLongError)):
-            raise (type(error) if isinstance(error, (AudioError, DataError)) else DataError)(message) from error
-        if (example.name, str(error)) not in self.skipped:
-            self.skipped.append((example.name, str(error)))
-            logger.warning("%s: this example is skipped (%d so far)", message, len(self.skipped))
+        """Raise the error by the example's name, or put the example down as skipped."""
+        if self.on_bad_clip == "skip" and isinstance(error, (AudioError, TooLongError)):
+            self._skip(example, error)
+            return
+        if isinstance(error, ClipTooLongError):  # Its own advice is to cut clips, which nothing here does.
+            what = error.what
+            error = AudioError(
+                lambda say: f"{what}: cut the clip, leave the example out, or use {say('on_bad_clip', 'skip')}"
+            )
+        kind = type(error) if isinstance(error, (AudioError, DataError)) else DataError
+        raise kind(about(example.name, error)) from error
+
+    def _skip(self, example: Example, error: AudioError | TooLongError) -> None:
+        reason = error.what if isinstance(error, ClipTooLongError) else str(error)
+        if (example.name, reason) not in self.skipped:
+            self.skipped.append((example.name, reason))
+            logger.warning("%s: %s: this example is skipped (%d so far)", example.name, reason, len(self.skipped))
 
     def _batch(self, loaded: list[tuple[Example, np.ndarray]]) -> dict[str, np.ndarray]:
         conversations = [[_question(example, clip)] for example, clip in loaded]
@@ -138,8 +156,10 @@ class AnswerCollator:
         longest = int(batch["attention_mask"].sum(1).max())
         if self.max_length is not None and longest > self.max_length:
             raise TooLongError(
-                f"{longest} tokens, audio included, are more than max_length={self.max_length}: raise it, or use "
-                "shorter clips and texts"
+                lambda say: (
+                    f"{longest} tokens, audio included, are more than {say('max_length', self.max_length)}: "
+                    "raise it, or use shorter clips and texts"
+                )
             )
         return self._rounded(batch)
 
@@ -195,22 +215,29 @@ class AnswerCollator:
         stops = _as_list(getattr(generation_config, "eos_token_id", None))
         if generation_config is not None and not stops:
             raise ValueError(
-                "the model's generation_config has no eos_token_id, so generate would never stop: set "
-                f"model.generation_config.eos_token_id = {self.processor.tokenizer.eos_token_id}"
+                "the model's generation_config (generation_config.json) has no eos_token_id, so generate would never "
+                f"stop: set it to {self.processor.tokenizer.eos_token_id}"
             )
         default = self.processor.tokenizer.eos_token_id
         end = [given] if given is not None else _template_end(self.processor) if self.chat else []
         if not end and self.labels == "all":
-            raise ValueError('the chat template ends no answer by a special token: use labels="answer"')
+            raise SettingError(
+                lambda say: f"the chat template ends no answer by a special token: use {say('labels', 'answer')}"
+            )
         if not end:
             end = [default if default in stops or not stops else stops[0]]
         if end[-1] is None:
-            raise ValueError("the tokenizer has no eos_token: set eos_token_id, the id that ends an answer")
+            raise SettingError(
+                lambda say: f"the tokenizer has no eos_token: pass {say('eos_token_id')}, the id that ends an answer"
+            )
         if stops and end[-1] not in stops:
             what = self.processor.tokenizer.convert_ids_to_tokens(end[-1])
-            raise ValueError(
-                f"answers end with {what} ({end[-1]}), but this model stops only on {', '.join(map(str, stops))}: pass "
-                f"eos_token_id={stops[0]}, or set model.generation_config.eos_token_id = {[*stops, end[-1]]}"
+            raise SettingError(
+                lambda say: (
+                    f"answers end with {what} ({end[-1]}), but this model stops only on "
+                    f"{', '.join(map(str, stops))}: pass {say('eos_token_id', stops[0])}, or set eos_token_id in the "
+                    f"model's generation_config (generation_config.json) to {[*stops, end[-1]]}"
+                )
             )
         return end
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from mindone_audio.inputs.audio import MAX_DOWNLOAD_BYTES, AudioError, describe, load_clip, read_file_object, unwrapped
+from mindone_audio.setting_fields import SettingError
 
 # Which question belongs to which category of Big Bench Audio, as Voxtral's fine-tuning guide has them.
 BIG_BENCH_AUDIO_QUESTIONS = {
@@ -24,7 +25,7 @@ BIG_BENCH_AUDIO_QUESTIONS = {
 OWN_PROMPT = ("prompt", "text")  # where a row may have a question of its own
 
 
-class DataError(ValueError):
+class DataError(SettingError):
     """Training data that cannot be used. The message names the row, what is wrong and what to do."""
 
 
@@ -101,8 +102,10 @@ class Columns:
             return
         if not isinstance(rule, Mapping) or "column" not in rule or set(rule) - {"column", "questions", "default"}:
             raise DataError(
-                'prompt must be a text, {"column": NAME} or {"column": NAME, "questions": {VALUE: TEXT, …}, "default": '
-                f"TEXT}}, not {rule!r:.200}"
+                lambda say: (
+                    f'{say("prompt")} must be a text, {{"column": NAME}} or {{"column": NAME, "questions": '
+                    f'{{VALUE: TEXT, …}}, "default": TEXT}}, not {rule!r:.200}'
+                )
             )
 
     @property

@@ -43,5 +43,7 @@ def part(examples: Sequence | Iterable, skip: int, take: int | None) -> Sequence
         return PartOfStream(examples, skip, take)
     places = range(len(examples))[skip : None if take is None else skip + take]
     if not places:
-        raise DataError(f"there are {len(examples)} examples, and skip={skip} leaves none of them: give less")
+        raise DataError(
+            lambda say: f"there are {len(examples)} examples, and {say('skip', skip)} leaves none of them: give less"
+        )
     return PartOfRows(examples, places)

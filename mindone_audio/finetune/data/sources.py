@@ -7,6 +7,7 @@ from typing import Any
 
 from mindone_audio.finetune.data.examples import DataError, Example
 from mindone_audio.finetune.data.tables import Rows, StreamedRows, dataset_examples, jsonl_examples, records_of
+from mindone_audio.inputs.paths import resolve_clip
 
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv")
@@ -95,7 +96,7 @@ def _folder_examples(metadata: Path, names: dict[str, Any]) -> Rows | StreamedRo
         file_name = row.get("file_name") or row.get(f"{clip}_file_name")
         if not file_name:
             raise DataError(f"{metadata} row {number} has no file_name; it has {', '.join(map(repr, row))}")
-        row[clip] = os.path.join(metadata.parent, file_name)
+        row[clip] = resolve_clip(file_name, metadata.parent)
     return dataset_examples(table, **names)
 
 

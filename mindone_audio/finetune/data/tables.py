@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mindone_audio.finetune.data.examples import OWN_PROMPT, Columns, DataError, Example, LabelColumns
+from mindone_audio.finetune.data.examples import OWN_PROMPT, Columns, ColumnsError, DataError, Example, LabelColumns
 from mindone_audio.inputs.conversation import AUDIO_KEYS, element_clip
-from mindone_audio.inputs.paths import resolve
+from mindone_audio.inputs.paths import resolve_clip
 from mindone_audio.inputs.records import Record, RecordsError, read_records
 
 
@@ -35,7 +35,7 @@ def jsonl_examples(
     for record in records_of(path):
         name = f"{path.name} {record.place}"
         row = _json_row(record, name, audio)
-        row[audio] = resolve(row[audio], path.parent)
+        row[audio] = resolve_clip(row[audio], path.parent)
         asks = prompt is None or any(row.get(key) is not None for key in OWN_PROMPT)
         examples.append((own if asks else columns).example(row, name))
     if not examples:
@@ -60,7 +60,8 @@ def _json_row(record: Record, name: str, audio: str) -> dict:
         raise DataError(f'{name}: a line is an object {{"audio": …, "prompt": …, "answer": …}}, not {row!r:.80}')
     keys = [key for key in dict.fromkeys((audio, *AUDIO_KEYS)) if row.get(key) is not None]
     if len(keys) != 1:
-        raise DataError(f"{name}: a line needs one clip under {audio!r} and has {len(keys)}: {sorted(row)}")
+        what = f"{name}: a line needs one clip under {audio!r} and has {len(keys)}: {sorted(row)}"
+        raise DataError(what) if keys else ColumnsError(what, "say which of them to use with audio=", ["audio"])
     return row | {audio: element_clip(keys[0], row[keys[0]])}
 
 

@@ -7,13 +7,7 @@ does not know is decoded by the program ffmpeg, where there is one.
 
 from mindone_audio.inputs.audio.arrays import MAX_CHANNELS, PCM_OFFSET_AND_SCALE, is_one_clip, unwrapped
 from mindone_audio.inputs.audio.data_uris import MAX_FILE_BYTES
-from mindone_audio.inputs.audio.errors import (
-    AudioError,
-    AudioNotFoundError,
-    ClipLimitError,
-    ClipTooLongError,
-    describe,
-)
+from mindone_audio.inputs.audio.errors import AudioError, AudioNotFoundError, ClipTooLongError, describe
 from mindone_audio.inputs.audio.load import MAX_SECONDS, SAMPLING_RATE, load_audio, load_clip, load_clips
 from mindone_audio.inputs.audio.sources import MAX_DOWNLOAD_BYTES, read_file_object
 from mindone_audio.inputs.audio.windows import QUIET_FRAME, fit_window, quiet_windows
@@ -28,7 +22,6 @@ __all__ = [
     "SAMPLING_RATE",
     "AudioError",
     "AudioNotFoundError",
-    "ClipLimitError",
     "ClipTooLongError",
     "describe",
     "fit_window",

@@ -5,7 +5,7 @@ import struct
 MAX_RUBBISH = 2**20  # bytes searched for the first frame of an MP3
 MAX_TAGS = 64  # one after another
 FRAMES_IN_A_ROW = 3  # that tell an MP3 from bytes that look like one of its headers
-SPARE_FRAMES = 4  # of an MP3 that are no sound: what the encoder adds, and the one that describes the file
+SPARE_FRAMES = 4  # of an MP3 that are no audio: what the encoder adds, and the one that describes the file
 UNKNOWN_SIZE = 0xFFFFFFFF
 _WAVE_IDS = (b"RIFF", b"RF64", b"BW64")
 # Kilobits a second by MPEG version 1 (else 2 and 2.5) and layer, and Hz of version 1, by the index in the header.
@@ -21,7 +21,7 @@ _RATES = (44100, 48000, 32000)
 
 
 def without_tags(data: bytes) -> bytes:
-    """The clip without the tags before and after it, ID3 and APE, which libsndfile takes for sound in some formats."""
+    """The clip without the tags before and after it, ID3 and APE, which libsndfile takes for audio in some formats."""
     start, end_of_clip = 0, len(data)
     for _ in range(MAX_TAGS):
         head = data[start : start + 32]
@@ -139,13 +139,13 @@ def _tail_length(data: bytes) -> int:
 
 
 def _is_chained_ogg(data: bytes) -> bool:
-    """Whether a first page of a stream comes after pages of sound."""
-    place, sound = 0, False
+    """Whether a first page of a stream comes after pages of audio."""
+    place, audio = 0, False
     while place >= 0 and place + 27 <= len(data):
         first = data[place + 5] & 2
-        if first and sound:
+        if first and audio:
             return True
-        sound = sound or not first
+        audio = audio or not first
         table = data[place + 27 : place + 27 + data[place + 26]]
         place = data.find(b"OggS", place + 27 + len(table) + sum(table))
     return False

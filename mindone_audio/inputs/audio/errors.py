@@ -5,10 +5,13 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from mindone_audio.setting_fields import SettingError, keyword
+
 LONGEST_NAME = 120  # characters of a path or URL that a message repeats
+SHORTER_FILES = " into shorter files, as with `ffmpeg -i CLIP -f segment -segment_time 1800 part-%03d.wav`"
 
 
-class AudioError(ValueError):
+class AudioError(SettingError):
     """A clip that cannot be read or used. The message names the clip, what is wrong and what to do."""
 
 
@@ -17,18 +20,10 @@ class AudioNotFoundError(AudioError, FileNotFoundError):
 
 
 class ClipTooLongError(AudioError):
-    """A clip that is longer than the model hears. what: the message without what to do, for who has other words."""
+    """A clip that is longer than the limit of the model. what: the message without its advice."""
 
     def __init__(self, what: str, advice: str = ""):
         super().__init__(f"{what}: {advice}" if advice else what)
-        self.what = what
-
-
-class ClipLimitError(AudioError):
-    """A clip above a limit that `load_audio` has as a keyword. what: the message for who cannot give that keyword."""
-
-    def __init__(self, what: str, keyword: str = ""):
-        super().__init__(f"{what}, or call load_audio(…, {keyword}=…) with a higher one" if keyword else what)
         self.what = what
 
 
@@ -58,8 +53,21 @@ def shortened(text: str) -> str:
     return repr(text if len(text) <= LONGEST_NAME else text[: LONGEST_NAME // 2] + "…")
 
 
-def too_many_bytes(name: str, limit: int) -> ClipLimitError:
+def too_many_bytes(name: str, limit: int) -> AudioError:
     """The error for an encoded clip above the limit."""
-    return ClipLimitError(
-        f"{name} has more than {limit} bytes ({limit / 2**20:.0f} MiB), the limit: cut the clip", "max_bytes"
-    )
+    return _above_limit(f"{name} has more than {limit} bytes ({limit / 2**20:.0f} MiB), the limit", "max_bytes")
+
+
+def too_many_seconds(name: str, limit: float, rate: int) -> AudioError:
+    """The error for a clip that is longer than `limit` seconds. rate: samples that a second has at most."""
+    hours = f"{limit / 3600:.3g} hours, at most {rate} samples each second"
+    return _above_limit(f"{name} is longer than {limit:g} s ({hours}), the limit", "max_seconds")
+
+
+def _above_limit(what: str, limit: str) -> AudioError:
+    def write(say) -> str:
+        # Only Python's callers can set another limit.
+        more = f", or call load_audio(…, {limit}=…) with a higher one" if say is keyword else SHORTER_FILES
+        return f"{what}: cut the clip{more}"
+
+    return AudioError(write)

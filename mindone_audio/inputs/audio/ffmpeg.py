@@ -21,7 +21,7 @@ READ_BYTES = 2**18  # at a time
 LONGEST_RUN = 240.0  # seconds of one ffmpeg in all
 MOST_HEADER = 4096  # bytes before the samples of the WAV that ffmpeg writes
 MOST_CHANNELS = 64
-# Containers and streams of sound. Lists of other files (hls, concat, dash, …) are not here, so that a clip cannot have
+# Containers and streams of audio. Lists of other files (hls, concat, dash, …) are not here, so that a clip cannot have
 # ffmpeg open files and addresses.
 FORMATS = (
     "aac aax ac3 adts aiff amr amrnb amrwb ape asf au avi caf dsf dts dtshd eac3 flac flv iff loas matroska mlp mov "
@@ -60,8 +60,8 @@ def decode_with_ffmpeg(
         deadline.daemon = True
         deadline.start()
         try:
-            with contextlib.closing(_chunks(process, timeout)) as chunks:
-                found = list(_samples(chunks, max_seconds, name))
+            with contextlib.closing(_output(process, timeout)) as output:
+                found = list(_samples(output, max_seconds, name))
             status = process.wait(timeout)
         except subprocess.TimeoutExpired:
             raise NotAudioError(f"ffmpeg did not end within {timeout:g} s") from None
@@ -76,18 +76,18 @@ def decode_with_ffmpeg(
     return np.concatenate([samples for _, samples in found]), found[0][0]
 
 
-def _chunks(process: subprocess.Popen, timeout: float) -> Iterator[bytes]:
+def _output(process: subprocess.Popen, timeout: float) -> Iterator[bytes]:
     """What the process writes, as it comes; `NotAudioError` where it is silent for `timeout` seconds."""
     waiting: queue.Queue = queue.Queue(maxsize=4)
     given_up = threading.Event()
 
     def read() -> None:
-        chunk = b"-"
-        while chunk and not given_up.is_set():
-            chunk = process.stdout.read1(READ_BYTES)
+        data = b"-"
+        while data and not given_up.is_set():
+            data = process.stdout.read1(READ_BYTES)
             while not given_up.is_set():
                 try:
-                    waiting.put(chunk, timeout=0.2)
+                    waiting.put(data, timeout=0.2)
                     break
                 except queue.Full:
                     continue
@@ -96,8 +96,8 @@ def _chunks(process: subprocess.Popen, timeout: float) -> Iterator[bytes]:
     reader.start()
     ended = False
     try:
-        while chunk := waiting.get(timeout=timeout):
-            yield chunk
+        while data := waiting.get(timeout=timeout):
+            yield data
         ended = True
     except queue.Empty:
         raise NotAudioError(f"ffmpeg wrote nothing for {timeout:g} s") from None
@@ -108,11 +108,11 @@ def _chunks(process: subprocess.Popen, timeout: float) -> Iterator[bytes]:
         reader.join(timeout=5)
 
 
-def _samples(chunks: Iterator[bytes], max_seconds: float, name: str) -> Iterator[tuple[int, np.ndarray]]:
+def _samples(output: Iterator[bytes], max_seconds: float, name: str) -> Iterator[tuple[int, np.ndarray]]:
     """Rate and mono samples of the WAV that ffmpeg writes, whose sizes it cannot know beforehand."""
     head = b""
-    for chunk in chunks:
-        head += chunk
+    for data in output:
+        head += data
         if (start := _wav_layout(head)) is not None:
             break
         if len(head) > MOST_HEADER:
@@ -126,10 +126,10 @@ def _samples(chunks: Iterator[bytes], max_seconds: float, name: str) -> Iterator
         while True:
             whole = len(rest) // (4 * channels) * 4 * channels
             yield np.frombuffer(rest[:whole], "<f4").reshape(-1, channels).astype(np.float32)
-            chunk = next(chunks, b"")
-            if not chunk:
+            data = next(output, b"")
+            if not data:
                 return
-            rest = rest[whole:] + chunk
+            rest = rest[whole:] + data
 
     for samples in mono_blocks(blocks(), rate, max_seconds, name):
         yield rate, samples

@@ -6,7 +6,7 @@ import numpy as np
 import soundfile
 
 from mindone_audio.inputs.audio.arrays import HIGHEST_RATE, LOWEST_RATE
-from mindone_audio.inputs.audio.errors import AudioError, ClipLimitError, NotAudioError
+from mindone_audio.inputs.audio.errors import AudioError, NotAudioError, too_many_seconds
 
 BLOCK = 2**18  # samples of all channels together
 # Above this rate the limit in seconds is one in samples, so that its memory is bounded too: 4 hours are 2.8 GB.
@@ -62,13 +62,9 @@ def most_samples(rate: float, max_seconds: float) -> float:
     return max_seconds * min(rate, HIGHEST_LIMITED_RATE)
 
 
-def too_long(name: str, max_seconds: float) -> ClipLimitError:
+def too_long(name: str, max_seconds: float) -> AudioError:
     """The error for a clip above the limit."""
-    return ClipLimitError(
-        f"{name} is longer than {max_seconds:g} s ({max_seconds / 3600:.3g} hours, at most {HIGHEST_LIMITED_RATE} "
-        "samples each second), the limit: cut it into shorter clips",
-        "max_seconds",
-    )
+    return too_many_seconds(name, max_seconds, HIGHEST_LIMITED_RATE)
 
 
 def _blocks(file: soundfile.SoundFile, channels: int):

@@ -13,8 +13,9 @@ from mindone_audio.inputs.audio.decoding import decode
 from mindone_audio.inputs.audio.errors import AudioError, NotAudioError, describe
 from mindone_audio.inputs.audio.libsndfile import most_samples, too_long
 from mindone_audio.inputs.audio.sources import read_source
+from mindone_audio.setting_fields import about
 
-SAMPLING_RATE = 16_000  # Hz, what every Whisper-style encoder hears
+SAMPLING_RATE = 16_000  # Hz, of the input of every Whisper-style encoder
 MAX_SECONDS = 4 * 3600.0  # of one clip, decoded
 
 
@@ -98,7 +99,7 @@ def load_clips(sources: Iterable[Any], sampling_rate: int = SAMPLING_RATE) -> li
         try:
             clips.append(load_audio(source, sampling_rate))
         except AudioError as error:
-            raise type(error)(f"audio clip {number}: {error}") from error
+            raise type(error)(about(f"audio clip {number}", error)) from error
     return clips
 
 

@@ -1,4 +1,4 @@
-"""Where clips `[samples]` are cut: at what a model hears, or at quiet places."""
+"""Where clips `[samples]` are cut: at the limit of a model, or at quiet places."""
 
 import logging
 
