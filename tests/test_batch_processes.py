@@ -191,7 +191,7 @@ def test_kill_terminate_interrupt(job, tmp_path):
         assert message in errors and "Traceback" not in errors
         assert not before or re.search(rf"{before} of 55 clips are done, \d+ failed and are tried again", errors)
         before = answered(out)
-        wait_for(lambda: not processes(out) and not processes("batch.decoding", job.folder))
+        wait_for(lambda: not processes(out) and not processes("batch.decode_ahead", job.folder))
     merge = cli.main(["batch", "--merge", str(out)])
     assert merge == 1 and not (out / "results.jsonl").exists()
     assert job.finish(out) == job.expected

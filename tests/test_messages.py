@@ -1,11 +1,13 @@
 """Messages name what the person has in hand, options of a command or keywords of Python; libraries are quiet."""
 
 import dataclasses
+import http.server
 import json
 import os
 import pickle
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -164,3 +166,25 @@ def test_a_users_own_settings_stay(monkeypatch):
     monkeypatch.setattr(sys, "warnoptions", ["error"])
     cli._quieten_libraries()
     assert os.environ["GLOG_v"] == "1" and os.environ["TRANSFORMERS_VERBOSITY"] == "1"
+
+
+def test_a_download_above_the_limit_names_no_keyword_of_python(capsys, monkeypatch):
+    """The server only announces more bytes than the limit."""
+
+    class Huge(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.send_header("Content-Length", str(10**10))
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with http.server.HTTPServer(("127.0.0.1", 0), Huge) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert cli.main(["caption", *CPU, f"http://127.0.0.1:{server.server_port}/a.wav"]) == 1
+        server.shutdown()
+    said = capsys.readouterr().err
+    assert "more than 536870912 bytes" in said and not [word for word in PYTHON if word in said]

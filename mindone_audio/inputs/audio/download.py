@@ -10,7 +10,7 @@ import urllib.request
 import zlib
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
-from mindone_audio.inputs.audio.errors import AudioError, describe
+from mindone_audio.inputs.audio.errors import AudioError, describe, too_many_bytes
 
 MAX_REDIRECTS = 5
 REDIRECTS = (301, 302, 303, 307, 308)
@@ -75,10 +75,7 @@ def _get(url: str, deadline: float, limit: int, name: str) -> bytes:
 
 
 def _body(response: http.client.HTTPResponse, deadline: float, limit: int, name: str) -> bytes:
-    too_large = AudioError(
-        f"{name} sends more than {limit} bytes ({limit / 2**20:.0f} MiB), the limit: call load_audio(…, max_bytes=…) "
-        "with a higher one"
-    )
+    too_large = too_many_bytes(name, limit)
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
     if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
         raise AudioError(f"{name} comes with Content-Encoding {encoding[:40]!r}: download it with another program")
