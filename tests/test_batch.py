@@ -289,7 +289,7 @@ def test_another_job_is_refused_unless_restarted(tmp_path):
     run(CLIPS, out, shard=Shard(2, 3), text="Who?")
     run(CLIPS, out, shard=Shard(1, 3), text="Who?")
     for change in ({"text": "What?"}, {"task": "caption"}, {"text": "Who?", "settings": {"num_beams": 2}}):
-        with pytest.raises(ValueError, match="holds the results of another job.*--restart"):
+        with pytest.raises(ValueError, match="holds the results of another job.*restart=True"):
             run(CLIPS, out, **change)
     with pytest.raises(ValueError, match="items was 8, is 7"):
         run(CLIPS[1:], out, text="Who?")

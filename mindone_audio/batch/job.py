@@ -134,9 +134,11 @@ def find_shard(environment: Mapping[str, str], device: str | None = None) -> Sha
         if ":" in (device or ""):
             raise ValueError(f"device {device!r} would be that of all {ranks} ranks: leave the number out")
         if "DEVICE_ID" not in environment:
-            raise ValueError(
-                f"RANK_SIZE is {ranks} and DEVICE_ID is not set, so all ranks of a machine would take the same NPU: "
-                "start them with msrun, set DEVICE_ID, or use --device cpu"
+            raise SettingError(
+                lambda say: (
+                    f"RANK_SIZE is {ranks} and DEVICE_ID is not set, so all ranks of a machine would take the same "
+                    f"NPU: start them with msrun, set DEVICE_ID, or use {say('device', 'cpu')}"
+                )
             )
     return Shard(rank, ranks)
 

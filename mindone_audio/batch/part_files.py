@@ -19,6 +19,7 @@ from typing import Any
 
 from mindone_audio.batch.job import BatchError, Shard
 from mindone_audio.machine.files import replacing
+from mindone_audio.setting_fields import SettingError
 
 logger = logging.getLogger(__name__)
 
@@ -35,18 +36,25 @@ def settle_job(folder: Path, fingerprint: dict, restart: bool) -> str:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise NotADirectoryError(f"the output {str(folder)!r} is not a folder: give another --out") from error
+        raise NotADirectoryError(f"the output {str(folder)!r} is not a folder: give another one") from error
     known = None if restart else _read_job(folder)
     if known is not None and known != fingerprint:
         both = [(k, known.get(k), fingerprint.get(k)) for k in dict.fromkeys((*fingerprint, *known))]
         changes = [f"{k} was {old!r:.120}, is {new!r:.120}" for k, old, new in both if old != new]
-        raise ValueError(
-            f"{folder} holds the results of another job ({'; '.join(changes) or 'of another version'}): "
-            "use another --out, or --restart to drop those results"
+        raise SettingError(
+            lambda say: (
+                f"{folder} holds the results of another job ({'; '.join(changes) or 'of another version'}): "
+                f"use another {say('out')}, or {say('restart', True)} to drop those results"
+            )
         )
     if known is None:
         if not restart and any(_parts(folder)):
-            raise ValueError(f"{folder} has parts of results and no readable {JOB}: use another --out, or --restart")
+            raise SettingError(
+                lambda say: (
+                    f"{folder} has parts of results and no readable {JOB}: use another {say('out')}, or "
+                    f"{say('restart', True)}"
+                )
+            )
         with replacing(folder / JOB) as file:
             file.write_text(json.dumps(fingerprint, indent=1) + "\n", encoding="utf-8")
     return _name(fingerprint)
@@ -243,7 +251,7 @@ def merge(folder: str | os.PathLike) -> Merged:
     folder = Path(folder)
     fingerprint = _read_job(folder) if folder.is_dir() else None
     if fingerprint is None or not isinstance(fingerprint.get("items"), int):
-        raise ValueError(f"{folder} holds no batch job (no {JOB}): give the --out of the job")
+        raise ValueError(f"{folder} holds no batch job (no {JOB}): give the folder that the job wrote to")
     count, found = fingerprint["items"], find_results(folder, _name(fingerprint))
     missing = [index for index in range(count) if index not in found]
     path = folder / RESULTS

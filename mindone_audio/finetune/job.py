@@ -100,7 +100,7 @@ def _check_folders(config: FinetuneConfig) -> None:
         raise SettingError(
             lambda say: (
                 f"{output} has checkpoints of an earlier run, the last {found[-1].name}: go on from it with "
-                f"--resume (in YAML resume: true), or give another {say('output_dir')}"
+                f"{say('resume', True)}, or give another {say('output_dir')}"
             )
         )
     if config.job.merge is not None:
@@ -164,7 +164,7 @@ def _train(
         kept = f"what was learned in {trainer.step} steps is kept in {config.training.output_dir}"
         failed = error
         raise FinetuneError(
-            lambda say: f"{in_words(failed, say)}; {kept}: go on with --resume when that is put right"
+            lambda say: f"{in_words(failed, say)}; {kept}: go on with {say('resume', True)} when that is put right"
         ) from error
 
 

@@ -7,6 +7,7 @@ from functools import cache
 import mindspore as ms
 
 from mindone_audio.machine import doctor
+from mindone_audio.setting_fields import SettingError
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +28,11 @@ def set_device(name: str) -> None:
         raise ValueError(f"unknown device {name!r}: use one of auto, {', '.join(_DEVICES)}, or ascend:<index>")
     target = _DEVICES[kind]
     if target == "Ascend" and not ms.hal.is_available("Ascend"):
-        raise ValueError(
-            f"device {name!r} is not available here: MindSpore finds no Ascend NPU with CANN and a driver. "
-            "Check `npu-smi info` and that CANN's set_env.sh was sourced, or use --device cpu"
+        raise SettingError(
+            lambda say: (
+                f"device {name!r} is not available here: MindSpore finds no Ascend NPU with CANN and a driver. "
+                f"Check `npu-smi info` and that CANN's set_env.sh was sourced, or use {say('device', 'cpu')}"
+            )
         )
     if target == "Ascend" and not index:
         index = os.environ.get("DEVICE_ID", "0")
