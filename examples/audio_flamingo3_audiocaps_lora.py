@@ -54,6 +54,7 @@ from mindone_audio.finetune import (  # noqa: E402
     load_adapter,
 )
 from mindone_audio.machine.device import set_device  # noqa: E402
+from mindone_audio.setting_fields import in_words, option  # noqa: E402
 
 QUESTION = "Describe the audio."
 GENERATION = {"max_new_tokens": 100, "do_sample": False}
@@ -169,4 +170,4 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError, FinetuneError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {in_words(error, option)}")

@@ -22,6 +22,7 @@ from mindone_audio import (  # noqa: E402
     to_mindspore,
 )
 from mindone_audio.machine.device import set_device  # noqa: E402
+from mindone_audio.setting_fields import in_words, option  # noqa: E402
 
 TRANSCRIBE, CAPTION = "Transcribe the input speech.", "Describe the audio."
 
@@ -80,7 +81,7 @@ def main() -> int:
             for prompt in arguments.prompt or [TRANSCRIBE, CAPTION]:
                 print(f"  {prompt}  {answer(model, processor, clip, prompt, settings)}", flush=True)
         except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {in_words(error, option)}", file=sys.stderr)
             failures += 1
     return 1 if failures else 0
 
@@ -89,4 +90,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {in_words(error, option)}")

@@ -16,6 +16,7 @@ import mindspore as ms  # noqa: E402
 
 from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, WhisperVQ, load_audio, to_mindspore  # noqa: E402
 from mindone_audio.machine.device import set_device  # noqa: E402
+from mindone_audio.setting_fields import in_words, option  # noqa: E402
 
 
 def sound_tokens(whisper_vq: WhisperVQ, samples) -> str:
@@ -72,7 +73,7 @@ def main() -> int:
                 settings = {"max_new_tokens": arguments.max_new_tokens}
                 print(answer(model, processor, words + arguments.prompt, settings), flush=True)
         except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {in_words(error, option)}", file=sys.stderr)
             failures += 1
     return 1 if failures else 0
 
@@ -81,4 +82,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {in_words(error, option)}")

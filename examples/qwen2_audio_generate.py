@@ -19,6 +19,7 @@ import mindspore as ms  # noqa: E402
 from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, load_audio, to_mindspore  # noqa: E402
 from mindone_audio.checkpoints import demo_checkpoint  # noqa: E402
 from mindone_audio.machine.device import set_device  # noqa: E402
+from mindone_audio.setting_fields import in_words, option  # noqa: E402
 
 CAPTION = "Generate the caption in English:"
 
@@ -88,7 +89,7 @@ def main() -> int:
                 if ask("Is anybody speaking?").startswith("Yes"):
                     ask("What does the person say?")
         except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {in_words(error, option)}", file=sys.stderr)
             failures += 1
     return 1 if failures else 0
 
@@ -97,4 +98,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {in_words(error, option)}")

@@ -17,6 +17,7 @@ import mindspore as ms  # noqa: E402
 
 from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, to_mindspore  # noqa: E402
 from mindone_audio.machine.device import set_device  # noqa: E402
+from mindone_audio.setting_fields import in_words, option  # noqa: E402
 
 SYSTEM = "You are a friendly and helpful assistant. You love to answer questions for people."
 
@@ -77,4 +78,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {in_words(error, option)}")

@@ -17,6 +17,7 @@ import mindspore as ms  # noqa: E402
 
 from mindone_audio import AutoProcessor, VoxtralForConditionalGeneration, to_mindspore  # noqa: E402
 from mindone_audio.machine.device import set_device  # noqa: E402
+from mindone_audio.setting_fields import in_words, option  # noqa: E402
 
 
 def main() -> int:
@@ -50,4 +51,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {in_words(error, option)}")

@@ -48,6 +48,7 @@ from mindone_audio.finetune import (  # noqa: E402
     load_examples,
 )
 from mindone_audio.machine.device import set_device  # noqa: E402
+from mindone_audio.setting_fields import in_words, option  # noqa: E402
 
 QUESTION = "Listen to the audio and answer the question."
 GENERATION = {"max_new_tokens": 100, "do_sample": False}
@@ -165,4 +166,4 @@ if __name__ == "__main__":
     try:
         main()
     except (OSError, ValueError, FinetuneError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {in_words(error, option)}")

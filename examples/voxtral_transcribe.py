@@ -19,6 +19,7 @@ import mindspore as ms  # noqa: E402
 
 from mindone_audio import VoxtralForConditionalGeneration, VoxtralProcessor, to_mindspore  # noqa: E402
 from mindone_audio.machine.device import set_device  # noqa: E402
+from mindone_audio.setting_fields import in_words, option  # noqa: E402
 
 
 def generate(model, processor, inputs, settings: dict) -> str:
@@ -66,7 +67,7 @@ def main() -> int:
             inputs = processor.apply_transcription_request(clip, arguments.language, arguments.model)
             text = generate(model, processor, inputs, settings)
         except (OSError, ValueError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {in_words(error, option)}", file=sys.stderr)
             failures += 1
         else:
             print(f"\n{clip}\n  {text}  ({time.perf_counter() - start:.2f} s)", flush=True)
@@ -77,4 +78,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {in_words(error, option)}")

@@ -117,8 +117,8 @@ def test_bad_clips_cost_no_good_answer(run, tmp_path, monkeypatch):
         (["--model", "./nowhere"], "error: no checkpoint folder './nowhere'"),
         (["--device", "gpu"], "error: unknown device 'gpu': use one of auto, cpu, ascend"),
         (["--device", "ascend"], "error: device 'ascend' is not available here.*--device cpu"),
-        (["--max-new-tokens", "0"], "error: max_new_tokens must be at least 1, not 0"),
-        (["--temperature", "0", "--do-sample"], "error: temperature must be greater than 0"),
+        (["--max-new-tokens", "0"], "error: --max-new-tokens must be at least 1, not 0"),
+        (["--temperature", "0", "--do-sample"], "error: --temperature must be greater than 0"),
     ],
 )
 def test_bad_arguments(run, arguments, message):
