@@ -33,6 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         print(f"error: {in_words(error, getattr(options, 'say', option))}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        device = sys.modules.get("mindone_audio.machine.device")
+        explanation = device and device.explain_failure(error)
+        if not explanation:
+            raise
+        print(f"error: {explanation}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -73,7 +73,12 @@ def _to_tensor(value: Any, dtype: ms.Type, name: str) -> ms.Tensor:
             f"{name} is a {type(value).__name__}, which has no tensor form: pass arrays, numbers or lists of numbers, "
             "and leave everything else out"
         )
-    return ms.Tensor.from_numpy(np.require(value, _numpy_type(value, dtype, name), ["C", "W"]))
+    return share(np.require(value, _numpy_type(value, dtype, name), ["C", "W"]))
+
+
+def share(array: np.ndarray) -> ms.Tensor:
+    """A tensor of an array, in the array's own memory while MindSpore can do that: it says that it will not."""
+    return ms.Tensor.from_numpy(array) if hasattr(ms.Tensor, "from_numpy") else ms.Tensor(array)
 
 
 def _numpy_type(value: np.ndarray, dtype: ms.Type, name: str) -> type:

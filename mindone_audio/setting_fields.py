@@ -16,6 +16,7 @@ MAX_NEW_TOKENS = {False: 128, True: 256}  # of an answer and of a transcription:
 MODEL_HELP = "checkpoint folder or Hugging Face id (default: the small bundled one)"
 ADAPTER_HELP = "what finetune made of that model; also a Hugging Face id"
 DEVICE_HELP = "auto, ascend, ascend:1 or cpu"
+DEVICE_MEMORY_HELP = "the most to take of an NPU's memory, such as 40GB (default: all that is free)"
 DTYPE_HELP = "of weights and computation (default: the checkpoint's)"
 
 Say = Callable[..., str]  # (name, value=None) -> how a caller writes a setting

@@ -37,7 +37,8 @@ def test_the_device_in_use_may_be_asked_for_again():
 @pytest.mark.parametrize(("variable", "name", "expected"), [("3", "npu", 3), ("3", "ascend:1", 1), (None, "auto", 0)])
 def test_which_npu(monkeypatch, variable, name, expected):
     monkeypatch.setenv("ASCEND_HOME_PATH", "/somewhere")
-    monkeypatch.setattr(ms.hal, "is_available", lambda target: True)
+    monkeypatch.setattr(ms.device_context.ascend, "device_count", lambda: 8)
+    monkeypatch.setattr(device, "_start", lambda limit: None)
     chosen = []
     monkeypatch.setattr(ms, "set_device", lambda *arguments: chosen.append(arguments))
     monkeypatch.delenv("DEVICE_ID", raising=False)
@@ -48,7 +49,6 @@ def test_which_npu(monkeypatch, variable, name, expected):
 
 
 def test_a_device_id_that_is_no_number(monkeypatch):
-    monkeypatch.setattr(ms.hal, "is_available", lambda target: True)
     monkeypatch.setenv("DEVICE_ID", "0,1")
     with pytest.raises(ValueError, match="DEVICE_ID is '0,1'"):
         device.set_device("ascend")

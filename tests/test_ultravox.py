@@ -115,7 +115,7 @@ def test_parts_get_the_dtype_of_the_repository(tmp_path):
     own = split_checkpoint(LLAMA, tmp_path)
     change_tensors(tmp_path / "whisper", lambda t: t.update({n: v.astype(np.float16) for n, v in t.items()}))
     model = UltravoxForConditionalGeneration(UltravoxConfig.from_pretrained(own))
-    parts = load_parameters(model, own, lambda stored: stored, sources=model.weight_sources(own))
+    parts = load_parameters(model, own, lambda name, stored: stored, sources=model.weight_sources(own))
     assert {parameter.dtype for parameter in model.get_parameters()} == {ms.bfloat16}
     assert parts == {"language_model.": tmp_path / "text", "audio_tower.": tmp_path / "whisper"}
 

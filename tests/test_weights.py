@@ -59,7 +59,7 @@ def edit_config(folder, change):
 def test_half_precision_becomes_float32_on_cpu_and_one_line_says_so(folder, dtype, caplog):
     edit_weights(folder, lambda tensors: tensors.update({k: v.to(dtype) for k, v in tensors.items()}))
     expected = torch_logits(TorchQwen2Audio.from_pretrained(folder, dtype=torch.float32))
-    device._log_promotion.cache_clear()
+    device._log_once.cache_clear()
     with caplog.at_level(logging.INFO, logger="mindone_audio"):
         model = AutoModelForAudioTextToText.from_pretrained(folder, mindspore_dtype=ms.bfloat16)
         model = AutoModelForAudioTextToText.from_pretrained(folder)
@@ -343,6 +343,7 @@ def test_a_model_made_from_a_config_alone_is_random_and_works():
 
 
 def test_a_model_that_cannot_fit_is_refused_before_it_is_read(folder, monkeypatch):
-    monkeypatch.setattr(parameters, "physical_memory", lambda: 100_000)
-    with pytest.raises(CheckpointError, match=r"take 0\.\d GB as Float32, and this machine has 0.0 GB of memory"):
+    monkeypatch.setattr(device, "memory", lambda: ("this machine", 100_000))
+    arithmetic = r"takes 0\.\d GB \(parameters as Float32 0\.\d, cache of 1024 tokens 0\.\d, workspace 0\.\d\)"
+    with pytest.raises(CheckpointError, match=arithmetic + ", and this machine has 0.0 GB of memory"):
         AutoModelForAudioTextToText.from_pretrained(folder)

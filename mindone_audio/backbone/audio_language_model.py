@@ -92,7 +92,7 @@ class AudioLanguageModel(PreTrainedModel):
         pretrained_model_name_or_path: str | os.PathLike,
         *,
         config=None,
-        mindspore_dtype: ms.Type | None = None,
+        mindspore_dtype: ms.Type | dict[str, ms.Type] | None = None,
         attn_implementation: str | None = "eager",
         tie_word_embeddings: bool | None = None,
         device_map: str | None = None,
@@ -101,14 +101,16 @@ class AudioLanguageModel(PreTrainedModel):
     ):
         """Load a checkpoint from a local folder or the Hugging Face hub.
 
-        mindspore_dtype: dtype of the weights, None for the stored one; on CPU half precision becomes float32, which
-        one log line says. attn_implementation: "eager". tie_word_embeddings: False gives the output layer its own
-        copy where the checkpoint ties it. device_map: "auto" or None, both the current MindSpore device.
-        keep_quantized: linear layers that the checkpoint has in bitsandbytes' NF4 keep their 4 bits in memory and are
-        dequantised in every call, which is slower, instead of once here; such a model cannot be saved. download:
-        revision, cache_dir, token, local_files_only, subfolder. Raises `hub.CheckpointError` (missing, unexpected or
-        wrongly shaped tensors), `FileNotFoundError`, `ValueError`, or on Ascend `device.UnsupportedEnvironment`; no
-        keyword is ignored.
+        mindspore_dtype: dtype of the weights, None for the stored one, or one for each part: {"audio_tower":
+        mindspore.float32, "": mindspore.float16}, where "audio_tower" counts the projector, "language_model" is the
+        rest, and "" is for what is not named. On CPU half precision becomes float32, on an NPU without bfloat16 that
+        becomes float16, which one log line says. attn_implementation: "eager". tie_word_embeddings: False gives the
+        output layer its own copy where the checkpoint ties it. device_map: "auto" or None, both the current MindSpore
+        device. keep_quantized: linear layers that the checkpoint has in bitsandbytes' NF4 keep their 4 bits in memory
+        and are dequantised in every call, which is slower, instead of once here; such a model cannot be saved.
+        download: revision, cache_dir, token, local_files_only, subfolder. Raises `hub.CheckpointError` (missing,
+        unexpected or wrongly shaped tensors), `FileNotFoundError`, `ValueError`, or on Ascend
+        `device.UnsupportedEnvironment`; no keyword is ignored.
         """
         if attn_implementation not in (None, "eager"):
             raise ValueError(f"attn_implementation {attn_implementation!r} is not supported: use 'eager'")
@@ -117,6 +119,16 @@ class AudioLanguageModel(PreTrainedModel):
         return load_checkpoint(
             cls, pretrained_model_name_or_path, config, mindspore_dtype, tie_word_embeddings, keep_quantized, **download
         )
+
+    @property
+    def dtype(self) -> ms.Type:
+        """That of the language model's weights."""
+        return self.language_model.model.embed_tokens.weight.dtype
+
+    @property
+    def audio_dtype(self) -> ms.Type:
+        """That of the encoder's weights."""
+        return self.dtype if self.audio_tower is None else self.audio_tower.conv1.weight.dtype
 
     @property
     def packed_weights(self) -> PackedWeights | None:
@@ -139,6 +151,13 @@ class AudioLanguageModel(PreTrainedModel):
             self._weights_state, self._weights_version = state, self._weights_version + 1
             name_parameters(self)
         return self._weights_version
+
+    def weights_changed(self) -> None:
+        """Say that `set_data` has given a parameter other memory, after `generate` has been called.
+
+        On a CPU it is noticed without this. On Ascend a parameter's address also changes when MindSpore moves it there.
+        """
+        self._weights_state = None
 
     def save_pretrained(
         self, save_directory: str | os.PathLike, is_main_process=True, state_dict=None, **kwargs
@@ -201,6 +220,13 @@ class AudioLanguageModel(PreTrainedModel):
         mask = np.ones(input_ids.shape, bool) if attention_mask is None else attention_mask != 0
         if mask.shape != input_ids.shape:
             raise ValueError(f"attention_mask has shape {mask.shape}, input_ids has {input_ids.shape}: make them equal")
+        vocabulary = self.language_model.config.vocab_size
+        if input_ids.min() < 0 or input_ids.max() >= vocabulary:  # a CPU takes them for zeros, an NPU for anything
+            wrong = input_ids[(input_ids < 0) | (input_ids >= vocabulary)][0]
+            raise ValueError(
+                f"input_ids hold {wrong}, and this model has the tokens 0 to {vocabulary - 1}: use the "
+                "checkpoint's own processor"
+            )
         features, lengths = self.clips(audio)
         places = self.audio_places(input_ids, mask, audio)
         frames = audio_frames(lengths)
@@ -240,7 +266,7 @@ class AudioLanguageModel(PreTrainedModel):
         features = input_features if isinstance(input_features, Tensor) else np.asarray(input_features)
         features = features[:, :, : config.frames_to_encode(int(lengths.max(initial=0)))]
         features = features if isinstance(features, Tensor) else Tensor(np.ascontiguousarray(features))
-        return features.astype(self.dtype), lengths
+        return features.astype(self.audio_dtype), lengths
 
     def construct(self, input_ids, attention_mask=None, labels=None, **audio) -> CausalLMOutput:
         """Scores of every next token, and the loss where labels are given.

@@ -10,6 +10,7 @@ from itertools import count
 import mindspore as ms
 from mindspore import _c_expression, nn
 
+from mindone_audio.machine import device
 from mindone_audio.weights import compile_cache
 
 _ONE_GRAPH = "increment"  # MindSpore's name for the phase of a cell that has one graph, whatever its arguments
@@ -21,6 +22,8 @@ def one_graph(cell: nn.Cell) -> Callable:
 
     A graph that this or another process has compiled before is loaded, see `compile_cache`.
     """
+    if not device.fixes_shapes():
+        return graphs(cell)
     cell.phase = _ONE_GRAPH
     _release_with(cell, cell.phase_cache)
     compiled, called = ms.jit(cell.construct), False

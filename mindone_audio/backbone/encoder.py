@@ -133,7 +133,8 @@ class AudioEncoder(nn.Cell):
         """
         given = None
         if self.partial_windows:
-            lengths, given = lengths[:, 0], lengths[:, 1]
+            lengths, given = ops.split(lengths, (1, 1), 1)
+            lengths, given = lengths.reshape((-1,)), given.reshape((-1,))
         x = ops.transpose(input_features.astype(self.conv1.weight.dtype), (0, 2, 1))
         x = ops.gelu(self.conv1(x))
         if given is not None:

@@ -15,6 +15,7 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, initializer
 
 from mindone_audio.backbone import ops
+from mindone_audio.conversion import share
 from mindone_audio.weights.nf4 import QuantizedWeight
 
 _INIT_STD = 0.02
@@ -33,7 +34,7 @@ def share_rows(parameters: Sequence[Parameter], name: str) -> Parameter:
     """
     rows = np.empty((sum(map(len, parameters)), *parameters[0].shape[1:]), np.float32)
     for parameter, start in zip(parameters, _starts(parameters)):
-        parameter.set_data(Tensor.from_numpy(rows[start : start + len(parameter)]))
+        parameter.set_data(share(rows[start : start + len(parameter)]))
     return _placed(rows, name)
 
 
@@ -43,14 +44,14 @@ def parts_of(whole: Parameter, most: int, name: str) -> list[Parameter]:
     Only inside `mindspore.nn.utils.no_init_parameters()`, and on a CPU.
     """
     rows = np.empty(whole.shape, np.float32)
-    whole.set_data(Tensor.from_numpy(rows))
+    whole.set_data(share(rows))
     return [_placed(rows[start : start + most], f"{name}.{start}") for start in range(0, len(rows), most)]
 
 
 def _placed(rows: np.ndarray, name: str) -> Parameter:
     """A frozen parameter in an array's memory."""
     parameter = Parameter(initializer("zeros", rows.shape, ms.float32), name=name, requires_grad=False)
-    parameter.set_data(Tensor.from_numpy(rows))
+    parameter.set_data(share(rows))
     return parameter
 
 
@@ -115,7 +116,7 @@ class QuantizedLinear(nn.Cell):
 
 
 def _frozen(array: np.ndarray) -> Parameter:
-    return Parameter(Tensor.from_numpy(array), requires_grad=False)
+    return Parameter(share(array), requires_grad=False)
 
 
 def put_quantized_linear(model: nn.Cell, weight: QuantizedWeight) -> bool:

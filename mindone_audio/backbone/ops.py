@@ -8,6 +8,9 @@ gathered.
 MindSpore's compiler also decides: it spends most of its time on the functions of `mindspore.ops` that are written in
 Python. So this file uses operators, and NumPy computes what depends on shapes alone while a graph is compiled.
 docs/performance-notes.md has the measurements.
+
+On Ascend an operation has its own version where MindSpore passes the CPU's on to CANN's older operator compiler, which
+compiles for each new shape or may choose a slow kernel. Everything here also runs on a CPU, so that tests can run both.
 """
 
 import functools
@@ -30,8 +33,8 @@ _scores = ops.BatchMatMul(transpose_b=True)
 _product = ops.BatchMatMul()
 _add_bias = ops.BiasAdd()
 _softmax = ops.Softmax(-1)
-_strided_slice = ops.StridedSlice()
 _mean = ops.ReduceMean(keep_dims=True)
+_mean_ext = ops.auto_generate.MeanExt()
 _split = ops.auto_generate.SplitWithSize()
 _layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
 _write = ops.ScatterUpdate()
@@ -58,8 +61,8 @@ def _are_many(shape: tuple[int, ...]) -> bool:
 
 
 @ops.constexpr
-def _transposes() -> bool:
-    """Whether a transpose moves heads best. On a CPU a gather is faster and takes less memory."""
+def _is_ascend() -> bool:
+    """Which version of an operation is compiled."""
     return device.is_ascend()
 
 
@@ -87,7 +90,7 @@ _swap_middle = _SwapMiddle()
 
 
 def _with_middle_swapped(x: Tensor) -> Tensor:
-    if _transposes():
+    if _is_ascend():  # on a CPU a gather is faster and takes less memory
         return transpose(x, (0, 2, 1, 3))
     a, b, c, n = x.shape
     return ops.gather(x.reshape((a, b * c, n)), _swapped(b, c), 1).reshape((a, c, b, n))
@@ -139,22 +142,31 @@ def _linear_of_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = transpose(_matmul_transposed(weight, x), (1, 0))
     else:
         y = _matmul_transposed(x, weight)
-    return y if bias is None else _add_bias(y, bias)
+    if bias is None:
+        return y
+    return y + bias if _is_ascend() else _add_bias(y, bias)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Layer normalisation over the last axis, epsilon 1e-5 (PyTorch's default, which Whisper's encoder uses)."""
-    return _layer_norm(x, weight, bias)[0]
+    if not _is_ascend():
+        return _layer_norm(x, weight, bias)[0]
+    wide = x.astype(ms.float32)
+    wide = wide - _mean_ext(wide, (-1,), True)
+    wide = wide * ops.rsqrt(_mean_ext(wide * wide, (-1,), True) + 1e-5)
+    return (wide * weight.astype(ms.float32) + bias.astype(ms.float32)).astype(x.dtype)
 
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """`x / sqrt(mean(x^2) + epsilon) * weight` over the last axis, computed in fp32 (arXiv 1910.07467)."""
     wide = x.astype(ms.float32)
-    if x.dtype == ms.float32 and _are_many(x.shape):  # products with a column and a row do what broadcasting would
+    if x.dtype == ms.float32 and _are_many(x.shape) and not _is_ascend():
+        # Products with a column and a row do what broadcasting would.
         flat = wide.reshape((-1, x.shape[-1]))
         mean = _matmul(flat * flat, _averaging(x.shape[-1]))
         return (flat * _matmul(ops.rsqrt(mean + epsilon), weight.expand_dims(0))).reshape(x.shape)
-    wide = wide * ops.rsqrt(_mean(wide * wide, -1) + epsilon)
+    mean = _mean_ext(wide * wide, (-1,), True) if _is_ascend() else _mean(wide * wide, -1)
+    wide = wide * ops.rsqrt(mean + epsilon)
     return weight * wide.astype(x.dtype)
 
 
@@ -166,7 +178,7 @@ def dequantize(codes: Tensor, levels: Tensor, scales: Tensor, count: int) -> Ten
     """
     values = ops.gather(levels, codes.astype(ms.int32), 0).reshape((scales.shape[0], -1))
     values = (values * ops.tile(scales.reshape((-1, 1)), (1, values.shape[1]))).reshape((-1,))
-    return values if values.shape[0] == count else values[:count]
+    return values if values.shape[0] == count else _split(values, (count, values.shape[0] - count), 0)[0]
 
 
 def not_before(x: Tensor, value: Tensor) -> Tensor:
@@ -209,8 +221,12 @@ def for_heads(x: Tensor, heads: int) -> Tensor:
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """`x * cos + swapped * sin` for x (batch, heads, length, head_dim); `swapped` is x's second half, then its first.
 
-    cos and sin are of x's shape, from `rotary.rotation_tables`. A gather of two rows swaps the halves.
+    cos and sin are of x's shape, from `rotary.rotation_tables`. On a CPU a gather of two rows swaps the halves.
     """
+    if _is_ascend():
+        half = x.shape[-1] // 2
+        first, second = _split(x, (half, half), 3)
+        return x * cos + ops.concat((second, first), 3) * sin
     swapped = ops.gather(x.reshape((-1, 2, x.shape[-1] // 2)), _OTHER_HALF, 1).reshape(x.shape)
     return x * cos + swapped * sin
 
@@ -241,14 +257,21 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, tr
 def conv1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
     """1-D convolution with kernel 3 and padding 1 as one matrix product: x (batch, time, in) to (batch, time', out).
 
-    weight (out, in, 3) as PyTorch stores it. time' = (time - 1) // stride + 1.
+    weight (out, in, 3) as PyTorch stores it; stride 1 or 2. time' = (time - 1) // stride + 1.
     """
     batch, time, channels = x.shape
     edge = _zeros((batch, 1, channels), x.dtype)
-    padded = ops.concat((edge, x, edge), 1)
-    taps = ()
-    for k in range(3):
-        taps += (_strided_slice(padded, (0, k, 0), (batch, k + time, channels), (1, stride, 1)),)
+    if stride == 1:
+        padded = ops.concat((edge, x, edge), 1)
+        first, middle = _split(padded, (time, 2), 1)[0], _split(padded, (1, time, 1), 1)[1]
+        taps = (first, middle, _split(padded, (2, time), 1)[1])
+    else:
+        # Rows in pairs: the first two taps are a pair, the third is the first row of the next one.
+        edges = (edge, x, edge, edge) if time % 2 else (edge, x, edge)
+        pairs = ops.concat(edges, 1).reshape((batch, -1, 2 * channels))
+        count = pairs.shape[1] - 1
+        following = _split(pairs, (1, count), 1)[1]
+        taps = (_split(pairs, (count, 1), 1)[0], _split(following, (channels, channels), 2)[0])
     taps = ops.concat(taps, -1)  # (batch, time', 3 * in)
     return linear(taps, transpose(weight, (0, 2, 1)).reshape((weight.shape[0], -1)), bias)
 

@@ -13,6 +13,7 @@ from mindone_audio.machine.msrun import own_rank
 from mindone_audio.setting_fields import (
     ADAPTER_HELP,
     DEVICE_HELP,
+    DEVICE_MEMORY_HELP,
     DTYPE_HELP,
     DTYPES,
     MODEL_HELP,
@@ -70,6 +71,7 @@ class BatchJob:
         choices=("windows",),
     )
     adapter: str | os.PathLike | None = setting(None, ADAPTER_HELP, metavar="FOLDER")
+    device_memory: str | None = setting(None, DEVICE_MEMORY_HELP, metavar="GB")
 
     def __post_init__(self):
         # NumPy: not for --help, which reads the fields above.

@@ -171,7 +171,13 @@ class _Run:
         dtypes = {"float32": float32, "float16": float16, "bfloat16": bfloat16, None: None}
         device = "auto" if self.job.device is None else self.job.device
         dtype = dtypes[self.job.dtype]
-        pipe = pipeline(model=self.job.model, device=device, mindspore_dtype=dtype, adapter=self.job.adapter)
+        pipe = pipeline(
+            model=self.job.model,
+            device=device,
+            device_memory=self.job.device_memory,
+            mindspore_dtype=dtype,
+            adapter=self.job.adapter,
+        )
         pipe.explain = self.explain
         return pipe
 
@@ -220,6 +226,10 @@ class _Run:
                 progress=False,
             )
         except Exception as error:  # Such as MindSpore's for too little memory: the other items go on.
+            from mindone_audio.machine import device
+
+            if device.is_lost(error):
+                raise  # what is done is kept, and a rerun goes on from there; nothing else would succeed
             logger.warning("a batch of %d clips failed: %s", len(batch), str(error).split("\n")[0])
             if len(batch) == 1:
                 return [{"generated_text": None, "error": f"{type(error).__name__}: {error}"}]

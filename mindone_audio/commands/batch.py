@@ -24,7 +24,7 @@ def add(commands) -> None:
     sizes = parser.add_mutually_exclusive_group()
     add_field(sizes, BatchJob, "batch_size", type=number)
     add_field(sizes, BatchJob, "batch_seconds", type=number)
-    for name in ("model", "adapter", "device", "dtype", "long_audio", "restart"):
+    for name in ("model", "adapter", "device", "device_memory", "dtype", "long_audio", "restart"):
         add_field(parser, BatchJob, name)
     for name in ("workers", "max_errors"):
         add_field(parser, BatchJob, name, type=number)

@@ -11,6 +11,7 @@ from typing import Any
 from mindone_audio.setting_fields import (
     ADAPTER_HELP,
     DEVICE_HELP,
+    DEVICE_MEMORY_HELP,
     DTYPE_HELP,
     DTYPES,
     MAX_NEW_TOKENS,
@@ -58,8 +59,9 @@ def explain(command: str) -> Callable[[Exception], str]:
 
 
 def add_device(parser: argparse.ArgumentParser, dtype_help: str = DTYPE_HELP) -> None:
-    """`--device` and `--dtype`."""
+    """`--device`, `--device-memory` and `--dtype`."""
     parser.add_argument("--device", default="auto", help=DEVICE_HELP)
+    parser.add_argument("--device-memory", metavar="GB", help=DEVICE_MEMORY_HELP)
     parser.add_argument("--dtype", choices=DTYPES, help=dtype_help)
 
 
@@ -137,7 +139,13 @@ def load_pipeline(options: argparse.Namespace):
     from mindone_audio.pipelines import pipeline
 
     dtype = None if options.dtype is None else getattr(ms, options.dtype)
-    return pipeline(model=options.model, device=options.device, mindspore_dtype=dtype, adapter=options.adapter)
+    return pipeline(
+        model=options.model,
+        device=options.device,
+        device_memory=options.device_memory,
+        mindspore_dtype=dtype,
+        adapter=options.adapter,
+    )
 
 
 def expand(sources: list[str]) -> list[str]:

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     from mindone_audio.proof import parity
 
     recording = parity.read_recording(options.recording)
-    device.set_device(options.device)
+    device.set_device(options.device, options.device_memory)
     dtype = getattr(ms, options.dtype or recording.facts.get("dtype", "float32"))
     model = AutoModelForAudioTextToText.from_pretrained(options.model, mindspore_dtype=dtype)
     report = parity.replay(model, recording)

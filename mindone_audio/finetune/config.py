@@ -13,6 +13,7 @@ from mindone_audio.finetune.settings import LABELS, ON_BAD_CLIP, FinetuneSetting
 from mindone_audio.finetune.values import ConfigError, check_value, suggestion
 from mindone_audio.setting_fields import (
     DEVICE_HELP,
+    DEVICE_MEMORY_HELP,
     DTYPE_HELP,
     DTYPES,
     MODEL_HELP,
@@ -30,6 +31,7 @@ class JobSettings:
 
     model: str | None = setting(None, MODEL_HELP)
     device: str = setting("auto", DEVICE_HELP)
+    device_memory: str | None = setting(None, DEVICE_MEMORY_HELP, metavar="GB")
     dtype: str | None = setting(None, DTYPE_HELP, choices=DTYPES)
     resume: bool | str = setting(
         False, "go on from the last checkpoint in {output_dir}, or from this one", metavar="CHECKPOINT"

@@ -61,7 +61,7 @@ def run_finetune(
     """
     _check_folders(config)
     train, evaluation = load_data(config)
-    set_device(config.job.device)
+    set_device(config.job.device, config.job.device_memory)
     ranks = Ranks.find()
     processor, model = _load_model(config)
     collator = AnswerCollator(processor, generation_config=model.generation_config, **vars(config.collator))

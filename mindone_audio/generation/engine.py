@@ -25,6 +25,7 @@ from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audi
 from mindone_audio.backbone.cache import KVCache
 from mindone_audio.backbone.compiled import one_graph
 from mindone_audio.backbone.decoder import Decoder, causal_mask, rotation_at
+from mindone_audio.machine import device
 
 logger = logging.getLogger(__name__)
 
@@ -224,12 +225,7 @@ class Sequences:
     def _tokens(self, input_ids: np.ndarray, start: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of a graph for the next columns."""
         offset, self.length = self.length, self.length + input_ids.shape[1]
-        # from_numpy shares the array's memory.
-        return (
-            Tensor.from_numpy(input_ids),
-            Tensor.from_numpy(np.array(offset, np.int32)),
-            Tensor.from_numpy(start),
-        )
+        return device.tensor(input_ids), device.tensor(np.array(offset, np.int32)), device.tensor(start)
 
     def _move(self, positions: int) -> None:
         """Go on in a larger cache."""

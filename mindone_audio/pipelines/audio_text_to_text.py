@@ -54,6 +54,7 @@ def pipeline(
     processor: Any = None,
     *,
     device: str | None = None,
+    device_memory: str | None = None,
     mindspore_dtype: Any = None,
     adapter: str | os.PathLike | None = None,
     **download: Any,
@@ -62,18 +63,18 @@ def pipeline(
 
     model: a model, a checkpoint folder or a Hugging Face id; None is the small checkpoint that comes with the package.
     processor: a processor, or where it is; None is the model's own. device: "auto", "cpu", "ascend", "ascend:1"; None
-    leaves MindSpore's choice. mindspore_dtype: None for the checkpoint's. adapter: a folder or Hugging Face id of a
-    LoRA adapter of that model, which is put on it in place (`finetune.load_adapter`). download: revision, cache_dir,
-    token, local_files_only, subfolder. Raises what `from_pretrained` and `load_adapter` raise, and `ValueError` for
-    another task.
+    leaves MindSpore's choice. device_memory: the most to take of an NPU's memory, "40GB". mindspore_dtype: as for
+    `from_pretrained`. adapter: a folder or Hugging Face id of a LoRA adapter of that model, which is put on it in place
+    (`finetune.load_adapter`). download: revision, cache_dir, token, local_files_only, subfolder. Raises what
+    `from_pretrained` and `load_adapter` raise, and `ValueError` for another task.
     """
     from mindone_audio.machine.device import set_device
     from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
 
     if task != TASK:
         raise ValueError(f"unknown task {task!r}: this package has {TASK!r}")
-    if device is not None:
-        set_device(device)
+    if device is not None or device_memory is not None:
+        set_device(device or "auto", device_memory)
     name = demo_checkpoint() if model is None else model
     if isinstance(name, (str, os.PathLike)):
         model = AutoModelForAudioTextToText.from_pretrained(name, mindspore_dtype=mindspore_dtype, **download)
@@ -262,7 +263,7 @@ class AudioTextToTextPipeline:
             inputs = self.processor.transcription_inputs(clips, language=batch[0].language, chat=chat)
         else:
             inputs = self.processor.conversation_inputs([request.messages for request in batch], chat=chat)
-        return to_mindspore(inputs, dtype=self.model.dtype)
+        return to_mindspore(inputs, dtype=self.model.audio_dtype)
 
     def _generate(self, batch: list[Request]) -> list[tuple[str, int]]:
         """The text of each request, and how many tokens it took without the end token and the padding after it."""

@@ -2,19 +2,21 @@
 
 import json
 import math
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, nn
 from mindspore.common.np_dtype import bfloat16 as np_bfloat16
 from tqdm import tqdm
 
+from mindone_audio.conversion import share
+from mindone_audio.machine import device
 from mindone_audio.weights import nf4
 from mindone_audio.weights.folder_check import explain_missing, wrong_content
 from mindone_audio.weights.hub import CheckpointError
@@ -84,22 +86,24 @@ class Source:
 def load_parameters(
     model: nn.Cell,
     folder: Path,
-    choose_dtype: Callable[[ms.Type], ms.Type],
+    choose_dtype: Callable[[str, ms.Type], ms.Type],
     untie: bool = False,
     prefixes: Prefixes = (),
     sources: Sequence[Source] = (),
     keep: Callable[[QuantizedWeight], bool] | None = None,
+    more_memory: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Path]:
     """Give every parameter of `model` the tensor of its name in the folder's safetensors files.
 
-    choose_dtype: from the dtype that a tensor is stored in to the one that its parameter gets. untie: the checkpoint
-    ties its output layer and the model does not, so the layer starts as a copy of the token embedding. prefixes: where
-    the checkpoint's names begin otherwise than the published layout's. sources: where to look for tensors that the
-    folder lacks, which then count as stored in the dtype of the folder's own. Each tensor is read straight into the
-    memory that its parameter keeps; a progress bar shows where that takes long. A weight in 4 bits is dequantised on
-    the way, unless `keep` takes it, which then returns True. Returns the folders of the sources that were needed, by
-    part. Raises `CheckpointError`: for missing, unexpected and wrongly shaped tensors and for more than this machine's
-    memory before anything is read, and for a `keep` that has nothing to take.
+    choose_dtype: from a parameter's name and the dtype that its tensor is stored in to the one that it gets. untie: the
+    checkpoint ties its output layer and the model does not, so the layer starts as a copy of the token embedding.
+    prefixes: where the checkpoint's names begin otherwise than the published layout's. sources: where to look for
+    tensors that the folder lacks, which then count as stored in the dtype of the folder's own. Each tensor is read
+    straight into the memory that its parameter keeps; a progress bar shows where that takes long. A weight in 4 bits is
+    dequantised on the way, unless `keep` takes it, which then returns True. more_memory: what else
+    the model needs, in bytes by its name in the error. Returns the folders of the sources that
+    were needed, by part. Raises `CheckpointError`: for missing, unexpected and wrongly shaped tensors and for more than
+    this machine's memory before anything is read, and for a `keep` that has nothing to take.
     """
     parameters = {name: parameter for name, parameter in _parameters(model)}
     stored = {replace_prefix(published_name(tensor.name), prefixes): tensor for tensor in stored_tensors(folder)}
@@ -111,21 +115,26 @@ def load_parameters(
     if keep and not any(isinstance(tensor, QuantizedWeight) for tensor in stored.values()):
         raise CheckpointError(f"keep_quantized=True, but {folder} has no weights in 4 bits: leave keep_quantized out")
 
-    def target(tensor: StoredTensor | QuantizedWeight) -> ms.Type:
+    def target(name: str, tensor: StoredTensor | QuantizedWeight) -> ms.Type:
         own = tensor.file.parent == folder or not dtypes
-        return choose_dtype(_FLOATS[tensor.dtype if own else dtypes[0]])
+        return choose_dtype(name, _FLOATS[tensor.dtype if own else dtypes[0]])
 
     if not keep:
-        _check_memory(folder, stored, target)
+        _check_memory(folder, stored, target, more_memory)
     total = sum(tensor.size for tensor in stored.values())
     look = {"unit": "B", "unit_scale": True, "delay": _BAR_AFTER, "leave": False, "disable": None}  # on a terminal only
     with tqdm(desc="loading weights", total=total, **look) as bar:
         for name, tensor in stored.items():
             quantized = isinstance(tensor, QuantizedWeight)
             if not (quantized and keep and name not in copies and keep(tensor)):
-                dtype = target(tensor)
+                dtype = target(name, tensor)
                 place = _memory(parameters[name], dtype)
                 array = tensor.dequantized(_numpy_dtype(dtype)) if quantized else read_tensor(tensor, dtype, place)
+                if dtype == ms.float16 and not np.isfinite(array).all():
+                    raise CheckpointError(
+                        f"{tensor.file}: tensor {name!r} has values that float16 cannot hold, which ends at 65504: "
+                        "load this part of the model in float32, or in bfloat16 where the device has it"
+                    )
                 _set(parameters[name], array, place)
                 if name in copies:
                     _set(parameters[copies[name]], array.copy())
@@ -133,21 +142,19 @@ def load_parameters(
     return parts
 
 
-def _check_memory(folder: Path, stored: dict, target: Callable[[Any], ms.Type]) -> None:
+def _check_memory(folder: Path, stored: dict, target: Callable[[str, Any], ms.Type], more: Mapping[str, int]) -> None:
     """An error now is better than being killed for memory halfway, or than hours of swapping."""
-    needed = sum(math.prod(tensor.shape) * _numpy_dtype(target(tensor)).itemsize for tensor in stored.values())
-    if needed > physical_memory():
-        dtypes = sorted({str(target(tensor)) for tensor in stored.values()})
+    chosen = {name: target(name, tensor) for name, tensor in stored.items()}
+    sizes = [math.prod(tensor.shape) * _numpy_dtype(chosen[name]).itemsize for name, tensor in stored.items()]
+    dtypes = ", ".join(sorted(set(map(str, chosen.values()))))
+    parts = {f"parameters as {dtypes}": sum(sizes), **more}
+    (where, there), needed = device.memory(), sum(parts.values())
+    if there is not None and needed > there:
+        sum_of = ", ".join(f"{name} {size / 1e9:.1f}" for name, size in parts.items())
         raise CheckpointError(
-            f"the parameters of {folder} take {needed / 1e9:.1f} GB as {', '.join(dtypes)}, and this machine has "
-            f"{physical_memory() / 1e9:.1f} GB of memory: use a larger machine, or a smaller dtype (on CPU half "
-            "precision becomes Float32)"
+            f"{folder} takes {needed / 1e9:.1f} GB ({sum_of}), and {where} has {there / 1e9:.1f} GB of memory: use a "
+            "larger one, or a smaller dtype (on CPU half precision becomes Float32)"
         )
-
-
-def physical_memory() -> int:
-    """Bytes of memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def stored_tensors(folder: Path) -> list[StoredTensor]:
@@ -264,7 +271,8 @@ def _convert(source: np.ndarray, target: np.ndarray) -> None:
     if source.dtype == np_bfloat16 and target.dtype == np.float32:
         np.left_shift(source.view(np.uint16), 16, out=target.view(np.uint32), dtype=np.uint32)
     else:
-        target[:] = source.astype(target.dtype)
+        with np.errstate(over="ignore"):  # the caller looks for what became infinite
+            target[:] = source.astype(target.dtype)
 
 
 def _memory(parameter: Parameter, dtype: ms.Type) -> np.ndarray | None:
@@ -278,7 +286,7 @@ def _set(parameter: Parameter, array: np.ndarray, place: np.ndarray | None = Non
         if array is not place:
             place[:] = array
         return
-    tensor = Tensor.from_numpy(array)
+    tensor = share(array)
     parameter.set_dtype(tensor.dtype)
     parameter.set_data(tensor)
 

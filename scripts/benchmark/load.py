@@ -131,7 +131,7 @@ def load_ours(folder: Path):
 
     model = empty_model(Qwen2AudioConfig.from_pretrained(folder))
     yield
-    load_parameters(model, folder, lambda stored: ms.bfloat16)
+    load_parameters(model, folder, lambda name, stored: ms.bfloat16)
     yield
 
 

@@ -88,7 +88,7 @@ class WhisperVQ:
         folder = hub.checkpoint_folder(name_or_dir, **download)
         with no_init_parameters():
             tokenizer = cls(hub.read_config(folder))
-        load_parameters(tokenizer.cell, folder, lambda stored: ms.float32)
+        load_parameters(tokenizer.cell, folder, lambda name, stored: ms.float32)
         return tokenizer
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:

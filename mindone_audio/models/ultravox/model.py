@@ -204,7 +204,7 @@ class UltravoxForConditionalGeneration(AudioLanguageModel, GenerationMixin):
         width = encoder.frames_to_encode(int(frames.max()))
         values = np.pad(values[:, :, :width], ((0, 0), (0, 0), (0, max(0, width - values.shape[2]))))
         values = np.where(np.arange(width) >= frames[:, None, None], 0, values)
-        return Tensor(values).astype(self.dtype), np.stack([lens, frames], 1).astype(np.int32)
+        return Tensor(values).astype(self.audio_dtype), np.stack([lens, frames], 1).astype(np.int32)
 
     def audio_places(self, input_ids: np.ndarray, mask: np.ndarray, audio: dict) -> np.ndarray:
         if audio.get("audio_values") is None:

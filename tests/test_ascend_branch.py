@@ -1,0 +1,193 @@
+"""The graphs of an NPU on this CPU: the same tokens, in float32 and float16, and bfloat16's types as far as they go."""
+
+import re
+
+import mindspore as ms
+import numpy as np
+import pytest
+from ascend_branch import OLD_KERNELS, as_on_ascend, graphs_of, primitives
+from families import ROWS
+from helpers import PAD, relative_error, tiny_config
+from mindspore import ops as msops
+
+from mindone_audio import AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, pipeline
+from mindone_audio.checkpoints import demo_checkpoint
+from mindone_audio.machine import device
+from mindone_audio.weights.hub import CheckpointError
+
+FAST = ("qwen2_audio grouped", "ultravox_qwen3")
+
+
+@pytest.fixture
+def ascend():
+    with as_on_ascend():
+        yield
+
+
+def tokens(model, recording, count: int, **settings) -> list[list[int]]:
+    settings = {"max_new_tokens": count, "pad_token_id": PAD, "do_sample": False, **settings}
+    width = recording.inputs["input_ids"].shape[1]
+    return model.generate(**recording.inputs, **settings).asnumpy()[:, width:].tolist()
+
+
+@pytest.mark.parametrize(
+    "row", [pytest.param(row, marks=[] if row.name in FAST else pytest.mark.slow, id=row.name) for row in ROWS]
+)
+def test_tokens_are_those_of_pytorch(row, ascend, tmp_path):
+    """Those of the CPU's branch are too, see test_families."""
+    folder, recordings = row.load(tmp_path)
+    model = AutoModelForAudioTextToText.from_pretrained(folder, mindspore_dtype=ms.float32)
+    assert model.packed_weights is None  # parts of one memory are for a CPU
+    expected = recordings["batch"].arrays["tokens"]
+    assert tokens(model, recordings["batch"], expected.shape[1]) == expected.tolist()
+    assert all(slots.cache.flat for slots in model._engines[True]._slots.values())
+
+
+def test_half_precision_says_what_single_says(ascend):
+    """The bundled checkpoint in float16, which a CPU can compute, as on a chip without bfloat16."""
+    pipe = pipeline(model=demo_checkpoint(), mindspore_dtype=ms.float16)
+    assert pipe.model.dtype == pipe.model.audio_dtype == ms.float16
+    assert pipe("examples/audio/siren.ogg", "What's that sound?")["generated_text"] == "It is a siren."
+
+
+@pytest.mark.parametrize("half", ["audio_tower", "language_model"])
+def test_parts_in_two_dtypes(half, ascend, tmp_path):
+    folder, recordings = ROWS[0].load(tmp_path)
+    dtypes = {half: ms.float16, "": ms.float32}
+    model = AutoModelForAudioTextToText.from_pretrained(folder, mindspore_dtype=dtypes)
+    for name, parameter in model.parameters_and_names():
+        assert (parameter.dtype == ms.float16) == (name.startswith("language_model") == (half == "language_model"))
+    recording = recordings["three clips"]
+    error = relative_error(model(**recording.inputs).logits.asnumpy(), recording.arrays["logits"])
+    assert 1e-5 < error < 2e-2  # PyTorch in float32 with the weights rounded to float16: 5e-3
+    assert len(tokens(model, recording, 2)[0]) == 2
+
+
+BFLOAT16 = """
+import mindspore as ms, numpy as np
+from mindspore import Tensor
+from ascend_branch import as_on_ascend
+from helpers import tiny_config
+from mindone_audio import Qwen2AudioForConditionalGeneration
+from mindone_audio.generation import engine
+
+def call(graph, *arguments):
+    try:  # a CPU has no kernel for bfloat16, which it says when the graph's types are settled
+        graph(*arguments)
+    except TypeError as error:
+        assert "Kernel select failed" in str(error), error
+
+with as_on_ascend():
+    model = Qwen2AudioForConditionalGeneration(tiny_config())
+    for parameter in model.get_parameters():
+        parameter.set_dtype(ms.bfloat16)
+    made = engine.Engine(model, compiled=True)
+    call(made.graph(engine.EncodeAudio(model)), Tensor(np.zeros((1, 16, 40)), ms.bfloat16), Tensor([40], ms.int32))
+    slots = made.slots(1, 512, True)
+    call(slots.step, Tensor([[1]], ms.int32), Tensor(3, ms.int32), Tensor([[0]], ms.int32))
+    width, zeros = engine.CHUNK, lambda *shape: Tensor(np.zeros(shape, np.int32))
+    audio = Tensor(np.zeros((1, width, 48)), ms.bfloat16)
+    call(slots.prefills[width], zeros(1, width), zeros(), zeros(1, width), zeros(engine.PACKED), audio, zeros(1, width))
+"""
+
+
+def test_types_in_bfloat16(tmp_path):
+    """No operation has floats of two types, none is float64, and sums of scores and squares are float32."""
+    graphs = graphs_of(BFLOAT16, tmp_path)
+    assert len(graphs) == 3
+    types: dict[str, set[frozenset]] = {}
+    for graph in graphs:
+        for name, inputs in re.findall(r"= (?:PrimFunc_)?([A-Z]\w*)\(.*?\n +: \((.*)\) -> ", graph):
+            floats = frozenset(re.findall(r"Tensor\[((?:B?Float)\d+)", inputs))
+            types.setdefault(name, set()).add(floats)
+    for name, sets in types.items():
+        if name not in ("Depend", "MakeTuple", "Return", "UpdateState"):
+            assert all(len(floats) <= 1 for floats in sets), (name, sets)
+        assert "Float64" not in set().union(*sets), name
+    for name in ("MatMul", "BatchMatMul", "Erf", "SiLU", "ScatterUpdate"):
+        assert types[name] == {frozenset({"BFloat16"})}, name
+    for name in ("Softmax", "MeanExt", "Rsqrt", "Argmax"):
+        assert types[name] == {frozenset({"Float32"})}, name
+    assert OLD_KERNELS & primitives(graphs) == set()
+
+
+def test_values_that_became_infinite_do_not_stay(ascend):
+    """A mask cannot hide NaN: the cache of the next generation is cleared, or overwritten whole."""
+    model = Qwen2AudioForConditionalGeneration(tiny_config())
+    ids = np.array([[3, 4, 5, 6], [7, 8, 9, 10]], np.int32)
+    before = [model.generate(input_ids=ids[:rows], max_new_tokens=6).asnumpy() for rows in (1, 2)]
+    for slots in model._engines[True]._slots.values():
+        for table in (*slots.cache.keys, *slots.cache.values):
+            msops.assign(table, ms.Tensor(np.full(table.shape, np.nan, np.float32)))
+    after = [model.generate(input_ids=ids[:rows], max_new_tokens=6).asnumpy() for rows in (1, 2)]
+    for one, other in zip(before, after):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_array_may_be_changed_right_after_a_call(ascend):
+    array = np.array([1.0], np.float32)
+    tensor = device.tensor(array)
+    array[:] = 2
+    assert tensor.asnumpy().tolist() == [1.0]
+
+
+def test_set_data_is_told_to_the_graphs(ascend):
+    model = Qwen2AudioForConditionalGeneration(tiny_config())
+    ids = np.array([[3, 4, 5, 6]], np.int32)
+    model.generate(input_ids=ids, max_new_tokens=4)
+    version = model.weights_version
+    weight = model.language_model.lm_head.weight
+    weight.set_data(ms.Tensor(-weight.asnumpy()))
+    assert model.weights_version == version  # nothing tells on Ascend
+    model.weights_changed()
+    assert model.weights_version != version
+    fresh = model.generate(input_ids=ids, max_new_tokens=4, compile=False).asnumpy()
+    np.testing.assert_array_equal(model.generate(input_ids=ids, max_new_tokens=4).asnumpy(), fresh)
+
+
+@pytest.mark.parametrize(("soc", "expected"), [("ascend310p", ms.float16), ("ascend910", ms.float16)])
+def test_a_chip_without_bfloat16(soc, expected, ascend, monkeypatch, caplog):
+    class Context:
+        get_instance = staticmethod(lambda: Context)
+        get_ascend_soc_version = staticmethod(lambda: soc)
+
+    monkeypatch.setattr(device, "MSContext", Context)
+    device._log_once.cache_clear()
+    assert device.compute_dtypes() == (ms.float32, ms.float16)
+    for _ in range(2):
+        assert device.compute_dtype(ms.bfloat16) == expected
+    assert [text for text in caplog.messages if "has no bfloat16: the weights are converted" in text] == caplog.messages
+    assert len(caplog.messages) == 1
+    soc = "ascend910b"
+    assert device.compute_dtype(ms.bfloat16) == ms.bfloat16 and device.compute_dtypes()[-1] == ms.bfloat16
+
+
+def test_a_value_beyond_float16_names_its_tensor(ascend, tmp_path):
+    model = Qwen2AudioForConditionalGeneration(tiny_config())
+    weight = model.language_model.model.layers[1].mlp.up_proj.weight
+    values = weight.asnumpy().copy()
+    values[3, 4] = -1e5
+    weight.set_data(ms.Tensor(values))
+    model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"'language_model.model.layers.1.mlp.up_proj.weight' has values that fl"):
+        AutoModelForAudioTextToText.from_pretrained(tmp_path, mindspore_dtype=ms.float16)
+    mixed = {"audio_tower": ms.float16, "": ms.float32}
+    assert AutoModelForAudioTextToText.from_pretrained(tmp_path, mindspore_dtype=mixed).dtype == ms.float32
+
+
+def test_a_part_that_is_not_there():
+    with pytest.raises(ValueError, match="mindspore_dtype has no part 'decoder'"):
+        AutoModelForAudioTextToText.from_pretrained(demo_checkpoint(), mindspore_dtype={"decoder": ms.float16})
+
+
+@pytest.mark.parametrize("wrong", [-1, 97, 2**31 - 1])
+def test_token_ids_beyond_the_vocabulary(wrong):
+    """A CPU reads zeros there, an NPU anything."""
+    model = Qwen2AudioForConditionalGeneration(tiny_config())
+    with pytest.raises(ValueError, match=f"input_ids hold {wrong}, and this model has the tokens 0 to 96"):
+        model.generate(input_ids=np.array([[3, wrong]]), max_new_tokens=1)
+
+
+def test_kept_4_bit_weights_are_warned_of(ascend, caplog):
+    AutoModelForAudioTextToText.from_pretrained("tests/goldens/qwen2_audio_nf4_plain", keep_quantized=True)
+    assert "4 bits" in caplog.text and "keep_quantized" in caplog.text
