@@ -1,11 +1,12 @@
 """`mindone-audio`: what a person starts in a terminal."""
 
 import argparse
+import logging
 import os
 import sys
 import warnings
 
-from mindone_audio.commands import ask, batch, chat, doctor, finetune, models, parity, transcribe
+from mindone_audio.commands import ask, batch, chat, doctor, finetune, models, parity, transcribe, warm_up
 from mindone_audio.machine.signals import Signals
 from mindone_audio.setting_fields import in_words, option
 
@@ -20,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="mindone-audio", description="Audio-language models on MindSpore.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (ask, transcribe, chat, batch, finetune, models, doctor, parity):
+    for command in (ask, transcribe, chat, batch, finetune, models, warm_up, doctor, parity):
         command.add(commands)
     options = parser.parse_args(arguments)
     try:
@@ -54,10 +55,18 @@ def start() -> int:
 
 
 def _quieten_libraries() -> None:
-    """Keep what other libraries say to programmers off standard error, unless the user has asked for it."""
+    """Keep what other libraries say to programmers off standard error, unless the user has asked for it.
+
+    On a terminal a line says what is compiled, and another how long it took.
+    """
     os.environ.setdefault("GLOG_v", "3")  # MindSpore: errors
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if not sys.stderr.isatty():
+    if sys.stderr.isatty():
+        compiling = logging.getLogger("mindone_audio.compiling")
+        compiling.setLevel(logging.INFO)
+        compiling.addHandler(logging.StreamHandler())
+        compiling.propagate = False
+    else:
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:  # neither -W nor PYTHONWARNINGS

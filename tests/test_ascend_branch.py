@@ -82,7 +82,8 @@ with as_on_ascend():
     for parameter in model.get_parameters():
         parameter.set_dtype(ms.bfloat16)
     made = engine.Engine(model, compiled=True)
-    call(made.graph(engine.EncodeAudio(model)), Tensor(np.zeros((1, 16, 40)), ms.bfloat16), Tensor([40], ms.int32))
+    encode = made.graph(engine.EncodeAudio(model), "the encoder")
+    call(encode, Tensor(np.zeros((1, 16, 40)), ms.bfloat16), Tensor([40], ms.int32))
     slots = made.slots(1, 512, True)
     call(slots.step, Tensor([[1]], ms.int32), Tensor(3, ms.int32), Tensor([[0]], ms.int32))
     width, zeros = engine.CHUNK, lambda *shape: Tensor(np.zeros(shape, np.int32))

@@ -5,6 +5,7 @@ MindSpore keeps what it compiled from a cell that is gone, with its parameters, 
 
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import count
 
 import mindspore as ms
@@ -17,13 +18,14 @@ _ONE_GRAPH = "increment"  # MindSpore's name for the phase of a cell that has on
 _numbers = count()
 
 
-def one_graph(cell: nn.Cell) -> Callable:
+def one_graph(cell: nn.Cell, what: str = "a graph") -> Callable:
     """The cell as one graph of the shapes that it is first called with: later calls do not look at theirs.
 
-    A graph that this or another process has compiled before is loaded, see `compile_cache`.
+    A graph that this or another process has compiled before is loaded, see `compile_cache`. what: it is, for people who
+    wait until it is compiled.
     """
     if not device.fixes_shapes():
-        return graphs(cell)
+        return graphs(cell, what)
     cell.phase = _ONE_GRAPH
     _release_with(cell, cell.phase_cache)
     compiled, called = ms.jit(cell.construct), False
@@ -32,22 +34,23 @@ def one_graph(cell: nn.Cell) -> Callable:
         nonlocal called
         if called:
             return compiled(*arguments)
-        output = compile_cache.first_call(cell, compiled, arguments)
+        output = compile_cache.first_call(cell, compiled, arguments, what)
         called = True
         return output
 
     return run
 
 
-def graphs(cell: nn.Cell) -> Callable:
-    """The cell as a graph for each set of shapes that it is called with."""
+def graphs(cell: nn.Cell, what: str = "a graph") -> Callable:
+    """The cell as a graph for each set of shapes that it is called with. what: as for `one_graph`."""
     compiled, number, phases = ms.jit(cell.construct), next(_numbers), {}
 
     def run(*arguments):
         before, key = cell.phase, f"graph.{number}.{[getattr(argument, 'shape', None) for argument in arguments]}"
         cell.phase = key  # under which MindSpore stores what it compiles
         try:
-            return compiled(*arguments)
+            with nullcontext() if key in phases else compile_cache.announced(what):
+                return compiled(*arguments)
         finally:
             cell.phase = before
             phases[key] = cell.phase_cache.get(key, "")

@@ -193,4 +193,4 @@ def zeros_like(parameter: Parameter, name: str) -> Parameter:
 
 def graph(cell: nn.Cell, compiled: bool) -> Callable:
     """The cell as a graph for each set of shapes, or as it is."""
-    return graphs(cell) if compiled else cell
+    return graphs(cell, "a step of the training") if compiled else cell

@@ -60,6 +60,10 @@ def cache_bucket(length: int) -> int:
     return bucket
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
+
+
 def power_of_two(count: int) -> int:
     """The next power of two, which numbers of sequences and of clips are rounded up to."""
     return 1 << (count - 1).bit_length()
@@ -120,7 +124,8 @@ class Slots:
         sizes = decoder.config
         self.cache = KVCache(sizes.num_layers, batch, sizes.num_key_value_heads, positions, sizes.head_dim, dtype)
         self._tables = decoder.rotation_tables(positions, dtype)
-        self.step = engine.graph(Forward(decoder, self.cache, self._tables, engine.packed, scores=True))
+        step = Forward(decoder, self.cache, self._tables, engine.packed, scores=True)
+        self.step = engine.graph(step, f"the decode step of {_counted(batch, 'sequence')}, {positions} tokens")
         self.prefills: dict[int, Callable] = {}
         if batch == 1:
             self.add_prefill(engine, CHUNK)
@@ -129,7 +134,9 @@ class Slots:
     def add_prefill(self, engine: "Engine", width: int) -> None:
         """Add a graph for so many columns. It reads no packed weights: many rows gain nothing from them."""
         decoder = engine.model.language_model
-        self.prefills[width] = engine.graph(Forward(decoder, self.cache, self._tables, None, scores=False))
+        prefill = Forward(decoder, self.cache, self._tables, None, scores=False)
+        what = f"the prefill of {width} tokens at a time, {self.cache.positions} in all"
+        self.prefills[width] = engine.graph(prefill, what)
 
 
 class Sequences:
@@ -247,9 +254,9 @@ class Engine:
         self._encoders: dict[tuple[int, ...], Callable] = {}
         self._slots: OrderedDict[tuple[int, int], Slots] = OrderedDict()
 
-    def graph(self, cell: nn.Cell) -> Callable:
-        """The cell as one graph, or as it is."""
-        return one_graph(cell) if self.compiled else cell
+    def graph(self, cell: nn.Cell, what: str) -> Callable:
+        """The cell as one graph, or as it is. what: as for `one_graph`."""
+        return one_graph(cell, what) if self.compiled else cell
 
     def encode(self, input_features: Tensor, lengths: np.ndarray) -> Tensor:
         """Rows of decoder embeddings (clips * tokens, hidden) of clips (clips, mel bins, frames).
@@ -280,7 +287,8 @@ class Engine:
             count = 1
         key = width, count, *more
         if key not in self._encoders:
-            self._encoders[key] = self.graph(EncodeAudio(self.model))
+            what = f"the encoder of {_counted(count, 'clip')} of {width / 100:g} s"
+            self._encoders[key] = self.graph(EncodeAudio(self.model), what)
         return self._encoders[key], count
 
     def sequences(self, rows: int, positions: int) -> Sequences:

@@ -110,6 +110,15 @@ class GenerationMixin:
         given = np.asarray(input_ids.asnumpy() if isinstance(input_ids, Tensor) else input_ids).astype(np.int32)
         return GenerationRequest(engine, prompt, encoded, chosen, ended, given)
 
+    def warm_up(self, rows: int = 1, tokens: int = 512) -> None:
+        """Compile prefill and decode step for so many sequences of so many tokens, before a `generate` needs them."""
+        engine = self._engine(True)
+        if rows > 1:
+            engine.sequences(rows, tokens).extend(np.zeros(rows, np.int32))
+        one = engine.sequences(1, tokens)
+        one.prefill(np.zeros(1, np.int32), np.ones(1, int))
+        one.extend(np.zeros(1, np.int32))
+
     def _engine(self, compiled: bool) -> Engine:
         version = self.weights_version
         if self._engines_of != version:

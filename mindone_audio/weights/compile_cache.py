@@ -38,6 +38,7 @@ from mindone_audio.weights.graph_key import NoKey, graph_key
 
 logger = logging.getLogger(__name__)
 
+COMPILING = logging.getLogger("mindone_audio.compiling")  # of which a command shows the lines on a terminal
 VARIABLE = "MINDONE_AUDIO_COMPILE_CACHE"
 MOST_BYTES = 2 << 30  # of all entries together; those not used for longest go
 _CHECKSUM = hashlib.sha256().digest_size
@@ -53,32 +54,51 @@ _SAID = (
 )
 
 
-def first_call(cell: nn.Cell, compiled: Callable, arguments: tuple):
+def first_call(cell: nn.Cell, compiled: Callable, arguments: tuple, what: str = "a graph"):
     """`compiled(*arguments)`, where `compiled` is the cell as a graph that MindSpore has not compiled yet.
 
-    The graph is loaded from the cache, or compiled and put there.
+    The graph is loaded from the cache, or compiled and put there. what: it is, for people.
     """
-    folder = _folder()
-    if folder is None or not _staging.usable():
-        return compiled(*arguments)
-    try:
-        entry = folder / f"{graph_key(cell, arguments)}.graph"
-    except NoKey as reason:
-        _note(f"a graph of {type(cell).__name__} is not kept: {reason}")
-        return compiled(*arguments)
+    entry = _entry(cell, arguments)
+    if entry is None:
+        with announced(what):
+            return compiled(*arguments)
     graph, phases = _read(entry), dict(cell.phase_cache)
     try:
-        output, made = _staging.call(compiled, arguments, graph)
+        with announced(what) if graph is None else contextlib.nullcontext():
+            output, made = _staging.call(compiled, arguments, graph)
     except Exception as error:
         if graph is None or cell.phase_cache != phases:  # it failed without the cache, or after it was loaded
             raise
         _note(f"the kept graph {entry} cannot be loaded, it is compiled again: {error}")
         with contextlib.suppress(OSError):
             entry.unlink()
-        return compiled(*arguments)
+        with announced(what):
+            return compiled(*arguments)
     if made is not None:
         _write(entry, made)
     return output
+
+
+@contextlib.contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Say that something is compiled, which a person would otherwise take for a program that hangs, and how long."""
+    COMPILING.info("compiling %s, once for this size ...", what)
+    start = time.perf_counter()
+    yield
+    COMPILING.info("compiled %s in %.1f s", what, time.perf_counter() - start)
+
+
+def _entry(cell: nn.Cell, arguments: tuple) -> Path | None:
+    """The file of a graph; None for one that is not kept."""
+    folder = _folder()
+    if folder is None or not _staging.usable():
+        return None
+    try:
+        return folder / f"{graph_key(cell, arguments)}.graph"
+    except NoKey as reason:
+        _note(f"a graph of {type(cell).__name__} is not kept: {reason}")
+        return None
 
 
 @functools.cache

@@ -141,8 +141,18 @@ def _shape(tensor: Tensor) -> tuple:
 
 @functools.cache
 def _code_digest(code: types.CodeType) -> str:
-    constants = [_code_digest(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts]
+    constants = [_constant(value) for value in code.co_consts]
     return hashlib.sha256(repr((code.co_code, code.co_names, code.co_varnames, constants)).encode()).hexdigest()
+
+
+def _constant(value: object) -> object:
+    """A constant of compiled code; a set's order is another one in every process."""
+    if isinstance(value, types.CodeType):
+        return _code_digest(value)
+    if isinstance(value, (tuple, frozenset)):
+        parts = map(repr, map(_constant, value))
+        return type(value).__name__, list(parts) if isinstance(value, tuple) else sorted(parts)
+    return repr(value)
 
 
 def _environment() -> tuple:

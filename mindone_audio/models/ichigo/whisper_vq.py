@@ -73,7 +73,7 @@ class WhisperVQ:
         self.cell = SoundTokens(encoder, *(config[name] for name in sizes)).set_train(False)
         self.window = encoder.num_mel_frames
         self.feature_extractor = WhisperFeatureExtractor(feature_size=encoder.num_mel_bins)
-        self._graph = one_graph(self.cell)
+        self._graph = one_graph(self.cell, "the speech tokenizer")
 
     @classmethod
     def from_pretrained(cls, name_or_dir: str | os.PathLike, **download) -> "WhisperVQ":
