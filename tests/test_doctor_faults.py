@@ -1,11 +1,14 @@
 """Each fault that Ascend users ran into is put on a good machine: doctor finds it, names it, and says what to do."""
 
+import json
 import os
 import platform
+import random
 import re
 import shlex
 import shutil
 import struct
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -13,8 +16,20 @@ from fake_machine import MODULES, SITE, TOOLKIT_82, bare_machine, codes, found, 
 from test_npu_smi import SMI_A3
 
 from mindone_audio.machine.chips import CHIPS, chip_by_name, chip_by_soc
-from mindone_audio.machine.doctor import ERROR, INFO, OK, WARNING, exit_status, format_report, report_as_json
+from mindone_audio.machine.doctor import (
+    ERROR,
+    INFO,
+    OK,
+    VARIABLES,
+    WARNING,
+    check_ascend,
+    exit_status,
+    format_report,
+    inspect_environment,
+    report_as_json,
+)
 from mindone_audio.machine.doctor.kinds import KINDS
+from mindone_audio.machine.shared_libraries import loader_folders, missing_libraries
 
 PAGE = Path(__file__).parents[1] / "docs" / "npu-troubleshooting.md"
 KERNELS = f"{TOOLKIT_82}/opp/built-in/op_impl/ai_core/tbe/kernel"
@@ -152,6 +167,12 @@ def test_chips_without_bfloat16(machine, name):
     assert ("chip-experimental" in codes(report)) == name.startswith("310")
     machine.packages["mindspore"] = "2.10.0"
     assert "chip-default-graph-engine" not in codes(machine.report())
+
+
+def test_the_check_before_a_model_loads_knows_the_chip(machine):
+    keywords = {"package_version": machine.package_version}
+    for soc, expected in (("ascend910", {"chip-default-graph-engine"}), ("ascend910b", set()), ("", set())):
+        assert codes(check_ascend(machine.environ, machine.root, soc=soc, **keywords)) == expected
 
 
 @pytest.mark.parametrize("name", ["910B2C", "Ascend910", "Ascend950PR"])
@@ -398,6 +419,16 @@ def test_a_plugin_without_any_cann(with_plugin):
     assert finding.action == "source /usr/local/Ascend/ascend-toolkit/set_env.sh"
 
 
+@pytest.mark.skipif(shutil.which("ldd") is None, reason="there is no ldd to compare with")
+def test_the_loader_of_this_system_agrees():
+    """The plugin of the installed MindSpore, whose libraries of CANN are not here."""
+    plugin = f"{SITE}/mindspore/lib/plugin/libmindspore_ascend.so.2"
+    said = subprocess.run(["ldd", plugin], capture_output=True, text=True, timeout=60).stdout
+    not_found = set(re.findall(r"^\s*(\S+) => not found", said, re.MULTILINE))
+    assert set(missing_libraries("/", plugin, loader_folders("/", os.environ))) == not_found
+    assert "libge_runner.so" in not_found or not not_found
+
+
 def test_a_mindspore_without_ascend(with_plugin):
     remove(with_plugin, f"{SITE}/mindspore/lib/plugin/libmindspore_ascend.so.2")
     (finding,) = found(with_plugin.report(), "mindspore-without-ascend")
@@ -582,6 +613,7 @@ def test_nobody(machine):
             "export ASCEND_RT_VISIBLE_DEVICES=6,7",
         ),
         ((0, 1), {"DEVICE_ID": "2"}, "device-id", "unset"),
+        ((4, 5, 6, 7), {"ASCEND_RT_VISIBLE_DEVICES": "0,1"}, None, ""),
         (range(8), {"ASCEND_RT_VISIBLE_DEVICES": "0,7", "DEVICE_ID": "1"}, None, ""),
         ((4, 5), {"ASCEND_VISIBLE_DEVICES": "4,5"}, None, ""),
         ((4, 5), {"ASCEND_VISIBLE_DEVICES": "4-5"}, None, ""),
@@ -621,6 +653,13 @@ def test_who_uses_a_chip_of_an_a3(machine):
     (finding,) = found(machine.report(), "npu-memory-occupied")
     assert finding.about == "NPU 3" and "pid 77" in finding.found
     assert finding.action == "export ASCEND_RT_VISIBLE_DEVICES=0"
+
+
+def test_only_the_devices_that_are_here_count(machine):
+    machine.smi = npu_table(used={0: 60000, 5: 60000})  # a container may see all of the host's
+    machine.nodes(4, 5)
+    (finding,) = found(machine.report(), "npu-memory-occupied")
+    assert finding.about == "NPU 5" and finding.action == "export ASCEND_RT_VISIBLE_DEVICES=0"
 
 
 def test_all_npus_are_used(machine):
@@ -753,7 +792,7 @@ def test_every_finding_has_a_code(machine):
 
 def test_kinds_are_told_apart_by_their_codes():
     for code, kind in KINDS.items():
-        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", code) and kind.symptom and kind.action and kind.found
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", code) and kind.action and kind.found
 
 
 def sections() -> dict[str, str]:
@@ -768,3 +807,31 @@ def test_the_page_has_an_entry_for_each_kind_and_no_other():
     plain = {code: " ".join(text.split()) for code, text in entries.items()}
     for code, kind in KINDS.items():
         assert [line for line in kind.symptom.split("; ") if line not in plain[code]] == [], code
+
+
+ODD = ("", "\0", "\udcff", "-1", "9" * 400, "a:b c", "=", "0-", "::", "//", "~", "{x}", "%s", "٣")
+
+
+def test_odd_files_and_variables_are_never_an_exception(with_plugin):
+    machine, chance = with_plugin, random.Random(3)
+    files = [path for path in machine.root.rglob("*") if path.is_file() and not path.is_symlink()]
+    lines = (BUSY + SMI_A3).splitlines()
+    names = (*VARIABLES, "HOME", "PATH", "VIRTUAL_ENV", "ASCEND_WORK_PATH")
+    for _ in range(150):
+        file = chance.choice(files)
+        old = file.read_bytes()
+        place = chance.randrange(len(old) + 1)
+        odd = chance.choice(ODD).encode("utf-8", "replace")
+        file.write_bytes(old[:place] + odd + old[place + chance.randrange(9) :])
+        machine.smi = "\n".join(chance.sample(lines, 12)).replace("0", chance.choice(("0", "", "|", "99999999999")))
+        environ = dict(machine.environ)
+        for name in chance.sample(names, 3):
+            value = environ.get(name, "")
+            environ[name] = chance.choice((chance.choice(ODD), f"{value}:{chance.choice(ODD)}", value[:7]))
+        report = inspect_environment(
+            machine.root, environ, run=machine.run, package_version=machine.package_version, folder=chance.choice(ODD)
+        )
+        format_report(report).encode()
+        json.dumps(report_as_json(report))
+        if chance.random() < 0.7:
+            file.write_bytes(old)

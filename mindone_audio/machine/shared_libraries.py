@@ -5,6 +5,7 @@ Loading MindSpore's Ascend plugin to see what it says would start CANN in this p
 
 import glob
 import os
+import re
 import struct
 from collections.abc import Iterable, Mapping
 
@@ -15,6 +16,7 @@ _TRIPLETS = ("x86_64-linux-gnu", "aarch64-linux-gnu")
 # Python itself runs with these.
 _ALWAYS_THERE = ("libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so", "libutil.so", "ld-linux")
 _LOAD, _DYNAMIC = 1, 2  # kinds of segments (elf(5))
+_LARGEST = 1 << 22  # bytes of a table that are read; a damaged file may claim any size
 _NEEDED, _STRING_TABLE, _STRING_SIZE, _RPATH, _RUNPATH = 1, 5, 10, 15, 29  # tags of the dynamic section
 
 
@@ -29,7 +31,8 @@ def loader_folders(root: str | os.PathLike, environ: Mapping[str, str]) -> list[
             if line.startswith("include "):
                 pattern = os.path.join(os.path.dirname(file), line.split(None, 1)[1])
                 own = below(root, "/")
-                waiting += [f"/{os.path.relpath(path, own)}" for path in sorted(glob.glob(below(root, pattern)))]
+                files = sorted(glob.glob(below(glob.escape(own), pattern)))
+                waiting += [f"/{os.path.relpath(path, own)}" for path in files]
             elif line:
                 folders.append(line)
         seen.add(file)
@@ -44,22 +47,25 @@ def find_library(root: str | os.PathLike, name: str, folders: Iterable[str]) -> 
 def missing_libraries(root: str | os.PathLike, path: str, folders: Iterable[str]) -> dict[str, str]:
     """The libraries that the loader does not find for `path`, each with the library that needs it.
 
-    Those that it finds are looked through as well. Empty for a file that is no library of 64 bits.
+    Those that it finds are looked through as well. A library's own run path serves also what it loads (ld.so(8)).
+    Empty for a file that is no library of 64 bits.
     """
-    run_path, folders = needs(below(root, path))[1], list(folders)
-    own = [folder.replace("$ORIGIN", os.path.dirname(path)) for folder in run_path]
-    missing, waiting, seen = {}, [path], {os.path.basename(path)}
+    folders = list(folders)
+    missing, seen = {}, {os.path.basename(path)}
+    waiting: list[tuple[str, list[str]]] = [(path, [])]  # a library, and the run paths of those that load it
     while waiting:
-        current = waiting.pop()
-        for name in needs(below(root, current))[0]:
+        current, inherited = waiting.pop(0)
+        names, run_path = needs(below(root, current))
+        run_path = [re.sub(r"\$ORIGIN|\$\{ORIGIN\}", os.path.dirname(current), entry) for entry in run_path] + inherited
+        for name in names:
             if name in seen or name.startswith(_ALWAYS_THERE):
                 continue
             seen.add(name)
-            place = find_library(root, name, [*own, os.path.dirname(current), *folders])
+            place = find_library(root, name, [*run_path, *folders])
             if place is None:
                 missing[name] = os.path.basename(current)
             else:
-                waiting.append(place)
+                waiting.append((place, run_path))
     return missing
 
 
@@ -68,7 +74,7 @@ def needs(path: str) -> tuple[list[str], list[str]]:
     try:
         with open(path, "rb") as file:
             return _dynamic(file)
-    except (OSError, ValueError, struct.error, IndexError):
+    except (OSError, ValueError, OverflowError, struct.error, IndexError):
         return [], []
 
 
@@ -86,7 +92,7 @@ def _dynamic(file) -> tuple[list[str], list[str]]:
     if dynamic is None:
         return [], []
     file.seek(dynamic[2])
-    entries = list(struct.iter_unpack(order + "QQ", file.read(dynamic[5] // 16 * 16)))
+    entries = list(struct.iter_unpack(order + "QQ", file.read(min(dynamic[5], _LARGEST) // 16 * 16)))
     values = dict(entries)
     # The string table is given by its address in memory; a segment tells where that is in the file.
     start = values[_STRING_TABLE] if _STRING_TABLE in values else 0
@@ -94,7 +100,7 @@ def _dynamic(file) -> tuple[list[str], list[str]]:
     if loaded is None:
         return [], []
     file.seek(start - loaded[3] + loaded[2])
-    strings = file.read(min(values.get(_STRING_SIZE, 0), 1 << 22))
+    strings = file.read(min(values.get(_STRING_SIZE, 0), _LARGEST))
 
     def texts(*tags: int) -> list[str]:
         places = [value for tag, value in entries if tag in tags]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import metadata
 
+from mindone_audio.machine.chips import chip_by_soc
 from mindone_audio.machine.doctor import cann, devices, host, libraries, versions_fit
 from mindone_audio.machine.doctor.devices import visible_devices
 from mindone_audio.machine.doctor.finding import ERROR, INFO, OK, WARNING, Finding
@@ -116,9 +117,11 @@ def check_ascend(
     root: str | os.PathLike = "/",
     *,
     package_version: Callable[[str], str] = metadata.version,
+    soc: str = "",
 ) -> list[Finding]:
     """The versions of MindSpore, the driver and CANN, from files alone, for a program that already runs on an NPU.
 
+    `soc` is the chip's name for MindSpore, such as ascend910b; with it, a chip whose graphs go elsewhere is told of.
     It takes milliseconds. What is known to be too old is an error, for the caller to raise before it reads a weight.
     What is not found is a warning: a container may hide the files of a driver that works. Empty where
     MINDONE_AUDIO_SKIP_CHECKS is set.
@@ -135,6 +138,7 @@ def check_ascend(
         *versions_fit.check_release(machine, "driver", machine.driver),
         *versions_fit.check_release(machine, "CANN", active_cann(machine.installs)),
         *versions_fit.check_pair(machine),
+        *(devices.check_graph_engine(machine, soc, chip) if (chip := chip_by_soc(soc)) else ()),
     ]
 
 

@@ -6,6 +6,7 @@ import shlex
 import stat
 from collections.abc import Iterator
 
+from mindone_audio.machine.chips import Chip
 from mindone_audio.machine.doctor.finding import Finding, fine
 from mindone_audio.machine.doctor.machine import Machine
 from mindone_audio.machine.doctor.process import group_name, has_account, in_list, may_use
@@ -63,16 +64,23 @@ def check_chips(machine: Machine) -> Iterator[Finding]:
         if chip is None:
             yield machine.say("chip-unknown", name=name)
             continue
-        facts = {"name": name, "title": chip.title, "mindspore": machine.packages["mindspore"]}
+        facts = {"name": name, "title": chip.title}
         if not chip.bfloat16:
             yield machine.say("chip-without-bfloat16", **facts)
-        release = version_key(facts["mindspore"])
-        if chip.soc == "ascend910" and release and release[:2] <= LAST_WITH_GE:
-            yield machine.say("chip-default-graph-engine", **facts)
-        elif not chip.established:
+        if not chip.established and not any(check_graph_engine(machine, name, chip)):
             yield machine.say("chip-experimental", **facts)
+        yield from check_graph_engine(machine, name, chip)
         if chip.bfloat16 and chip.established:
             yield fine("chip", f"{name} ({chip.title})")
+
+
+def check_graph_engine(machine: Machine, name: str, chip: Chip) -> Iterator[Finding]:
+    """Whether MindSpore's default back end on this chip is the one that the models are written for."""
+    release = version_key(machine.packages["mindspore"])
+    if chip.soc == "ascend910" and release and release[:2] <= LAST_WITH_GE:
+        yield machine.say(
+            "chip-default-graph-engine", name=name, title=chip.title, mindspore=machine.packages["mindspore"]
+        )
 
 
 def check_memory(machine: Machine) -> Iterator[Finding]:
@@ -90,7 +98,11 @@ def check_memory(machine: Machine) -> Iterator[Finding]:
             users = [f"{p.name or 'a process'} (pid {p.pid}, {p.memory_mb or '?'} MB)" for p in _users(machine, npu)]
             said = f", by {', '.join(users)}" if users else ", by no process that is seen here: one of another "
             said += "" if users else "container, or what is left of one that was killed"
-            facts = {"used": npu.memory_used_mb, "total": npu.memory_total_mb, "processes": said}
+            facts = {
+                "used": "?" if npu.memory_used_mb is None else npu.memory_used_mb,
+                "total": npu.memory_total_mb,
+                "processes": said,
+            }
             yield machine.say("npu-memory-occupied", id=npu.id, action=action, **facts)
     small = [npu for npu in devices if npu.memory_total_mb and npu.memory_total_mb < SMALL_MB]
     for npu in small[:1]:
@@ -196,6 +208,6 @@ def _numbering(machine: Machine, visible: str, used: list[int], count: int) -> I
         if len(meant) == len(used) < count:
             action = f"export {VISIBLE}={','.join(meant)}"
         yield machine.say("visible-devices-beyond", value=visible, there=there, action=action)
-    elif nodes and any(nodes[number] != number for number in used):
+    elif any(number in nodes and nodes[number] != number for number in used):  # 4 of 4 to 7 may mean either
         means = ", ".join(f"/dev/davinci{nodes[number]}" for number in used)
         yield machine.say("visible-devices-renumbered", value=visible, means=means)

@@ -206,7 +206,7 @@ _CANN = (
         "{path} has no compiler/ folder{name}: MindSpore compiles operators and needs the toolkit",
         "install Ascend-cann-toolkit and the operators of your chip, and source the toolkit's set_env.sh",
         "Using custom Ascend AI software package (Ascend Data Center Solution) path, package version checking is "
-        "skipped; E40021; Failed to compile Op",
+        "skipped; an operator that has to be compiled fails",
     ),
     Kind(
         "ops-package-missing",
@@ -247,7 +247,7 @@ _CANN = (
         "te",
         "{place} was built for Python {built}, and this is Python {version}",
         "use Python {built}, or install a CANN toolkit that supports {version} (3.11 fits CANN 8.1 to 9.1)",
-        "EC0010 Failed to import Python module; E39999; No module named 'te.…'",
+        "EC0010 Failed to import Python module; No module named 'te.…'",
     ),
     Kind(
         "python-modules-missing",
@@ -324,7 +324,7 @@ _DRIVER = (
         "device",
         "CPU-only machine: no driver, no CANN and no npu-smi. Everything runs on CPU, in float32",
         "nothing if that is what you want; otherwise install the Ascend driver and CANN",
-        "everything runs on CPU and is slow",
+        "",
     ),
     Kind(
         "driver-not-found",
@@ -384,7 +384,7 @@ _DRIVER = (
         "NPU {id}",
         "{name} has health {health}, not OK",
         "use other devices (ASCEND_RT_VISIBLE_DEVICES); `npu-smi info -t health -i {npu}` tells the fault",
-        "error code 507033; error code 507899; health Warning or Alarm in npu-smi",
+        "error code 507033; health Warning or Alarm in npu-smi",
     ),
     Kind(
         "npu-memory-occupied",
@@ -393,7 +393,7 @@ _DRIVER = (
         "{used} of {total} MB are in use{processes}; a 7B model in half precision needs about 17000 MB and its cache",
         "{action}",
         "Malloc device memory failed, size[…]; Free memory size is less than half of total memory size; may be other "
-        "processes occupying this card; Ascend kernel runtime initialization failed; error code 207005",
+        "processes occupying this card; drvErr=87; Ascend kernel runtime initialization failed; error code 207005",
     ),
     Kind(
         "npu-memory-small",
@@ -427,7 +427,7 @@ _DRIVER = (
         "chip",
         "{name} ({title}): MindSpore's own fast operators are only for Atlas A2, A3 and Ascend 950",
         "run `python -m mindone_audio doctor --ops --device ascend` first: it names each operator that fails",
-        "EZ3002 Unsupported op TransData; EZ9999; minutes for an answer",
+        "EZ3002 … TransData; minutes for an answer",
     ),
     Kind(
         "chip-unknown",
@@ -435,7 +435,7 @@ _DRIVER = (
         "chip",
         "{name} is not in this library's table of chips, so bfloat16 and CANN's operators were not checked",
         "run `python -m mindone_audio doctor --ops --device ascend`, which tries the dtypes",
-        "Unsupported soc version",
+        "a chip that is newer than this library",
     ),
 )
 
@@ -455,7 +455,7 @@ _DEVICES = (
         "device nodes",
         "{nodes} not there, which every NPU needs beside /dev/davinci<N>",
         "start the container with `{options}`",
-        "dcmi module initialize failed. ret is -8005; drvErr=87; drvDeviceOpen failed",
+        "dcmi module initialize failed. ret is -8005; drvErr=87",
     ),
     Kind(
         "device-node-forbidden",
@@ -537,7 +537,7 @@ _DEVICES = (
         "RANK_TABLE_FILE",
         "{value} does not exist",
         "unset it if this is not a job of several devices, otherwise give the rank table's path",
-        "EI0004; the ranktable is invalid",
+        "the rank table cannot be opened",
     ),
     Kind(
         "rank-variables",
@@ -553,7 +553,7 @@ _DEVICES = (
         "HCCL",
         "a job of {size} devices without {variables}: ranks wait 120 s for each other, from port 60000 on",
         "export HCCL_CONNECT_TIMEOUT=600 HCCL_IF_BASE_PORT=61000",
-        "EI0006 Getting socket times out; EJ0003 port 60000 is bound; EI0019",
+        "EI0006 Getting socket times out; EJ0003 … port 60000; EI0019",
     ),
     Kind(
         "hccn-tool-missing",
@@ -561,7 +561,7 @@ _DEVICES = (
         "HCCL",
         "a job of {size} devices, and no hccn_tool in {places}",
         "in a container, mount {ascend}/driver/tools and /etc/hccn.conf of the host",
-        "hccn_tool: not found; EJ0002 the port is down",
+        "hccn_tool: not found; EJ0002",
     ),
     Kind(
         "checks-skipped",

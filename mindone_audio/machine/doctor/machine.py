@@ -85,8 +85,9 @@ class Machine:
 
     @property
     def devices(self) -> list[NpuDevice]:
-        """What npu-smi shows, in the order in which a process counts the devices."""
-        return sorted(self.smi.devices, key=lambda device: device.id)
+        """What npu-smi shows of the devices that are here, in the order in which a process counts them."""
+        here = [device for device in self.smi.devices if device.id in self.nodes] or self.smi.devices
+        return sorted(here, key=lambda device: device.id)
 
     @cached_property
     def chips(self) -> dict[str, Chip | None]:
