@@ -2,13 +2,17 @@
 
 import importlib.metadata
 import os
+import shutil
+import struct
 import sys
 from pathlib import Path
 
+from mindone_audio.machine.chips import chip_by_name
 from mindone_audio.machine.doctor import INFO, OK, check_ascend, inspect_environment
 
 GOOD = {"mindspore": "2.7.0", "mindone": "0.5.0", "transformers": "4.57.1", "numpy": "1.26.4"}
 TOOLKIT_82 = "/usr/local/Ascend/ascend-toolkit/latest"
+KERNELS = f"{TOOLKIT_82}/opp/built-in/op_impl/ai_core/tbe/kernel"
 SITE = next(path for path in sys.path if path.endswith("site-packages"))  # where this Python has its packages
 
 DRIVER = """Version={0}
@@ -187,3 +191,85 @@ def found(report, code: str) -> list:
 def codes(report) -> set[str]:
     """The kinds of what is not plainly well, information included."""
     return {finding.code for finding in getattr(report, "findings", report) if finding.level != OK}
+
+
+def remove(machine: Machine, *paths: str) -> None:
+    for path in paths:
+        place = machine.path(path)
+        if place.is_dir() and not place.is_symlink():
+            shutil.rmtree(place)
+        else:
+            place.unlink()
+
+
+def set_to(machine: Machine, **variables: str) -> None:
+    machine.environ |= variables
+
+
+def chip(machine: Machine, name: str) -> None:
+    """NPUs of another kind, with the operators of that kind."""
+    machine.smi = npu_table(name)
+    machine.write(f"{KERNELS}/{chip_by_name(name).soc}/add/Add_1.o")
+
+
+def run_as(machine: Machine, user: int = 54321, groups: str = "") -> None:
+    """A user with an account and folders, and without root's rights."""
+    machine.process(uid=user, groups=groups, capabilities="0000000000000000")
+    machine.write("/etc/passwd", f"me:x:{user}:{user}::/home/user:/bin/bash\n")
+    for folder in ("/home/user", "/work"):
+        machine.path(folder).chmod(0o777)
+
+
+def guard(machine: Machine, group: int | None = None, mode: int = 0o660) -> int:
+    """Rights of the device nodes, as the driver gives them; the group where it may not be changed is the test's own."""
+    for node in machine.path("/dev").iterdir():
+        node.chmod(mode)
+        if os.geteuid() == 0:
+            os.chown(node, 1000, 1000 if group is None else group)
+    return node.stat().st_gid
+
+
+def another_te(machine: Machine) -> None:
+    machine.cann("/opt/cann-8.5.0", "8.5.0")
+    set_to(machine, PYTHONPATH=f"/opt/cann-8.5.0/python/site-packages:{machine.environ['PYTHONPATH']}")
+
+
+def newer_mindspore(machine: Machine, driver: str) -> None:
+    machine.packages["mindspore"] = "2.10.0"
+    machine.driver(driver)
+    machine.smi = npu_table().replace("25.2.0", driver)
+
+
+def elf(needed: tuple[str, ...], run_path: str = "") -> bytes:
+    """A shared library of 64 bits that needs others, with nothing else in it."""
+    strings, offsets = b"\0", []
+    for text in (*needed, run_path):
+        offsets.append(len(strings))
+        strings += text.encode() + b"\0"
+    base, start = 0x10000, 64 + 2 * 56  # in memory, and in the file after the headers
+    entries = [(1, offset) for offset in offsets[:-1]] + [(15, offsets[-1])] * bool(run_path)
+    entries += [(5, base + start), (10, len(strings)), (0, 0)]
+    dynamic = b"".join(struct.pack("<QQ", *entry) for entry in entries)
+    header = (
+        b"\x7fELF\x02\x01\x01" + bytes(9) + struct.pack("<HHIQQQIHHHHHH", 3, 62, 1, 0, 64, 0, 0, 64, 56, 2, 0, 0, 0)
+    )
+    size = start + len(strings) + len(dynamic)
+    load = struct.pack("<IIQQQQQQ", 1, 5, 0, base, base, size, size, 4096)
+    place = start + len(strings)
+    segment = struct.pack("<IIQQQQQQ", 2, 6, place, base + place, base + place, len(dynamic), len(dynamic), 8)
+    return header + load + segment + strings + dynamic
+
+
+def with_plugin(machine: Machine) -> Machine:
+    """MindSpore's Ascend plugin, whose libraries are found: beside it, in CANN, and where ld.so.conf says."""
+    plugin = f"{SITE}/mindspore/lib/plugin"
+    needed = ("libge_runner.so", "libmindspore_core.so", "libown.so", "libc.so.6", "libascendcl.so")
+    machine.write(f"{plugin}/libmindspore_ascend.so.2", elf(needed, "$ORIGIN:$ORIGIN/../"))
+    machine.write(f"{SITE}/mindspore/lib/libmindspore_core.so", elf(()))
+    machine.write(f"{plugin}/libown.so", elf(("libdeep.so",)))
+    machine.write(f"{TOOLKIT_82}/lib64/libge_runner.so", elf(("libdeep.so",)))
+    machine.write(f"{TOOLKIT_82}/lib64/libascendcl.so", elf(("libascend_hal.so",)))
+    machine.write("/opt/more libraries/libdeep.so", elf(()))
+    machine.write("/etc/ld.so.conf", "include ld.so.conf.d/*.conf\n# include nothing\n")
+    machine.write("/etc/ld.so.conf.d/more.conf", "/opt/more libraries\n")
+    return machine

@@ -189,7 +189,9 @@ def check_device_variables(machine: Machine) -> Iterator[Finding]:
     used = None if visible is None else visible_devices(visible)
     if used is not None and (not used or ",".join(map(str, used)) != visible):
         said = ",".join(map(str, used)) or "no device"
-        yield machine.say("visible-devices-malformed", value=visible, used=said)
+        numbers = sorted({int(number) for number in re.findall("[0-9]{1,4}", visible)}) or [0]
+        numbers = ",".join(map(str, numbers))
+        yield machine.say("visible-devices-malformed", value=visible, used=said, numbers=numbers)
     if used and count is not None:
         yield from _numbering(machine, visible, used, count)
     limit = count if used is None else len(used)

@@ -11,7 +11,7 @@ _PACKAGES = (
         WARNING,
         "Python",
         "{version} is outside 3.10 to 3.12",
-        "make a virtual environment with Python 3.11, which MindSpore, CANN and NNAL all support",
+        "python3.11 -m venv .venv && source .venv/bin/activate: MindSpore, CANN and NNAL all support 3.11",
         "ERROR: No matching distribution found for mindspore",
     ),
     Kind("package-missing", ERROR, "{name}", "not installed", "{install}", "ModuleNotFoundError: No module named"),
@@ -187,7 +187,7 @@ _CANN = (
         WARNING,
         "{name}",
         "{value} is not {place}: two installations of CANN are mixed",
-        "unset it, start from a new shell and {source}",
+        "unset {name}, start from a new shell and {source}",
         "undefined symbol; error code 507033",
     ),
     Kind(
@@ -246,7 +246,7 @@ _CANN = (
         WARNING,
         "te",
         "{place} was built for Python {built}, and this is Python {version}",
-        "use Python {built}, or install a CANN toolkit that supports {version} (3.11 fits CANN 8.1 to 9.1)",
+        "use Python {built}, or install a CANN toolkit that supports {version} (3.11 fits CANN 8.5 and newer)",
         "EC0010 Failed to import Python module; No module named 'te.…'",
     ),
     Kind(
@@ -356,7 +356,8 @@ _DRIVER = (
         WARNING,
         "npu-smi",
         "not found, so the health of the devices is not known",
-        "add /usr/local/sbin to PATH; in a container, mount the host's npu-smi and /usr/local/dcmi",
+        "export PATH=$PATH:/usr/local/sbin; in a container: `docker run -v /usr/local/dcmi:/usr/local/dcmi "
+        "-v /usr/local/bin/npu-smi:/usr/local/bin/npu-smi …`",
         "npu-smi: command not found",
     ),
     Kind(
@@ -418,7 +419,7 @@ _DRIVER = (
         "chip",
         "{name} ({title}) is not supported with MindSpore {mindspore}: up to 2.8 its graphs go to GE there, which "
         "computes in float16 whatever is asked for",
-        "use an Atlas A2 or A3; MindSpore 2.10 has no GE as the default, but was not tried on this chip either",
+        "use an Atlas A2 or A3; from MindSpore 2.10 on GE is not the default, but nothing was tried on this chip",
         "answers differ from PyTorch's on 910A; minutes for each answer on 910A",
     ),
     Kind(
@@ -504,7 +505,7 @@ _DEVICES = (
         WARNING,
         "ASCEND_RT_VISIBLE_DEVICES",
         "{value!r} is read only up to the first space, unknown character or number out of order: it means {used}",
-        "give ascending numbers with commas and without spaces, such as 0,1,2",
+        "export ASCEND_RT_VISIBLE_DEVICES={numbers}: ascending numbers with commas and without spaces",
         "open device 1 failed, runtime result = 507033; E39007",
     ),
     Kind(
@@ -528,7 +529,7 @@ _DEVICES = (
         WARNING,
         "DEVICE_ID",
         "{value!r} is not the number of a visible device",
-        "unset it, or count from 0 among the devices of ASCEND_RT_VISIBLE_DEVICES",
+        "unset DEVICE_ID, or count from 0 among the devices of ASCEND_RT_VISIBLE_DEVICES",
         "open device failed; E39007; error code 107001",
     ),
     Kind(
@@ -536,7 +537,7 @@ _DEVICES = (
         WARNING,
         "RANK_TABLE_FILE",
         "{value} does not exist",
-        "unset it if this is not a job of several devices, otherwise give the rank table's path",
+        "unset RANK_TABLE_FILE if this is not a job of several devices, otherwise give the rank table's path",
         "the rank table cannot be opened",
     ),
     Kind(
@@ -544,7 +545,7 @@ _DEVICES = (
         WARNING,
         "RANK_ID",
         "RANK_ID is {rank!r} and RANK_SIZE is {size!r}",
-        "set both, RANK_ID below RANK_SIZE, or unset both if this is not a job of several devices",
+        "unset RANK_ID RANK_SIZE if this is not a job of several devices, otherwise set both, RANK_ID below RANK_SIZE",
         "EI0006 Getting socket times out; a process waits for others that never start",
     ),
     Kind(
@@ -587,7 +588,7 @@ _HOST = (
         WARNING,
         "{what}",
         "{folder} is on {kind}: compiled operators are slow to read there, and NFS version 3 has no locks",
-        "export ASCEND_CACHE_PATH=/a/local/folder",
+        "mkdir -p /var/tmp/$USER && export ASCEND_CACHE_PATH=/var/tmp/$USER, or another folder on a local disk",
         "kernel_meta is not reused; every start compiles again; a start hangs on a .lock file",
     ),
     Kind(
