@@ -33,7 +33,7 @@ innerversion=V100R001C25SPC001B212
 arch=x86_64
 """
 COMPONENT = "Version={1}\nversion_dir={0}\ntimestamp=20250724_194044950\n"
-MODULES = ("decorator", "attrs", "sympy", "cffi", "psutil", "scipy", "yaml", "absl", "pathlib2", "Cython", "requests")
+MODULES = ("decorator", "attrs", "sympy", "cffi", "psutil", "scipy", "yaml", "absl", "pathlib2", "cython", "requests")
 PROC_STATUS = """Name:\tpython
 Uid:\t{uid}\t{uid}\t{uid}\t{uid}
 Gid:\t{gid}\t{gid}\t{gid}\t{gid}

@@ -569,6 +569,8 @@ def test_visible_devices(machine, text, used):
     if found:
         assert found[0].level == WARNING and repr(text) in found[0].found
         assert f"it means {','.join(map(str, used)) or 'no device'}" in found[0].found
+        named = found[0].action.removeprefix("export ASCEND_RT_VISIBLE_DEVICES=").partition(":")[0]
+        assert visible_devices(named) and ",".join(map(str, visible_devices(named))) == named
 
 
 @pytest.mark.parametrize(

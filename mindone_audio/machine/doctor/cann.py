@@ -13,6 +13,7 @@ from mindone_audio.machine.tree import children, is_folder, read_text, resolved,
 from mindone_audio.machine.versions import ASCEND, HOMES, MINIMUM, active_cann, ascend_folders, set_env, version_key
 
 # Which CANN (its set_env.sh sets these), and where its libraries and operator compilers are.
+PLACES = f"{ASCEND}, the home folder, a conda environment or the Python packages"
 SEARCH_PATHS = ("LD_LIBRARY_PATH", "PYTHONPATH")
 RUNTIMES = ("nnrt", "nnae")  # packages of CANN that only run compiled models
 KERNELS = "opp/built-in/op_impl/ai_core/tbe/kernel"  # a folder for each chip
@@ -27,11 +28,10 @@ PYTHON_MODULES = {
     "yaml": "pyyaml",
     "absl": "absl-py",
     "pathlib2": "pathlib2",
-    "Cython": "cython",
+    "cython": "cython",
     "requests": "requests",
     "google.protobuf": "protobuf",
 }
-CANN_MODULES = ("tbe", "hccl")  # beside te, which has a check of its own
 STARTUP_FILES = (".bashrc", ".bash_profile", ".profile", ".zshrc")  # of a terminal, below HOME
 
 
@@ -42,7 +42,7 @@ def check_cann(machine: Machine) -> Iterator[Finding]:
         yield (
             machine.say("cann-without-compiler", path=partial[0], name=f" ({os.path.basename(partial[0])})")
             if partial
-            else machine.say("cann-not-found", minimum=MINIMUM["CANN"], places=_PLACES)
+            else machine.say("cann-not-found", minimum=MINIMUM["CANN"], places=PLACES)
         )
         return
     yield from check_release(machine, "CANN", active_cann(machine.installs))
@@ -56,9 +56,6 @@ def check_cann(machine: Machine) -> Iterator[Finding]:
         if install.active and () < install.order < newest.order:
             facts = {"newest": newest.path, "newest_version": newest.version.chosen, "source": _source(newest.set_env)}
             yield machine.say("cann-older-than-installed", version=install.version.chosen, path=install.path, **facts)
-
-
-_PLACES = f"{ASCEND}, the home folder, a conda environment or the Python packages"
 
 
 def _source(script: str) -> str:
@@ -149,7 +146,7 @@ def check_te(machine: Machine) -> Iterator[Finding]:
         yield machine.say("te-missing", shipped=note, action=action)
         return
     place, built = f"{entry}/te", _python_of(machine, entry)
-    version = ".".join(platform.python_version_tuple()[:2])
+    version = re.match(r"[0-9]+\.[0-9]+", platform.python_version())[0]
     other = _owner(machine, entry)
     if other and other != resolved(machine.root, active.path):
         yield machine.say("te-of-another-cann", place=place, home=active.path, entry=entry, source=source)
@@ -182,17 +179,14 @@ def check_python_modules(machine: Machine) -> Iterator[Finding]:
     """Whether this Python has what CANN's compilers import; nothing before CANN is sourced."""
     if machine.active is None:
         return
-    missing = [name for name in PYTHON_MODULES if not _has_module(machine, name)]
+    missing = [name for name in PYTHON_MODULES if not machine.has_module(name)]
     if missing:
         packages = " ".join(PYTHON_MODULES[name] for name in missing)
         yield machine.say("python-modules-missing", modules=", ".join(missing), install=f"pip install {packages}")
-    own = [name for name in CANN_MODULES if not machine.has_module(name)]
-    if own:
-        yield machine.say("cann-modules-missing", modules=" and ".join(own), source=_source(machine.active.set_env))
-    if not missing and not own:
-        yield fine("CANN's Python modules", "all are there")
-
-
-def _has_module(machine: Machine, name: str) -> bool:
-    # attrs is imported as `attr` by older programs and as `attrs` by newer ones; one package has both.
-    return machine.has_module(name) or (name == "attrs" and machine.has_module("attr"))
+    source = _source(machine.active.set_env)
+    if not machine.has_module("tbe"):  # te has a check of its own
+        yield machine.say("tbe-missing", source=source)
+    if not machine.has_module("hccl"):
+        yield machine.say("hccl-module-missing", source=source)
+    if not missing:
+        yield fine("Python modules", "all that CANN imports are there")

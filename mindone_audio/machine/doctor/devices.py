@@ -20,6 +20,7 @@ NOBODY = 65534
 GROUP = "HwHiAiUser"  # what the driver's installer calls the group of the device nodes
 
 OCCUPIED_MB = 8192  # what an idle NPU uses is 2 to 4 GB
+MOST_DEVICES = 64  # of one host
 SMALL_MB = 40960  # of an NPU of 32 GB
 LAST_WITH_GE = (2, 8)  # MindSpore's default back end on the first generation, up to this version
 
@@ -67,9 +68,10 @@ def check_chips(machine: Machine) -> Iterator[Finding]:
         facts = {"name": name, "title": chip.title}
         if not chip.bfloat16:
             yield machine.say("chip-without-bfloat16", **facts)
-        if not chip.established and not any(check_graph_engine(machine, name, chip)):
+        elsewhere = list(check_graph_engine(machine, name, chip))
+        yield from elsewhere
+        if not chip.established and not elsewhere:
             yield machine.say("chip-experimental", **facts)
-        yield from check_graph_engine(machine, name, chip)
         if chip.bfloat16 and chip.established:
             yield fine("chip", f"{name} ({chip.title})")
 
@@ -189,8 +191,7 @@ def check_device_variables(machine: Machine) -> Iterator[Finding]:
     used = None if visible is None else visible_devices(visible)
     if used is not None and (not used or ",".join(map(str, used)) != visible):
         said = ",".join(map(str, used)) or "no device"
-        numbers = sorted({int(number) for number in re.findall("[0-9]{1,4}", visible)}) or [0]
-        numbers = ",".join(map(str, numbers))
+        numbers = ",".join(map(str, sorted(in_list(visible))[:MOST_DEVICES])) or "0"
         yield machine.say("visible-devices-malformed", value=visible, used=said, numbers=numbers)
     if used and count is not None:
         yield from _numbering(machine, visible, used, count)

@@ -252,19 +252,27 @@ _CANN = (
     Kind(
         "python-modules-missing",
         REQUIRED,
-        "CANN's Python modules",
+        "Python modules",
         "CANN's operator compilers import {modules}, which this Python does not have",
         "{install}",
         "No module named 'sympy'; No module named 'decorator'; EC0010 Failed to import Python module; error code "
         "500001 at the first operator",
     ),
     Kind(
-        "cann-modules-missing",
-        REQUIRED,
-        "CANN's Python modules",
-        "{modules} of CANN are in no folder of PYTHONPATH",
+        "tbe-missing",
+        WARNING,
+        "tbe",
+        "CANN's operator compilers import this Python package of CANN, and no folder of PYTHONPATH has it",
         "{source}; if it changes nothing, install the CANN toolkit again",
-        "No module named 'tbe'; No module named 'hccl'",
+        "No module named 'tbe'; No module named 'tbe.common'",
+    ),
+    Kind(
+        "hccl-module-missing",
+        INFO,
+        "hccl",
+        "no folder of PYTHONPATH has this Python package of CANN, which only jobs of several devices may need",
+        "{source}; if it changes nothing and such a job fails, install the CANN toolkit again",
+        "No module named 'hccl'",
     ),
     Kind(
         "mindspore-without-ascend",
