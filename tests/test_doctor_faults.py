@@ -25,6 +25,7 @@ from test_npu_smi import SMI_A3
 
 from mindone_audio.machine.doctor import (
     ERROR,
+    INFO,
     OK,
     VARIABLES,
     WARNING,
@@ -33,8 +34,10 @@ from mindone_audio.machine.doctor import (
     inspect_environment,
     report_as_json,
 )
+from mindone_audio.machine.doctor.finding import REQUIRED
 from mindone_audio.machine.doctor.kinds import KINDS
 
+LEVELS = {INFO: "Info", WARNING: "Warning", ERROR: "Error", REQUIRED: "Error or warning"}
 PAGE = Path(__file__).parents[1] / "docs" / "npu-troubleshooting.md"
 BUSY = npu_table(used={0: 65000}, processes=[(0, 4123, "python", 60000), (0, 4124, "", 700)])
 
@@ -137,6 +140,7 @@ def test_the_page_has_an_entry_for_each_kind_and_no_other():
     plain = {code: " ".join(text.split()) for code, text in entries.items()}
     for code, kind in KINDS.items():
         assert [line for line in kind.symptom.split("; ") if line not in plain[code]] == [], code
+        assert f"{LEVELS[kind.level]}. " in plain[code] and "What to do: " in plain[code], code
 
 
 ODD = ("", "\0", "\udcff", "-1", "9" * 400, "a:b c", "=", "0-", "::", "//", "~", "{x}", "%s", "٣")

@@ -13,8 +13,18 @@ from mindone_audio.machine.tree import below, exists, read_text, split_paths
 
 _SYSTEM = ("/lib64", "/usr/lib64", "/lib", "/usr/lib", "/usr/local/lib")
 _TRIPLETS = ("x86_64-linux-gnu", "aarch64-linux-gnu")
-# Python itself runs with these.
-_ALWAYS_THERE = ("libc.so", "libm.so", "libdl.so", "libpthread.so", "librt.so", "libutil.so", "ld-linux")
+# Python and MindSpore itself run with these.
+_ALWAYS_THERE = (
+    "libstdc++.so",
+    "libgcc_s.so",
+    "libc.so",
+    "libm.so",
+    "libdl.so",
+    "libpthread.so",
+    "librt.so",
+    "libutil.so",
+    "ld-linux",
+)
 _LOAD, _DYNAMIC = 1, 2  # kinds of segments (elf(5))
 _LARGEST = 1 << 22  # bytes of a table that are read; a damaged file may claim any size
 _NEEDED, _STRING_TABLE, _STRING_SIZE, _RPATH, _RUNPATH = 1, 5, 10, 15, 29  # tags of the dynamic section

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from mindone_audio.machine.tree import below, children, is_folder, read_pairs, read_text, resolved
 
+INSTALLER_NOTE = "/etc/ascend_install.info"  # where the driver is; MindSpore reads it as well
 ASCEND = "/usr/local/Ascend"  # where the installers put the driver, and root's CANN
 HOMES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")  # the variables that say where CANN is
 
@@ -236,7 +237,7 @@ def set_env(root: str | os.PathLike, path: str) -> str:
 
 def ascend_folders(root: str | os.PathLike) -> list[str]:
     """Where the driver may be installed, the place that its installer noted first."""
-    noted = _fields(root, "/etc/ascend_install.info", ("Driver_Install_Path_Param",))
+    noted = _fields(root, INSTALLER_NOTE, ("Driver_Install_Path_Param",))
     return list(dict.fromkeys([*(source.value.rstrip("/") for source in noted), ASCEND]))
 
 

@@ -106,9 +106,6 @@ def check_limits(machine: Machine) -> Iterator[Finding]:
     limit = open_files(machine.root)
     if limit is not None and limit < FEW_FILES:
         yield machine.say("open-files-low", limit=limit)
-    noted = "/etc/ascend_install.info"
-    if not exists(machine.root, noted):
-        yield machine.say("install-info-missing")
 
 
 def check_job(machine: Machine) -> Iterator[Finding]:

@@ -49,7 +49,9 @@ def check_plugin(machine: Machine) -> Iterator[Finding]:
         yield machine.say("mindspore-without-ascend", folder=folder, install=f"{INSTALL_MINDSPORE} --force-reinstall")
         return
     plugin = f"{folder}/{names[-1]}"
-    missing = missing_libraries(machine.root, plugin, loader_folders(machine.root, machine.environ))
+    # What MindSpore has in lib/ is loaded before its plugin is.
+    folders = [f"{machine.mindspore_folder}/lib", *loader_folders(machine.root, machine.environ)]
+    missing = missing_libraries(machine.root, plugin, folders)
     if not missing:
         yield fine("MindSpore's Ascend plugin", plugin)
         return

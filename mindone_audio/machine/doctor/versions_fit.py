@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 from mindone_audio.machine.doctor.finding import Finding, fine
 from mindone_audio.machine.doctor.machine import Machine
-from mindone_audio.machine.tree import read_text
+from mindone_audio.machine.tree import exists, read_text
 from mindone_audio.machine.versions import (
     ACCEPTED,
+    INSTALLER_NOTE,
     MINIMUM,
     PUBLISHED,
     Found,
@@ -88,6 +89,8 @@ def check_release(machine: Machine, about: str, version: Found) -> Iterator[Find
 def check_driver(machine: Machine) -> Iterator[Finding]:
     if machine.driver.chosen or machine.nodes or machine.devices:
         yield from check_release(machine, "driver", machine.driver)
+        if not exists(machine.root, INSTALLER_NOTE):
+            yield machine.say("install-info-missing")
     else:
         places = " or ".join(f"{folder}/driver/version.info" for folder in ascend_folders(machine.root))
         yield machine.say("driver-not-found", places=places)
