@@ -56,13 +56,13 @@ def test_a_device_id_that_is_no_number(monkeypatch):
 
 def test_versions_that_are_too_old_stop_a_model_before_it_is_looked_for(ascend, monkeypatch):
     findings = [Finding(ERROR, "CANN", "8.0.0 is older than 8.1.RC1", "Install it"), Finding(OK, "driver", "fine")]
-    monkeypatch.setattr(doctor, "check_ascend", lambda: findings)
+    monkeypatch.setattr(doctor, "check_ascend", lambda soc: findings)
     with pytest.raises(device.UnsupportedEnvironment, match="CANN: 8.0.0 is older.*Install it.*doctor.*SKIP_CHECKS=1"):
         AutoModelForAudioTextToText.from_pretrained(demo_checkpoint())
 
 
 def test_doubts_are_logged_once(ascend, monkeypatch, caplog):
-    monkeypatch.setattr(doctor, "check_ascend", lambda: [Finding(WARNING, "driver", "not found", "Look")])
+    monkeypatch.setattr(doctor, "check_ascend", lambda soc: [Finding(WARNING, "driver", "not found", "Look")])
     with caplog.at_level(logging.WARNING, logger="mindone_audio"):
         device.check_versions()
         device.check_versions()
@@ -71,13 +71,13 @@ def test_doubts_are_logged_once(ascend, monkeypatch, caplog):
 
 def test_skipped_checks_say_so(ascend, monkeypatch, caplog):
     monkeypatch.setenv(doctor.SKIP_CHECKS, "1")
-    monkeypatch.setattr(doctor, "check_ascend", lambda: 1 / 0)
+    monkeypatch.setattr(doctor, "check_ascend", lambda soc: 1 / 0)
     with caplog.at_level(logging.WARNING, logger="mindone_audio"):
         device.check_versions()
     assert "MINDONE_AUDIO_SKIP_CHECKS is set" in caplog.text
 
 
 def test_nothing_is_checked_on_cpu(monkeypatch):
-    monkeypatch.setattr(doctor, "check_ascend", lambda: 1 / 0)
+    monkeypatch.setattr(doctor, "check_ascend", lambda soc: 1 / 0)
     device._check_versions.cache_clear()
     device.check_versions()

@@ -13,19 +13,54 @@ class Chip:
     soc: str  # MindSpore's SoC version, which is also the folder of the chip's kernels in CANN
     title: str
     names: str  # npu-smi's names, a regular expression
-    package: str  # how the names of CANN's packages and images spell it
+    packages: tuple[str, str]  # CANN's package of its operators: up to 8.3, and from 8.5 on
     bfloat16: bool
     established: bool  # the models of this library were written for it
 
 
 CHIPS = (
     # An A3 prints "Ascend910", which is no 910A.
-    Chip("ascend910_93", "Atlas A3", r"ascend910|(ascend)?910_?93\w*|(ascend)?910c\w*", "A3", True, True),
-    Chip("ascend910b", "Atlas A2 (910B)", r"(ascend)?910b\w*(-\w+)?", "910b", True, True),
-    Chip("ascend950", "Ascend 950", r"(ascend)?950\w*", "950", True, True),
-    Chip("ascend910", "910A (first generation)", r"(ascend)?910(a|pro\w*|premium\w*)|910", "910", False, False),
-    Chip("ascend310p", "310P (Atlas 300I, 300V)", r"(ascend)?310p\w*", "310p", False, False),
-    Chip("ascend310b", "310B (Atlas 200I, Orange Pi)", r"(ascend)?310b\w*", "310b", False, False),
+    Chip(
+        "ascend910_93",
+        "Atlas A3",
+        r"ascend910|(ascend)?910_?93\w*|(ascend)?910c\w*",
+        ("Atlas-A3-cann-kernels", "Ascend-cann-A3-ops"),
+        True,
+        True,
+    ),
+    Chip(
+        "ascend910b",
+        "Atlas A2 (910B)",
+        r"(ascend)?910b\w*(-\w+)?",
+        ("Ascend-cann-kernels-910b", "Ascend-cann-910b-ops"),
+        True,
+        True,
+    ),
+    Chip("ascend950", "Ascend 950", r"(ascend)?950\w*", ("Ascend-cann-950-ops", "Ascend-cann-950-ops"), True, True),
+    Chip(
+        "ascend910",
+        "910A (first generation)",
+        r"(ascend)?910(a|pro\w*|premium\w*)|910",
+        ("Ascend-cann-kernels-910", "Ascend-cann-910-ops"),
+        False,
+        False,
+    ),
+    Chip(
+        "ascend310p",
+        "310P (Atlas 300I, 300V)",
+        r"(ascend)?310p\w*",
+        ("Ascend-cann-kernels-310p", "Ascend-cann-310p-ops"),
+        False,
+        False,
+    ),
+    Chip(
+        "ascend310b",
+        "310B (Atlas 200I, Orange Pi)",
+        r"(ascend)?310b\w*",
+        ("Ascend-cann-kernels-310b", "Ascend-cann-310b-ops"),
+        False,
+        False,
+    ),
 )
 
 
@@ -35,5 +70,9 @@ def chip_by_name(name: str) -> Chip | None:
 
 
 def chip_by_soc(version: str) -> Chip | None:
-    """The chip of MindSpore's SoC version, such as ascend910b; `None` for an unknown or empty one."""
-    return next((chip for chip in CHIPS if chip.soc == version.strip().lower()), None)
+    """The chip of MindSpore's SoC version, such as ascend910b or Ascend910B2; `None` for an unknown or empty one.
+
+    "ascend910" is the 910A here, unlike for npu-smi.
+    """
+    exact = next((chip for chip in CHIPS if chip.soc == version.strip().lower()), None)
+    return exact or chip_by_name(version)

@@ -210,7 +210,7 @@ def _check_versions() -> None:
     if doctor.skips_checks(os.environ):
         logger.warning("%s is set: the versions of driver and CANN were not checked", doctor.SKIP_CHECKS)
         return
-    findings = doctor.check_ascend()
+    findings = doctor.check_ascend(soc=_soc())
     for finding in findings:
         if finding.level == doctor.WARNING:
             logger.warning("%s: %s. %s", finding.about, finding.found, finding.action)
@@ -246,7 +246,12 @@ def compute_dtypes() -> tuple[ms.Type, ...]:
 
 def _chip() -> chips.Chip | None:
     """The NPU's kind as MindSpore names it; None for one that is not known here."""
-    return chips.chip_by_soc(MSContext.get_instance().get_ascend_soc_version())
+    return chips.chip_by_soc(_soc())
+
+
+def _soc() -> str:
+    """MindSpore's name of the NPU, such as ascend910b; empty where it has none."""
+    return MSContext.get_instance().get_ascend_soc_version()
 
 
 @cache

@@ -6,15 +6,16 @@ A file that is missing, unreadable or in an unknown format has no version; it is
 
 import os
 import re
-import stat
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from mindone_audio.machine.tree import below, children, is_folder, read_pairs, read_text, resolved
+
+INSTALLER_NOTE = "/etc/ascend_install.info"  # where the driver is; MindSpore reads it as well
 ASCEND = "/usr/local/Ascend"  # where the installers put the driver, and root's CANN
 HOMES = ("ASCEND_HOME_PATH", "ASCEND_TOOLKIT_HOME")  # the variables that say where CANN is
-_LARGEST_FILE = 65536  # bytes that are read; the real files have a few hundred
-_LONGEST_VALUE = 1000  # characters of a value that are kept; a list of compatible versions has a few hundred
 
 MINIMUM = {"mindspore": "2.6.0", "driver": "24.1.RC1", "CANN": "8.1.RC1"}
 
@@ -28,6 +29,8 @@ PUBLISHED = {  # MindSpore: (CANN, driver)
     "2.9.0": ("9.0.0", "26.0.RC1"),
     "2.10.0": ("9.1", None),
 }
+# The versions of CANN of which MindSpore's own check does not complain, where its wheel cannot be asked.
+ACCEPTED = {"2.10": ("8.2", "8.3", "8.5", "9.0", "9.1")}
 
 _DEV, _T, _ALPHA, _BETA, _RC, _FINAL, _POST = range(7)
 _STAGES = {"dev": _DEV, "t": _T, "alpha": _ALPHA, "a": _ALPHA, "beta": _BETA, "b": _BETA, "rc": _RC, "post": _POST}
@@ -234,36 +237,18 @@ def set_env(root: str | os.PathLike, path: str) -> str:
 
 def ascend_folders(root: str | os.PathLike) -> list[str]:
     """Where the driver may be installed, the place that its installer noted first."""
-    noted = _fields(root, "/etc/ascend_install.info", ("Driver_Install_Path_Param",))
+    noted = _fields(root, INSTALLER_NOTE, ("Driver_Install_Path_Param",))
     return list(dict.fromkeys([*(source.value.rstrip("/") for source in noted), ASCEND]))
 
 
 def _cann_folders(root, environ: Mapping[str, str]) -> list[str]:
-    """Where CANN may be installed: beside the driver, by a user who is not root, or in a conda environment."""
+    """Where CANN may be installed: beside the driver, by a user who is not root, by conda or by pip."""
     own = [f"{environ[name].rstrip('/')}/Ascend" for name in ("HOME", "CONDA_PREFIX") if environ.get(name)]
-    return ascend_folders(root) + own
-
-
-def below(root: str | os.PathLike, path: str) -> str:
-    return os.path.join(root, path.lstrip("/"))
-
-
-def resolved(root: str | os.PathLike, path: str) -> str:
-    try:
-        return os.path.realpath(below(root, path))
-    except (OSError, ValueError):
-        return path
-
-
-def is_folder(root: str | os.PathLike, path: str) -> bool:
-    return os.path.isdir(below(root, path))
-
-
-def children(root: str | os.PathLike, path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(below(root, path)))
-    except (OSError, ValueError):
-        return []
+    for prefix in dict.fromkeys([environ.get("VIRTUAL_ENV"), environ.get("CONDA_PREFIX"), sys.prefix]):
+        library = f"{(prefix or '').rstrip('/')}/lib"
+        pythons = [name for name in children(root, library) if prefix and name.startswith("python3")]
+        own += [f"{library}/{name}/site-packages/ascend" for name in pythons]
+    return list(dict.fromkeys(ascend_folders(root) + own))
 
 
 def _cann_sources(root, path: str) -> tuple[Source, ...]:
@@ -275,7 +260,7 @@ def _cann_sources(root, path: str) -> tuple[Source, ...]:
     for part in ("toolkit", "opp", "compiler", "opp_kernel", "runtime", "share/info/runtime"):
         sources += _fields(root, f"{path}/{part}/version.info", ("version_dir",))
     file = f"{path}/version.cfg"
-    for match in re.finditer(r"^\s*(\w+_running_version)=\[[^:\]\n]*:([^,\]\n]+)", _read(root, file), re.MULTILINE):
+    for match in re.finditer(r"^\s*(\w+_running_version)=\[[^:\]\n]*:([^,\]\n]+)", read_text(root, file), re.MULTILINE):
         sources += (Source(file, match[1], match[2].strip()),)
     if not sources and os.path.isfile(below(root, f"{path}/set_env.sh")):
         name = os.path.basename(resolved(root, path)).removeprefix("cann-")
@@ -289,20 +274,7 @@ def _choose(sources: tuple[Source, ...]) -> Found:
     return Found((understood or values or [None])[0], sources)
 
 
-def _read(root, path: str) -> str:
-    """The beginning of a text file; empty for what is missing, unreadable, binary or not a regular file."""
-    try:
-        if not stat.S_ISREG(os.stat(below(root, path)).st_mode):  # a pipe would wait for ever
-            return ""
-        with open(below(root, path), "rb") as file:
-            content = file.read(_LARGEST_FILE)
-    except (OSError, ValueError):
-        return ""
-    return "" if b"\0" in content else content.decode("utf-8", "replace")
-
-
 def _fields(root, path: str, names: tuple[str, ...]) -> tuple[Source, ...]:
     """The lines `name=value` of a file, in the order of `names`."""
-    pairs = [line.partition("=") for line in _read(root, path).splitlines()]
-    values = {name.strip(): value.strip()[:_LONGEST_VALUE] for name, _, value in pairs if value.strip()}
+    values = read_pairs(root, path)
     return tuple(Source(path, name, values[name]) for name in names if name in values)
