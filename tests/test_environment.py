@@ -81,7 +81,7 @@ def test_cpu_leaves_ascend_out(machine):
 
 
 def test_unknown_device(bare):
-    with pytest.raises(ValueError, match="unknown device 'gpu': use one of cpu, ascend, npu"):
+    with pytest.raises(ValueError, match="unknown device 'gpu': use one of auto, cpu, ascend, npu"):
         bare.report("gpu")
 
 

@@ -80,7 +80,7 @@ def inspect_environment(
     Raises `ValueError` for another device, and nothing else.
     """
     environ = os.environ if environ is None else environ
-    device = _device_kind(device)
+    device = device_kind(device)
     importlib.invalidate_caches()  # modules that were installed since this process began
     machine = Machine(
         root, environ, package_version, find_spec, tuple(filter(os.path.isabs, sys.path)), folder or _working_folder()
@@ -162,10 +162,10 @@ def _working_folder() -> str:
         return "/"
 
 
-def _device_kind(device: str | None) -> str | None:
-    kinds = {"cpu": "cpu", "ascend": "ascend", "npu": "ascend"}
-    kind = str(device).lower().partition(":")[0]
-    if device is not None and kind not in kinds:
-        known = ", ".join(kinds)
-        raise ValueError(f"unknown device {device!r}: use one of {known}, or none to have the machine judged")
-    return kinds.get(kind)
+def device_kind(device: str | None) -> str | None:
+    """cpu or ascend of a device's name, None where the machine is to be judged; `ValueError` for another name."""
+    kinds = {"auto": None, "cpu": "cpu", "ascend": "ascend", "npu": "ascend"}
+    kind = "auto" if device is None else str(device).lower().partition(":")[0]
+    if kind not in kinds:
+        raise ValueError(f"unknown device {device!r}: use one of {', '.join(kinds)}")
+    return kinds[kind]
