@@ -33,6 +33,22 @@ def test_the_dockerfile_passes_hadolint():
     assert done.returncode == 0, done.stdout
 
 
+def test_the_versions_of_the_document_are_the_published_ones():
+    page = (ROOT / "docs" / "npu.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (2\.\d+\.\d+) \| (\S+) \| (\S*) ?\| `(\S+)` \|$", page, re.MULTILINE)
+    assert {version: (cann, driver or None) for version, cann, driver, _ in rows} == {
+        version: pair
+        for version, pair in PUBLISHED.items()
+        if version != "2.6.0"  # which the requirements refuse
+    }
+    for _, cann, _, tag in rows:
+        cann, parts = cann.lower(), cann.count(".")
+        assert re.fullmatch(rf"{re.escape(cann)}{'[.]0' if parts == 1 else ''}-910b-ubuntu22\.04-py3\.11", tag)
+    first = arguments()
+    assert rows[0][::3] == (first["MINDSPORE"], f"{first['CANN']}-{first['CHIP']}-{first['OS']}-py{first['PYTHON']}")
+    assert f"pip install mindspore=={first['MINDSPORE']} -r requirements.txt" in page
+
+
 # The Dockerfile
 
 
