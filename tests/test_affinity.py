@@ -143,6 +143,14 @@ def test_a_rank_whose_launcher_does_not_say_how_many_there_are_counts_the_npus(m
     assert machine.cores(RANK_ID="1", RANK_SIZE="2", DEVICE_ID="1", MS_LOCAL_WORKER="two") == set(range(24, 48))
 
 
+def test_a_rank_that_does_not_know_its_npu_is_left_alone(machine):
+    """All ranks would take the cores of NPU 0."""
+    assert machine.cores(RANK_ID="1", RANK_SIZE="2") is None
+    assert machine.cores("ascend:1", RANK_ID="1", RANK_SIZE="2") == set(range(156, 168))
+    assert machine.cores(RANK_ID="1", RANK_SIZE="2", DEVICE_ID="\u00b9") is machine.cores("ascend:\u00b9") is None
+    assert machine.cores(RANK_ID="0", RANK_SIZE="two", DEVICE_ID="0") is None  # the command says what is wrong
+
+
 def test_fewer_cores_than_ranks(machine):
     machine.allowed = set(range(7))
     machine.write("/sys/fs/cgroup/user.slice/cpuset.cpus.effective", "0-6\n")

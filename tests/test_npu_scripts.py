@@ -262,6 +262,14 @@ def test_other_places_and_options(host):
     assert words[-3:] == ["mine:1", "ls", "--help"]
 
 
+def test_folders_are_given_whole(host):
+    """docker would take a relative path for the name of a volume."""
+    mounts = after(dry(host, "--data", "clips", "--cache=../big"), "--volume")
+    assert f"{os.getcwd()}/clips:/data" in mounts and f"{os.getcwd()}/../big:/cache" in mounts
+    done = run(host, "--data", "no-such-folder")
+    assert done.returncode == 2 and f"--data: no folder {os.getcwd()}/no-such-folder" in done.stderr
+
+
 def test_the_group_of_the_devices_is_added(host):
     group = os.stat(host / "dev/davinci0").st_gid
     assert after(dry(host), "--group-add") == ([str(group)] if group else [])

@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Set
 
 from mindone_audio.machine.doctor import visible_devices
-from mindone_audio.machine.msrun import own_rank
+from mindone_audio.machine.msrun import number_of_ranks
 from mindone_audio.machine.versions import below, children
 
 logger = logging.getLogger(__name__)
@@ -57,21 +57,23 @@ def own_cores(
         return None
     if environ.get(BIND_CORES, "").strip().lower() in ("0", "false", "no", "off"):
         return None
-    npus, index = _visible_npus(environ, root), index or environ.get("DEVICE_ID", "0")
-    if not index.isdigit() or int(index) >= len(npus):
+    try:
+        ranks = number_of_ranks(environ)
+    except ValueError:  # the command itself will say so
+        return None
+    if not index:
+        index = environ.get("DEVICE_ID", "0" if ranks == 1 else "")
+    npus = _visible_npus(environ, root)
+    if not re.fullmatch("[0-9]{1,6}", index) or int(index) >= len(npus):
         return None
     limit = _limit(allowed, environ, root)
     if limit is None or not limit <= allowed:
-        return None
-    try:
-        _, ranks = own_rank(environ)
-    except ValueError:  # the command itself will say so
         return None
     nodes = _numa_nodes(npus, root)
     if ranks == 1:
         return _cores_of_node(nodes.get(npus[int(index)]), limit, root) or None
     local = environ.get(_LOCAL_RANKS, "")
-    if local.isdigit() and int(index) < int(local):  # msrun gives rank n of a machine its NPU n
+    if re.fullmatch("[0-9]{1,6}", local) and int(index) < int(local):  # msrun gives rank n of a machine its NPU n
         npus = npus[: int(local)]
     return _shares(npus, nodes, limit, root).get(npus[int(index)])
 

@@ -51,6 +51,9 @@ while [ $# -gt 0 ]; do
     esac
 done
 [ $# -gt 0 ] || set -- bash
+# docker takes a relative path for the name of a volume.
+case $cache in /*) ;; *) cache=$PWD/$cache ;; esac
+case $data in '' | /*) ;; *) data=$PWD/$data ;; esac
 
 options=(--rm)
 if [ -t 0 ] && [ -t 1 ]; then options+=(--interactive --tty); fi
@@ -125,6 +128,7 @@ if $dry_run; then
     exit
 fi
 
+[ -z "$data" ] || [ -d "$data" ] || fail "--data: no folder $data"
 command -v "$docker" > /dev/null ||
     fail "no $docker here: install it, set DOCKER to what you have, or look at the command with --dry-run"
 said=$("$docker" info 2>&1) ||
