@@ -45,7 +45,8 @@ def test_the_ascendjob_has_the_fields_of_its_schema():
 def fake_environment(folder: Path, **variables) -> dict:
     """A machine whose `python` and `msrun` only print what they are given."""
     (folder / "bin").mkdir(exist_ok=True)
-    show = 'echo "$(basename "$0") $* | $RANK_ID $RANK_SIZE $DEVICE_ID | $ASCEND_RT_VISIBLE_DEVICES | $NODE_RANK"\n'
+    show = 'echo "$(basename "$0") $* | $RANK_ID $RANK_SIZE $DEVICE_ID | $ASCEND_RT_VISIBLE_DEVICES'
+    show += ' | $NODE_RANK | $MS_LOCAL_WORKER"\n'
     for name in ("python", "msrun", "srun", "scontrol"):
         body = f'#!/bin/bash\ncase "$1" in -c) echo "{folder}/bin" ;; *) {show} ;; esac\n'
         if name == "srun":
@@ -70,7 +71,7 @@ def test_the_launchers_flags_and_devices(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "--worker_num=6 --local_worker_num=3 --master_addr=first --master_port=8118 --node_rank=1" in done.stdout
     assert "--join=True python -m mindone_audio.cli batch m.jsonl --out r s" in done.stdout
-    assert "| 0,1,3 |" in done.stdout
+    assert "| 0,1,3 | 1 | 3\n" in done.stdout  # the last number tells each rank how many share this node's cores
     for change, message in (
         ({}, "NODES=2 needs NODE_RANK"),
         ({"NODE_RANK": "2"}, "it is 0 to 1"),

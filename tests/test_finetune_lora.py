@@ -17,6 +17,7 @@ import transformers
 from families import GOLDENS
 from helpers import PAD, relative_error, to_torch
 from huggingface_hub import ModelCard
+from mindone.peft import PeftModelForCausalLM, get_peft_model
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
@@ -30,13 +31,7 @@ from mindone_audio.adapters.lora import (
     set_dropout_seed,
     trainable_parameters,
 )
-from mindone_audio.adapters.mindone_peft import (
-    LoraConfig,
-    PeftLoraLinear,
-    PeftModel,
-    PeftModelForCausalLM,
-    get_peft_model,
-)
+from mindone_audio.adapters.mindone_peft import LoraConfig, PeftLoraLinear, PeftModel
 from mindone_audio.weights.hub import CheckpointError
 
 TOLERANCE = 1e-4

@@ -43,6 +43,14 @@ assert sum(name.startswith("mindone.transformers") for name in sys.modules) < 10
 """
 CLASS = "from mindone.transformers import Qwen2AudioForConditionalGeneration"
 MODULE = "from mindone.transformers.models.qwen2_audio.modeling_qwen2_audio import Qwen2AudioForConditionalGeneration"
+PEFT = """
+from mindone_audio.adapters import mindone_peft
+assert "sklearn" not in __import__("sys").modules
+import mindone.peft as peft
+assert peft.__version__ == mindone_peft.VERSION == peft.peft_model.__version__
+assert peft.PeftModel is mindone_peft.PeftModel and peft.LoraConfig is mindone_peft.LoraConfig
+assert peft.tuners.lora.Linear is mindone_peft.PeftLoraLinear and peft.get_peft_model and peft.AutoPeftModel
+"""
 THREADS = """
 from concurrent.futures import ThreadPoolExecutor
 def theirs(_):
@@ -71,6 +79,8 @@ assert whole.generation.configuration_utils and whole.generation.GenerationMixin
         pytest.param(f"{BASE}\n{FEW}\n{OURS}\n{THREADS}{WHOLE}", id="ours first"),
         pytest.param(f"{OURS}\n{BASE}\n{MODULE}\n{WHOLE}", id="ours first, then a model's module"),
         pytest.param(f"{CLASS}\n{BASE}\n{OURS}\n{WHOLE}", id="ours last"),
+        pytest.param(f"{OURS}\n{PEFT}\n{BASE}\n{WHOLE}", id="ours first, then mindone.peft"),
+        pytest.param(f"{CLASS}\n{BASE}\n{OURS}\n{PEFT.replace('not in', 'in')}", id="mindone.peft last"),
     ],
 )
 def test_both_are_of_the_same_classes(program):

@@ -13,6 +13,7 @@ from mindone_audio.batch.part_files import merge
 from mindone_audio.batch.runner import BatchTotals, run_batch
 from mindone_audio.commands import options as shared
 from mindone_audio.generation.settings import SAMPLING_ONLY
+from mindone_audio.machine import affinity
 from mindone_audio.machine.msrun import end_with_msrun, is_scheduler
 from mindone_audio.setting_fields import in_words, option
 
@@ -82,6 +83,7 @@ def _job(options: argparse.Namespace) -> BatchJob:
 def _run(options: argparse.Namespace, should_stop: Callable[[], bool]) -> int:
     job = _job(options)
     end_with_msrun()
+    affinity.bind_cores(job.device)
     again = f"what is done is kept in {job.out}: run the same command again to continue"
     try:
         totals = run_batch(job, should_stop=should_stop, explain=shared.explain("batch"))

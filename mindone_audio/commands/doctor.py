@@ -50,9 +50,10 @@ def run(options: argparse.Namespace) -> int:
 def _run_ops(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from mindone_audio.machine import device
+    from mindone_audio.machine import affinity, device
     from mindone_audio.proof import op_check
 
+    affinity.bind_cores(options.device)
     device.set_device(options.device)
     device.prepare()
     results = op_check.check_ops()

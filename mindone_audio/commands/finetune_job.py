@@ -11,6 +11,7 @@ from tqdm import tqdm
 from mindone_audio.finetune.config import FinetuneConfig
 from mindone_audio.finetune.job import FinetuneOutcome, run_finetune
 from mindone_audio.finetune.trainer import FinetuneError
+from mindone_audio.machine import affinity
 from mindone_audio.machine.msrun import end_with_msrun, is_scheduler, number_of_ranks
 from mindone_audio.machine.signals import Signals
 from mindone_audio.setting_fields import Say, SettingError, in_words
@@ -45,6 +46,7 @@ def finetune_command(config: FinetuneConfig, signals: Signals, say: Say) -> int:
     log.addHandler(handler)
     level = log.level
     log.setLevel(logging.INFO)
+    affinity.bind_cores(config.job.device)
     try:
         return _run(config, signals, say)
     finally:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from mindone_audio.machine import affinity
 from mindone_audio.setting_fields import (
     ADAPTER_HELP,
     DEVICE_HELP,
@@ -134,6 +135,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
 def load_pipeline(options: argparse.Namespace):
     """The pipeline that the options ask for; `SettingError` for settings of `generate` that cannot be."""
     settings(options)  # before MindSpore is imported, which takes seconds
+    affinity.bind_cores(options.device)
     import mindspore as ms
 
     from mindone_audio.pipelines import pipeline

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 from mindone_audio.commands.options import add_device
+from mindone_audio.machine import affinity
 
 
 def add(commands) -> None:
@@ -19,6 +20,7 @@ def add(commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """0 where every stage is within tolerance and the tokens agree, 2 otherwise."""
+    affinity.bind_cores(options.device)
     import mindspore as ms
 
     from mindone_audio.machine import device

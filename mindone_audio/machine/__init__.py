@@ -1,1 +1,1 @@
-"""The machine: device choice, versions of driver and CANN, npu-smi, signals, msrun, files that are replaced whole."""
+"""The machine: devices, versions of driver and CANN, npu-smi, signals, msrun, cores, files that are replaced whole."""

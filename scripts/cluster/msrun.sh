@@ -14,6 +14,10 @@
 #   LOG_DIR         what each rank prints (default: msrun-logs)
 #   PYTHON          the interpreter (default: python)
 #   CANN_SET_ENV    CANN's set_env.sh (default: where CANN installs itself, unless its variables are set already)
+#   MINDONE_AUDIO_BIND_CORES=0   does not bind the ranks to cores
+#
+# Each rank on an NPU binds itself to its share of this node's cores (mindone_audio/machine/affinity.py), because msrun's
+# own --bind_core does nothing under cgroup version 2. Ranks that are bound already are left alone.
 #
 # Exit status: 0 all shares are complete (clips that failed are counted by --merge), 143 ended by SIGTERM or SIGINT after
 # the batches in progress, otherwise what msrun says. The same command again continues.
@@ -132,6 +136,9 @@ export PATH=$bin:$PATH PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 [ -x "$bin/msrun" ] || fail "no msrun beside $bin/python: install MindSpore there, or set PYTHON"
 # On a CPU the ranks would otherwise each start a thread for every core.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$(((cores = $(nproc)) > ranks_per_node ? cores / ranks_per_node : 1))}
+
+# How many ranks share the cores of this node; msrun does not tell them.
+export MS_LOCAL_WORKER=$ranks_per_node
 
 # --join=True: without it msrun returns at once and the job seems to have succeeded. --node_rank: without it the ranks
 # of several nodes are numbered only when they communicate, which these do not.

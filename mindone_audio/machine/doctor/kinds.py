@@ -605,7 +605,7 @@ _HOST = (
         "cores",
         "this system has cgroup v2, of which MindSpore's set_cpu_affinity and msrun --bind_core know nothing: they "
         "bind no core",
-        "bind with `{taskset} python -m mindone_audio …`",
+        "nothing for this package's commands, which bind themselves; a program of yours: `{taskset} python …`",
         "Failed to acquire available cpu info; Will not enable bind core feature; few tokens a second",
     ),
     Kind(

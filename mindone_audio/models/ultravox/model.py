@@ -21,7 +21,6 @@ from transformers import (
     ProcessorMixin,
     WhisperFeatureExtractor,
 )
-from transformers.data.data_collator import pad_without_fast_tokenizer_warning
 from transformers.utils import cached_file
 
 from mindone_audio.backbone import ops
@@ -362,9 +361,10 @@ class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
 
     def _pad(self, rows: list[list[int]], padding: Any = True, **kwargs: Any) -> dict[str, np.ndarray]:
         """Token ids -> `input_ids` and `attention_mask`, int64 `[batch, length]`."""
-        padded = pad_without_fast_tokenizer_warning(
-            self.tokenizer, {"input_ids": rows}, padding=padding, return_attention_mask=True, **kwargs
-        )
+        # The tokenizer would advise to encode and pad in one call. The function of transformers that hides the advice
+        # is in a package that imports scikit-learn.
+        self.tokenizer.deprecation_warnings["Asking-to-pad-a-fast-tokenizer"] = True
+        padded = self.tokenizer.pad({"input_ids": rows}, padding=padding, return_attention_mask=True, **kwargs)
         return token_arrays(padded, padding, kwargs.get("max_length"))
 
 
