@@ -3,9 +3,11 @@
 import os
 from pathlib import Path
 
-import torch
+# The models are tiny: threads of PyTorch and MindSpore would only wait for each other, for minutes on a busy machine.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# The models are tiny: PyTorch's threads would only wait for each other, and for minutes on a busy machine.
+import torch  # noqa: E402
+
 torch.set_num_threads(1)
 
 # The suite's own graphs, not the user's; a run compiles what has changed since the last one.

@@ -1,5 +1,6 @@
 """Loading: what is stored is what is computed with, and whatever is wrong with a checkpoint is named."""
 
+import functools
 import json
 import logging
 import re
@@ -56,10 +57,10 @@ def edit_config(folder, change):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_becomes_float32_on_cpu_and_one_line_says_so(folder, dtype, caplog):
+def test_half_precision_becomes_float32_on_cpu_and_one_line_says_so(folder, dtype, caplog, monkeypatch):
     edit_weights(folder, lambda tensors: tensors.update({k: v.to(dtype) for k, v in tensors.items()}))
     expected = torch_logits(TorchQwen2Audio.from_pretrained(folder, dtype=torch.float32))
-    device._log_once.cache_clear()
+    monkeypatch.setattr(device, "_log_once", functools.cache(device._log_once.__wrapped__))
     with caplog.at_level(logging.INFO, logger="mindone_audio"):
         model = AutoModelForAudioTextToText.from_pretrained(folder, mindspore_dtype=ms.bfloat16)
         model = AutoModelForAudioTextToText.from_pretrained(folder)

@@ -3,6 +3,8 @@
 import argparse
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mindone_audio.commands.options import add_model, load_pipeline
 from mindone_audio.setting_fields import refusal
@@ -31,12 +33,12 @@ def add(commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """0: all sizes are compiled."""
     sizes = [_numbers(options, name) for name in ("batch_sizes", "seconds", "tokens")]
-    _show_what_is_compiled()
-    start = time.perf_counter()
-    pipe = load_pipeline(options)
-    loaded = time.perf_counter()
-    _warm_up(pipe, *sizes)
-    done = time.perf_counter()
+    with _shown():
+        start = time.perf_counter()
+        pipe = load_pipeline(options)
+        loaded = time.perf_counter()
+        _warm_up(pipe, *sizes)
+        done = time.perf_counter()
     print(f"loaded in {loaded - start:.1f} s, ready in {done - loaded:.1f} s")
     return 0
 
@@ -53,13 +55,19 @@ def _numbers(options: argparse.Namespace, name: str) -> list[int]:
     return values
 
 
-def _show_what_is_compiled() -> None:
-    """Lines about it go to standard error, also where that is no terminal."""
+@contextmanager
+def _shown() -> Iterator[None]:
+    """What is compiled goes to standard error, also where that is no terminal."""
     compiling = logging.getLogger("mindone_audio.compiling")
+    level, handler = compiling.level, logging.StreamHandler()
     compiling.setLevel(logging.INFO)
     if not compiling.handlers:
-        compiling.addHandler(logging.StreamHandler())
-        compiling.propagate = False
+        compiling.addHandler(handler)
+    try:
+        yield
+    finally:
+        compiling.removeHandler(handler)
+        compiling.setLevel(level)
 
 
 def _warm_up(pipe, batch_sizes: list[int], seconds: list[int], tokens: list[int]) -> None:
