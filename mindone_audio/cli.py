@@ -1,12 +1,13 @@
 """`mindone-audio`: what a person starts in a terminal."""
 
 import argparse
-import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 
 from mindone_audio.commands import ask, batch, chat, doctor, finetune, models, parity, transcribe, warm_up
+from mindone_audio.commands.options import shown_compiling
 from mindone_audio.machine.signals import Signals
 from mindone_audio.setting_fields import in_words, option
 
@@ -27,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         # This comes before the command imports anything that starts threads.
         with Signals(hold_terminate=getattr(options, "hold_terminate", False)) as options.signals:
-            return options.run(options)
+            with shown_compiling() if sys.stderr.isatty() else nullcontext():
+                return options.run(options)
     except (OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):  # the reader has ended, as in `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -55,18 +57,10 @@ def start() -> int:
 
 
 def _quieten_libraries() -> None:
-    """Keep what other libraries say to programmers off standard error, unless the user has asked for it.
-
-    On a terminal a line says what is compiled, and another how long it took.
-    """
+    """Keep what other libraries say to programmers off standard error, unless the user has asked for it."""
     os.environ.setdefault("GLOG_v", "3")  # MindSpore: errors
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    if sys.stderr.isatty():
-        compiling = logging.getLogger("mindone_audio.compiling")
-        compiling.setLevel(logging.INFO)
-        compiling.addHandler(logging.StreamHandler())
-        compiling.propagate = False
-    else:
+    if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not sys.warnoptions:  # neither -W nor PYTHONWARNINGS

@@ -12,3 +12,7 @@ torch.set_num_threads(1)
 
 # The suite's own graphs, not the user's; a run compiles what has changed since the last one.
 os.environ.setdefault("MINDONE_AUDIO_COMPILE_CACHE", str(Path(__file__).parents[1] / "build" / "graphs"))
+
+from mindone_audio.machine import device  # noqa: E402
+
+device.prepare()  # has an effect before the first operation alone, and tests run some before they make a model

@@ -3,9 +3,11 @@
 import argparse
 import dataclasses
 import glob
+import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mindone_audio.machine import affinity
@@ -148,6 +150,25 @@ def load_pipeline(options: argparse.Namespace):
         mindspore_dtype=dtype,
         adapter=options.adapter,
     )
+
+
+@contextmanager
+def shown_compiling() -> Iterator[None]:
+    """Within, a line on standard error says what is compiled, and another how long it took."""
+    compiling, handler = logging.getLogger("mindone_audio.compiling"), logging.StreamHandler()
+    if compiling.handlers:  # within another one
+        yield
+        return
+    level = compiling.level
+    compiling.setLevel(logging.INFO)
+    compiling.addHandler(handler)
+    compiling.propagate = False
+    try:
+        yield
+    finally:
+        compiling.removeHandler(handler)
+        compiling.setLevel(level)
+        compiling.propagate = True
 
 
 def expand(sources: list[str]) -> list[str]:

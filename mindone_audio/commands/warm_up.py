@@ -1,12 +1,9 @@
 """`mindone-audio warm-up`: compile what a model needs for some sizes, before somebody waits for an answer."""
 
 import argparse
-import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-from mindone_audio.commands.options import add_model, load_pipeline
+from mindone_audio.commands.options import add_model, load_pipeline, shown_compiling
 from mindone_audio.setting_fields import refusal
 
 _RATE = 16000  # samples a second
@@ -33,7 +30,7 @@ def add(commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """0: all sizes are compiled."""
     sizes = [_numbers(options, name) for name in ("batch_sizes", "seconds", "tokens")]
-    with _shown():
+    with shown_compiling():
         start = time.perf_counter()
         pipe = load_pipeline(options)
         loaded = time.perf_counter()
@@ -53,21 +50,6 @@ def _numbers(options: argparse.Namespace, name: str) -> list[int]:
     if min(values) < 1:
         raise refusal(name, f" {text!r} must be whole numbers from 1 on with commas between them, such as 1,8")
     return values
-
-
-@contextmanager
-def _shown() -> Iterator[None]:
-    """What is compiled goes to standard error, also where that is no terminal."""
-    compiling = logging.getLogger("mindone_audio.compiling")
-    level, handler = compiling.level, logging.StreamHandler()
-    compiling.setLevel(logging.INFO)
-    if not compiling.handlers:
-        compiling.addHandler(handler)
-    try:
-        yield
-    finally:
-        compiling.removeHandler(handler)
-        compiling.setLevel(level)
 
 
 def _warm_up(pipe, batch_sizes: list[int], seconds: list[int], tokens: list[int]) -> None:
