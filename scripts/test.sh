@@ -13,4 +13,4 @@ if [ "${1:-}" = --mindspore ]; then
     shift 2
 fi
 make_environment "$environment" requirements.txt tests/requirements.txt ${pins[@]+"${pins[@]}"}
-"$environment/bin/python" -m pytest -n 2 --dist loadfile "$@"
+"$environment/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

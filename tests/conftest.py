@@ -16,3 +16,14 @@ os.environ.setdefault("MINDONE_AUDIO_COMPILE_CACHE", str(Path(__file__).parents[
 from mindone_audio.machine import device  # noqa: E402
 
 device.prepare()  # has an effect before the first operation alone, and tests run some before they make a model
+
+# The files that take longest, so that neither of two processes is left with one of them at the end.
+LONGEST = (
+    *("lora_sounds", "long_life", "benchmark", "finetune_end", "finetune_trainer", "finetune_lora", "finetune_command"),
+    *("families", "ascend_kernels", "compile_cache", "ascend_branch", "documents", "mindone", "generation", "parity"),
+)
+
+
+def pytest_collection_modifyitems(items) -> None:
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))  # stable: the others stay as they were

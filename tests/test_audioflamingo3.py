@@ -369,7 +369,7 @@ def test_the_example_and_bad_arguments(checkpoint, monkeypatch, capsys):
     choices = ("--max-new-tokens", 3, "--greedy", "--device", "cpu", "--dtype", "float32", "--prompt", "What is it?")
     status, captured = run("--model", checkpoint, "--audio", "nowhere.wav", "--audio", clip, *choices)
     assert status == 1 and "  What is it?  " in captured.out
-    assert captured.err.splitlines()[-1].startswith("error: no audio file 'nowhere.wav'")
+    assert "\nerror: no audio file 'nowhere.wav'" in f"\n{captured.err}"
     assert run("--model", checkpoint, "--audio", clip, "--max-new-tokens", 0)[0] == 1
     assert run("--model", "./nowhere", "--audio", clip)[0].startswith("error: no checkpoint folder './nowhere'")
 

@@ -26,14 +26,14 @@ def test_a_second_process_compiles_nothing(shallow, tmp_path):
     """`warm-up`, and then a question in another process, whose every graph is loaded."""
     environment = os.environ | {compile_cache.VARIABLE: str(tmp_path / "graphs"), "PYTHONHASHSEED": "1"}
     command = [sys.executable, "-m", "mindone_audio"]
-    sizes = ["--batch-sizes", "1,2", "--seconds", "5,60", "--tokens", "512,600"]
+    sizes = ["--batch-sizes", "2", "--seconds", "5,60", "--tokens", "600"]
     warm = subprocess.run(
         [*command, "warm-up", "--model", shallow, *sizes], env=environment, cwd=ROOT, capture_output=True, text=True
     )
     assert warm.returncode == 0, warm.stderr
     compiled = [line for line in warm.stderr.splitlines() if line.startswith("compiling ")]
     kept = len(list((tmp_path / "graphs").glob("*.graph")))
-    assert len(compiled) == len(set(compiled)) == kept >= 8
+    assert len(compiled) == len(set(compiled)) == kept >= 7
     for part in ("encoder of 1 clip of 5.04 s", "encoder of 1 clip of 10 s", "decode step of 2 sequences, 1024 tokens"):
         assert any(part in line for line in compiled), part
     assert "ready in" in warm.stdout
@@ -45,7 +45,6 @@ def test_a_second_process_compiles_nothing(shallow, tmp_path):
 
 
 def test_a_terminal_shows_what_is_compiled(shallow, tmp_path):
-    """A person sees what takes long; a file of messages does not fill with it."""
     command = [sys.executable, "-m", "mindone_audio", "ask", CLIP, "What?", "--model", shallow, "--max-new-tokens=2"]
     environment = os.environ | {compile_cache.VARIABLE: "0"}
     main, terminal = pty.openpty()
@@ -55,8 +54,12 @@ def test_a_terminal_shows_what_is_compiled(shallow, tmp_path):
     assert asked.returncode == 0
     assert "compiling the decode step of 1 sequence, 512 tokens, once for this size ..." in said
     assert "compiled the decode step of 1 sequence, 512 tokens in " in said
-    piped = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert piped.returncode == 0 and "compil" not in piped.stderr
+
+
+def test_a_file_of_messages_does_not_fill_with_it(shallow, capsys, monkeypatch):
+    monkeypatch.setenv(compile_cache.VARIABLE, "0")
+    assert cli.main(["ask", CLIP, "What?", "--model", str(shallow), "--max-new-tokens=2"]) == 0
+    assert "compil" not in capsys.readouterr().err
 
 
 def test_what_is_compiled_is_logged_for_programs(caplog):

@@ -276,8 +276,10 @@ def _convert(source: np.ndarray, target: np.ndarray) -> None:
 
 
 def _memory(parameter: Parameter, dtype: ms.Type) -> np.ndarray | None:
-    """The memory that a parameter has got already, if it is for values of this dtype."""
-    return None if parameter.has_init or parameter.dtype != dtype else parameter.asnumpy()
+    """The memory that a parameter has got already, if it is for values of this dtype and no copy on an NPU."""
+    if parameter.has_init or parameter.dtype != dtype or not device.shares_memory():
+        return None
+    return parameter.asnumpy()
 
 
 def _set(parameter: Parameter, array: np.ndarray, place: np.ndarray | None = None) -> None:
