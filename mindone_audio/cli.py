@@ -5,6 +5,7 @@ import os
 import sys
 import warnings
 from contextlib import nullcontext
+from typing import NoReturn
 
 from mindone_audio.commands import ask, batch, chat, doctor, finetune, models, parity, transcribe, warm_up
 from mindone_audio.commands.options import shown_compiling
@@ -14,13 +15,20 @@ from mindone_audio.setting_fields import in_words, option
 INTERRUPTED = 130  # the exit status that shells give to Ctrl-C
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong with the options in one line, without all that there are."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message} ({self.prog} --help lists what may be given)\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit status.
 
     Results go to standard output, messages to standard error. 0: all well; 1: some clips failed; 2: wrong use, which
     is one line and never a traceback; 130: interrupted. `doctor` and `parity` have their own meanings of 1 and 2.
     """
-    parser = argparse.ArgumentParser(prog="mindone-audio", description="Audio-language models on MindSpore.")
+    parser = _Parser(prog="mindone-audio", description="Audio-language models on MindSpore.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (ask, transcribe, chat, batch, finetune, models, warm_up, doctor, parity):
         command.add(commands)

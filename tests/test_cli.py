@@ -279,3 +279,14 @@ def test_the_module_is_the_command_and_a_closed_pipe_is_no_error():
     time.sleep(0.1)
     assert process.wait(60) == 0
     assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    "command", [["ask", "a.wav", "What?", "--dtype", "int8"], ["ask"], ["abacus"], ["ask", "--no", "x"]]
+)
+def test_wrong_options_are_one_line(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(command)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    assert "--help lists what may be given" in said

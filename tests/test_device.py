@@ -81,3 +81,14 @@ def test_nothing_is_checked_on_cpu(monkeypatch):
     monkeypatch.setattr(doctor, "check_ascend", lambda soc: 1 / 0)
     device._check_versions.cache_clear()
     device.check_versions()
+
+
+def test_the_npu_that_mindspore_has_chosen_itself_is_started_too(monkeypatch):
+    """Where its wheel finds an NPU, MindSpore's target is Ascend before anybody has set it."""
+    started = []
+    monkeypatch.setattr(ms, "get_context", {"device_target": "Ascend", "device_id": 0}.get)
+    monkeypatch.setattr(ms, "set_device", lambda *arguments: pytest.fail("MindSpore may refuse what it has"))
+    monkeypatch.setattr(device, "_start", started.append)
+    monkeypatch.delenv("DEVICE_ID", raising=False)
+    device.set_device("ascend", "40GB")
+    assert started == [40.0]

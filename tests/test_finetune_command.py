@@ -164,7 +164,7 @@ def bad_data(folder: Path, kind: str) -> list:
         ("missing", "none.jsonl'"),
         ("empty answer", "bad.jsonl line 2: the answer is empty"),
         ("columns", "bad.jsonl line 1 has no column 'answer'; it has"),
-        ("streamed JSONL", "streaming has no effect on JSONL"),
+        ("streamed JSONL", "--streaming has no effect on JSONL"),
         ("skips all", "there are 1 examples, and --skip 4 leaves none of them"),
         ("folder", "no column 'answer'; it has 'file_name', 'caption', 'audio'"),
         ("split", "has no split 'test': it has train"),

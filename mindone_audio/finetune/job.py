@@ -16,7 +16,7 @@ from mindone_audio.finetune.config import FinetuneConfig
 from mindone_audio.finetune.data.collator import AnswerCollator
 from mindone_audio.finetune.data.examples import ColumnsError, DataError
 from mindone_audio.finetune.data.slices import part
-from mindone_audio.finetune.data.sources import load_examples
+from mindone_audio.finetune.data.sources import UnusedKeywords, load_examples
 from mindone_audio.finetune.publish import check_empty, check_repository, push_to_hub, save_merged
 from mindone_audio.finetune.ranks import Ranks
 from mindone_audio.finetune.trainer import FinetuneError, FinetuneResult, Trainer
@@ -134,6 +134,11 @@ def _examples(config: FinetuneConfig, source: str, split: str):
         hint = ", a text or {column: NAME}" if "prompt" in missing else ""
         raise DataError(
             lambda say: f"{what}: say which of them to use with {', '.join(say(COLUMNS[use]) for use in missing)}{hint}"
+        ) from error
+    except UnusedKeywords as error:
+        kind, unused = error.source, [*error.names, *(["load"] if error.load else [])]
+        raise DataError(
+            lambda say: f"{source}: {', '.join(map(say, unused))} has no effect on {kind}: leave it out"
         ) from error
     except (TypeError, ImportError) as error:
         raise ValueError(f"{source}: {error}") from error

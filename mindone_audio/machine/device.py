@@ -41,12 +41,12 @@ def set_device(name: str, memory: str | None = None) -> None:
             raise ValueError(f"the environment variable DEVICE_ID is {index!r}: it should be a device's number")
     if target == "CPU" and limit is not None:
         logger.warning("the limit of %g GB is for an NPU's memory: it changes nothing on a CPU", limit)
-    if (target, int(index or 0)) == (ms.get_context("device_target"), ms.get_context("device_id")):
-        return  # MindSpore refuses even the device it has once it is running
-    try:
-        ms.set_device(target, int(index or 0))
-    except RuntimeError as error:
-        raise _refused(name, str(error)) from error
+    # MindSpore refuses even the device that it has once it is running.
+    if (target, int(index or 0)) != (ms.get_context("device_target"), ms.get_context("device_id")):
+        try:
+            ms.set_device(target, int(index or 0))
+        except RuntimeError as error:
+            raise _refused(name, str(error)) from error
     if target == "Ascend":
         _start(limit)
 
@@ -79,7 +79,7 @@ def _start(limit: float | None) -> None:
     """Compute something on the NPU: MindSpore only notes its name before, and what is wrong with it shows now."""
     prepare()
     try:
-        if limit is not None:
+        if limit is not None and limit not in _limits:  # it can be set once
             ms.runtime.set_memory(init_size=f"{min(2.0, limit)}GB", max_size=f"{limit}GB")
             _limits.append(limit)
         _compute()

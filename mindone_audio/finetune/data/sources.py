@@ -68,10 +68,18 @@ def load_examples(
     return dataset_examples(table, **names)
 
 
+class UnusedKeywords(TypeError):
+    """Keywords that have no effect on what kind of source it is; `names` are those of them that are not for `load`."""
+
+    def __init__(self, source: str, names: list[str], load: list[str]):
+        super().__init__(f"{', '.join(sorted([*load, *names]))} has no effect on {source}: leave it out")
+        self.source, self.names, self.load = source, names, load
+
+
 def _refuse_keywords(source: str, load: dict, **settings: bool) -> None:
-    """`TypeError` for what would be ignored."""
-    if unused := sorted([*load, *(name for name, given in settings.items() if given)]):
-        raise TypeError(f"{', '.join(unused)} has no effect on {source}: leave it out")
+    names = [name for name, given in settings.items() if given]
+    if names or load:
+        raise UnusedKeywords(source, names, list(load))
 
 
 def _metadata_file(folder: Path, split: str) -> Path | None:
