@@ -49,6 +49,23 @@ def test_padding_is_not_seen():
         np.testing.assert_array_equal(ours[4:], function(SCORES[4:], TOKENS[4:, :8]))
 
 
+def test_biases_and_penalties_of_openai():
+    """Of a prompt of three tokens, the first row's padding, and three generated ones: only these are counted."""
+    settings = GenerationSettings(presence_penalty=0.5, frequency_penalty=0.25, logit_bias={"3": -100, 1: 2})
+    tokens = np.array([[-1, 4, 4, 0, 0, 2], [5, 1, 2, 5, 5, 5]])
+    scores = np.random.default_rng(0).normal(size=(2, 6)).astype(np.float32)
+    expected = scores + np.array([0, 2, 0, -100, 0, 0], np.float32)
+    expected[0, [0, 2]] -= [2 * 0.25 + 0.5, 0.25 + 0.5]
+    expected[1, 5] -= 3 * 0.25 + 0.5
+    np.testing.assert_allclose(
+        sampling.process(sampling.score_functions(settings, 3), scores, tokens), expected, rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        sampling.process(sampling.score_functions(settings, 6), scores, tokens)[:, [0, 4]], scores[:, [0, 4]]
+    )
+    assert sampling.score_functions(GenerationSettings(presence_penalty=0, frequency_penalty=0, logit_bias={}), 3) == []
+
+
 def test_the_order_is_that_of_transformers():
     settings = {
         **{"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 4, "suppress_tokens": [2, 7]},

@@ -172,6 +172,20 @@ def test_flags_lists_and_strings():
     assert settle(None, {"eos_token_id": []}).padding == 0
 
 
+def test_biases_and_penalties():
+    assert settle(None, {"logit_bias": {"7": 1, 8: -100, np.int64(9): 0.5}}).logit_bias == {7: 1.0, 8: -100.0, 9: 0.5}
+    for value in (*NEVER[1:], [7], "7", {"a": 1}, {-1: 1}, {7: 101}, {7: "1"}, {7: None}, {1.5: 1}, {True: 1}):
+        with pytest.raises(ValueError, match="^logit_bias must be "):
+            settle(None, {"logit_bias": value})
+    with pytest.raises(ValueError, match="logit_bias has the token 10, but the model has the tokens 0 to 9"):
+        settle(None, {"logit_bias": {10: 1}}, vocabulary=10)
+    for name in ("presence_penalty", "frequency_penalty"):
+        assert getattr(settle(None, {name: -2}), name) == -2.0
+        for value in (*NEVER, 2.1, "1", True):
+            with pytest.raises(ValueError, match=f"^{name} must be "):
+                settle(None, {name: value})
+
+
 def test_tokens_that_the_model_has_not():
     for name in ("eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens"):
         settle(None, {name: [0, 9]}, vocabulary=10)

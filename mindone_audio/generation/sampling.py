@@ -2,7 +2,7 @@
 
 A score function takes scores fp32 (rows, vocab) and the tokens so far int (rows, length), -1 where there is none but
 padding, and returns new scores; -inf forbids a token. The order is that of transformers: penalties, forbidden tokens,
-then temperature, top_k, top_p, min_p.
+then temperature, top_k, top_p, min_p. What only OpenAI's API has comes before, as in vLLM: biases, then its penalties.
 """
 
 from collections.abc import Callable
@@ -35,6 +35,31 @@ def repetition_penalty(penalty: float) -> ScoreFunction:
         seen = scores[rows, tokens]
         scores = scores.copy()
         scores[rows, tokens] = np.where(seen < 0, seen * np.float32(penalty), seen / np.float32(penalty))
+        return scores
+
+    return apply
+
+
+def bias(biases: dict[int, float]) -> ScoreFunction:
+    """Add to the scores of tokens, by their ids."""
+    token_ids, values = list(biases), np.array(list(biases.values()), np.float32)
+
+    def apply(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        scores = scores.copy()
+        scores[:, token_ids] += values
+        return scores
+
+    return apply
+
+
+def penalties(presence: float, frequency: float, prompt_length: int) -> ScoreFunction:
+    """Subtract `frequency` for each time that a token was generated and `presence` once; the prompt does not count."""
+
+    def apply(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        scores = scores.copy()
+        for row, generated in zip(scores, tokens[:, prompt_length:]):
+            token_ids, counts = np.unique(generated[generated >= 0], return_counts=True)
+            row[token_ids] -= np.float32(frequency) * counts.astype(np.float32) + np.float32(presence)
         return scores
 
     return apply
@@ -134,6 +159,10 @@ def renormalize(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 def score_functions(settings: GenerationSettings, prompt_length: int) -> list[ScoreFunction]:
     """The chain that the settings ask for; empty for plain greedy decoding, and never empty for sampling."""
     chain: list[ScoreFunction] = []
+    if settings.logit_bias:
+        chain.append(bias(settings.logit_bias))
+    if settings.presence_penalty or settings.frequency_penalty:
+        chain.append(penalties(settings.presence_penalty, settings.frequency_penalty, prompt_length))
     if settings.repetition_penalty != 1.0:
         chain.append(repetition_penalty(settings.repetition_penalty))
     if settings.no_repeat_ngram_size:

@@ -101,6 +101,13 @@ def _token_list(name: str, value: Any) -> list[int]:
     return tokens
 
 
+def _biases(name: str, value: Any) -> dict[int, float]:
+    if not isinstance(value, Mapping):
+        raise refusal(name, f" must be numbers by token ids, such as {{42: -100}}, not {value!r:.80}")
+    ids = [int(token) if isinstance(token, str) and token.isascii() and token.isdigit() else token for token in value]
+    return {whole(name, token, 0): real(name, number, -100, 100) for token, number in zip(ids, value.values())}
+
+
 def _stop_strings(name: str, value: Any) -> list[str]:
     return check_stops(name, value)
 
@@ -135,6 +142,8 @@ _CHECKS = {
     **{name: partial(real, low=0, high=1) for name in ("top_p", "min_p")},
     "temperature": _temperature,
     "repetition_penalty": partial(real, low=0, beyond=True),
+    **{name: partial(real, low=-2, high=2) for name in ("presence_penalty", "frequency_penalty")},
+    "logit_bias": _biases,
     "length_penalty": partial(real, low=-math.inf),
     **{name: flag for name in ("do_sample", "renormalize_logits")},
     "early_stopping": _early_stopping,
@@ -148,6 +157,9 @@ _CHECKS = {
 @dataclass(frozen=True)
 class GenerationSettings:
     """Names, meanings and defaults are those of transformers' `GenerationConfig`; `seed` makes sampling repeatable.
+
+    presence_penalty, frequency_penalty and logit_bias ({token id: what is added to its score}) are OpenAI's. Their
+    penalties count tokens of the answer alone.
 
     max_length counts the prompt, max_new_tokens (which wins where both are given) does not; with neither, 20 new ones.
     Raises `ValueError` for a value of a wrong type or out of range, and for settings that do not go together. Whole
@@ -164,6 +176,9 @@ class GenerationSettings:
     top_p: float = 1.0
     min_p: float | None = None
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] | None = None
     no_repeat_ngram_size: int = 0
     suppress_tokens: list[int] | None = None
     begin_suppress_tokens: list[int] | None = None
@@ -223,8 +238,9 @@ class GenerationSettings:
 
     def check_vocabulary(self, size: int) -> "GenerationSettings":
         """The settings; `ValueError` for a token id that a model of so many tokens has not."""
-        for name in ("eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens"):
+        for name in ("eos_token_id", "pad_token_id", "suppress_tokens", "begin_suppress_tokens", "logit_bias"):
             tokens = getattr(self, name)
+            tokens = list(tokens) if isinstance(tokens, dict) else tokens
             beyond = [token for token in (tokens if isinstance(tokens, list) else [tokens or 0]) if token >= size]
             if beyond:
                 raise ValueError(f"{name} has the token {beyond[0]}, but the model has the tokens 0 to {size - 1}")
