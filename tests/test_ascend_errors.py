@@ -9,7 +9,7 @@ import pytest
 from mindone_audio import cli
 from mindone_audio.batch.job import BatchJob
 from mindone_audio.batch.runner import run_batch
-from mindone_audio.commands import ask
+from mindone_audio.commands import ask, batch_job, finetune_job
 from mindone_audio.machine import device
 
 # Texts of public reports, shortened, and a word of the remedy.
@@ -38,6 +38,7 @@ REPORTS = {
     "Unsupported device target Ascend. libge_runner.so: cannot open shared object file": "set_env.sh",
     "Something that nobody has reported": "doctor",
 }
+CLIP = str(Path(__file__).parents[1] / "examples" / "audio" / "siren.ogg")
 STACK = """
 
 ----------------------------------------------------
@@ -164,3 +165,19 @@ def test_a_job_ends_where_nothing_else_would_succeed(text, ascend, tmp_path):
     text = "fine"
     totals = run_batch(job, pipe=pipe, progress=False)
     assert (totals.resumed, totals.answered, totals.failed) == (2, 2, 0)
+
+
+def test_a_command_says_how_to_go_on(ascend, monkeypatch, capsys, tmp_path):
+    def lose(*arguments, **settings):
+        raise RuntimeError("open device 1 failed, runtime result = 507033" + STACK)
+
+    monkeypatch.setattr(batch_job, "run_batch", lose)
+    assert cli.main(["batch", CLIP, "--out", str(tmp_path / "out"), "--device", "cpu"]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first == f"what is done is kept in {tmp_path / 'out'}: run the same command again to continue"
+    assert second.startswith("error: The NPU does not start (507033). Likely cause: ")
+    monkeypatch.setattr(finetune_job, "run_finetune", lose)
+    (tmp_path / "adapter" / "checkpoint-3").mkdir(parents=True)
+    assert cli.main(["finetune", "--train", "x.jsonl", "--output-dir", str(tmp_path / "adapter")]) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert "the same command with --resume goes on" in first and second.startswith("error: The NPU does not start")

@@ -93,6 +93,9 @@ def _run(options: argparse.Namespace, should_stop: Callable[[], bool]) -> int:
     except BatchError as error:
         print(f"error: {in_words(error, option)}", file=sys.stderr)
         return 1
+    except RuntimeError:  # of a device that is lost, which `main` explains
+        print(again, file=sys.stderr)
+        raise
     except OSError as error:
         if error.errno not in OUT_OF_ROOM:
             raise

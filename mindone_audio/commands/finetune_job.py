@@ -84,6 +84,10 @@ def _run(config: FinetuneConfig, signals: Signals, say: Say) -> int:
     except FinetuneError as error:
         print(f"error: {in_words(error, say)}", file=sys.stderr)
         return 1
+    except RuntimeError:  # of a device that is lost, which `main` explains
+        if any(output.glob("checkpoint-*")):
+            print(again, file=sys.stderr)
+        raise
     if outcome.result.stopped:
         if outcome.first:
             name = "interrupted" if signals.interrupted else "terminated"
