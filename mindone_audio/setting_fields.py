@@ -42,9 +42,9 @@ def help_text(field: dataclasses.Field, say: Say) -> str:
 
 
 def explained(settings: type) -> type:
-    """Class decorator: the docstring goes on with the help text of each field."""
+    """Class decorator: the docstring goes on with the help text of each field that has one."""
     lines = [(settings.__doc__ or "").rstrip(), ""]
-    for field in dataclasses.fields(settings):
+    for field in (field for field in dataclasses.fields(settings) if field.metadata):
         choices = " or ".join(map(repr, field.metadata["choices"]))
         text = f"{field.name}: {choices + '; ' if choices else ''}{help_text(field, keyword)}."
         lines += textwrap.wrap(text, 116, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mindone_audio.generation.settings import GenerationSettings
 from mindone_audio.machine import affinity
 from mindone_audio.setting_fields import (
     ADAPTER_HELP,
@@ -17,25 +18,17 @@ from mindone_audio.setting_fields import (
     DEVICE_MEMORY_HELP,
     DTYPE_HELP,
     DTYPES,
-    MAX_NEW_TOKENS,
     MODEL_HELP,
     help_text,
     in_words,
     option,
 )
 
-# Settings of `generate` that people change: the placeholder of the value (None: a flag), and the help text.
-SETTINGS = {
-    "do_sample": (None, "draw tokens instead of taking the best one each time"),
-    "seed": ("N", "makes sampling repeatable"),
-    "max_new_tokens": ("N", f"default: {MAX_NEW_TOKENS[False]}, of a transcription {MAX_NEW_TOKENS[True]}"),
-    "temperature": ("T", "of sampling; 0 takes the best token each time"),
-    "top_p": ("P", "sample from the best tokens whose probabilities make P together"),
-    "top_k": ("K", "sample from the K best tokens"),
-    "num_beams": ("N", "beam search with N beams (default: 1)"),
-    "repetition_penalty": ("X", "above 1: tokens that are there already become less likely"),
-    "no_repeat_ngram_size": ("N", "no N tokens in a row come twice"),
-}
+# Settings of `generate` that people change, in the order of `--help`.
+SETTINGS = (
+    *("do_sample", "seed", "max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty"),
+    "no_repeat_ngram_size",
+)
 
 
 class WrongUse(ValueError):
@@ -106,7 +99,9 @@ def add_output(parser: argparse.ArgumentParser) -> None:
 def add_generation(parser: argparse.ArgumentParser, **help_of: str) -> None:
     """`SETTINGS`, as a group of their own; `settings` checks their values. help_of: other help texts, by name."""
     group = parser.add_argument_group("generation")
-    for name, (metavar, text) in SETTINGS.items():
+    fields = {field.name: field for field in dataclasses.fields(GenerationSettings)}
+    for name in SETTINGS:
+        text, metavar = help_text(fields[name], option), fields[name].metadata["metavar"]
         if metavar is None:
             group.add_argument(option(name), action="store_true", default=None, help=help_of.get(name, text))
         else:

@@ -13,10 +13,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from mindone_audio.generation.text_stream import check_stops
-from mindone_audio.setting_fields import SettingError, refusal
+from mindone_audio.setting_fields import MAX_NEW_TOKENS, SettingError, explained, refusal, setting
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +81,13 @@ def real(name: str, value: Any, low: float, high: float = math.inf, *, beyond: b
 
 def flag(name: str, value: Any) -> bool:
     """True or False (NumPy's too) as a bool; `ValueError` for "false", 0 and anything else."""
-    if not isinstance(value, bool | np.bool_):
+    if not _is_flag(value):
         raise ValueError(f"{name} must be true or false, not {value!r:.80}")
     return bool(value)
 
 
 def _token_ids(name: str, value: Any, low: int = 0) -> int | list[int]:
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "tolist") and not _is_number(value):  # NumPy's array
         value = value.tolist()
     return [whole(name, token, low) for token in value] if isinstance(value, list | tuple) else whole(name, value, low)
 
@@ -113,7 +111,7 @@ def _stop_strings(name: str, value: Any) -> list[str]:
 
 
 def _early_stopping(name: str, value: Any) -> bool | str:
-    if not (isinstance(value, bool | np.bool_) or (isinstance(value, str) and value == "never")):
+    if not (_is_flag(value) or (isinstance(value, str) and value == "never")):
         raise ValueError(f"{name} must be True, False or 'never', not {value!r:.80}")
     return value if isinstance(value, str) else bool(value)
 
@@ -126,6 +124,11 @@ def _temperature(name: str, value: Any) -> float:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_flag(value: Any) -> bool:
+    """Python's or NumPy's, which this module does not import: `doctor` reads the options where NumPy is broken."""
+    return isinstance(value, bool) or (type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"))
 
 
 def _is_finite(value: numbers.Real) -> bool:
@@ -154,6 +157,7 @@ _CHECKS = {
 }
 
 
+@explained
 @dataclass(frozen=True)
 class GenerationSettings:
     """Names, meanings and defaults are those of transformers' `GenerationConfig`; `seed` makes sampling repeatable.
@@ -166,26 +170,30 @@ class GenerationSettings:
     numbers may be given as floats; without sampling a temperature of 0 is allowed.
     """
 
-    max_new_tokens: int | None = None
+    max_new_tokens: int | None = setting(
+        None,
+        f"at most (pipelines and commands: {MAX_NEW_TOKENS[False]}, of a transcription {MAX_NEW_TOKENS[True]})",
+        metavar="N",
+    )
     max_length: int | None = None
     min_new_tokens: int | None = None
     min_length: int | None = None
-    do_sample: bool = False
-    temperature: float = 1.0
-    top_k: int = 50
-    top_p: float = 1.0
+    do_sample: bool = setting(False, "draw tokens instead of taking the best one each time")
+    temperature: float = setting(1.0, "of sampling; 0 takes the best token each time", metavar="T")
+    top_k: int = setting(50, "sample from the K best tokens", metavar="K")
+    top_p: float = setting(1.0, "sample from the best tokens whose probabilities make P together", metavar="P")
     min_p: float | None = None
-    repetition_penalty: float = 1.0
+    repetition_penalty: float = setting(1.0, "above 1: tokens that are there already become less likely", metavar="X")
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: dict[int, float] | None = None
-    no_repeat_ngram_size: int = 0
+    no_repeat_ngram_size: int = setting(0, "no N tokens in a row come twice", metavar="N")
     suppress_tokens: list[int] | None = None
     begin_suppress_tokens: list[int] | None = None
     renormalize_logits: bool = False
-    seed: int | None = None
+    seed: int | None = setting(None, "makes sampling repeatable", metavar="N")
     num_return_sequences: int = 1
-    num_beams: int = 1
+    num_beams: int = setting(1, "beam search with N beams (default: 1)", metavar="N")
     length_penalty: float = 1.0
     early_stopping: bool | str = False
     eos_token_id: int | list[int] | None = None
