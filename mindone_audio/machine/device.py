@@ -156,7 +156,7 @@ def explain_failure(error: RuntimeError) -> str | None:
 
 def is_lost(error: Exception) -> bool:
     """Whether nothing else can be computed on the device after this error."""
-    return is_ascend() and ascend_errors.ends_the_job(str(error))
+    return is_ascend() and isinstance(error, RuntimeError) and ascend_errors.ends_the_job(str(error))
 
 
 def saves_graphs() -> bool:

@@ -55,7 +55,8 @@ def steps(device: str, model: str | None, dtype: str | None) -> list[Step]:
     on = ("--device", device)
     check = f"from mindone_audio.machine.device import set_device; set_device({device!r}); "
     check += "import mindspore; mindspore.run_check()"
-    ask = f"from mindone_audio.proof.first_run import answers; answers({model!r}, {device!r}, {dtype!r})"
+    ask = f"from mindone_audio.proof.first_run import answers\nfor line in answers({model!r}, {device!r}, {dtype!r}):\n"
+    ask += "    print(line, flush=True)"
     parity = ("parity", str(RECORDING), "--model", str(demo_checkpoint()))
     chain = [
         Step("versions, driver, devices", ("-m", "mindone_audio", "doctor", *on), 120),
@@ -140,8 +141,11 @@ def _address(match: re.Match) -> str:
     return "<address>" if private or (max(parts) <= 255 and min(parts[:2]) > 30) else match[0]
 
 
-def answers(model: str | None, device: str, dtype: str | None) -> None:
-    """Print how long a model takes to load, for a first and a second answer, and for a token."""
+def answers(model: str | None, device: str, dtype: str | None) -> Iterator[str]:
+    """Lines that say how long a model takes to load, for a first and a second answer, and for a token.
+
+    Raises `RuntimeError` where the second answer is another one.
+    """
     import mindspore as ms
     import numpy as np
 
@@ -151,7 +155,7 @@ def answers(model: str | None, device: str, dtype: str | None) -> None:
     pipe = pipeline(model=model, device=device, mindspore_dtype=dtype and getattr(ms, dtype))
     count = sum(parameter.size for parameter in pipe.model.get_parameters())
     said = f"{count / 1e6:,.1f} million parameters in {pipe.model.dtype}"
-    print(f"loaded in {time.perf_counter() - start:.1f} s: {said}", flush=True)
+    yield f"loaded in {time.perf_counter() - start:.1f} s: {said}"
     clip = np.tile(np.sin(np.arange(8000) * 2 * np.pi * 1000 / 16000) * (np.arange(8000) < 4000), 6).astype(np.float32)
 
     def seconds(**settings) -> tuple[float, str]:
@@ -161,10 +165,10 @@ def answers(model: str | None, device: str, dtype: str | None) -> None:
 
     first, text = seconds()
     second, again = seconds()
-    print(f"first answer: {first:.2f} s, with what was compiled for it: {text!r}", flush=True)
-    print(f"second answer: {second:.2f} s: {again!r}", flush=True)
+    yield f"first answer: {first:.2f} s, with what was compiled for it: {text!r}"
+    yield f"second answer: {second:.2f} s: {again!r}"
     one, many = (seconds(max_new_tokens=n, min_new_tokens=n)[0] for n in (1, _TOKENS + 1))
-    print(f"a token: {(many - one) / _TOKENS * 1000:.1f} ms, of {_TOKENS}")
-    print(_ANCHORS if count >= _LARGE else f"(to compare it, give --model a 7B one: {_ANCHORS})")
+    yield f"a token: {(many - one) / _TOKENS * 1000:.1f} ms, of {_TOKENS}"
+    yield _ANCHORS if count >= _LARGE else f"(to compare it, give --model a 7B one: {_ANCHORS})"
     if text != again:
-        raise SystemExit("the second answer is not the first: something that a graph has kept is wrong")
+        raise RuntimeError("the second answer is not the first: something that a graph has kept is wrong")
