@@ -12,5 +12,5 @@ if [ "${1:-}" = --mindspore ]; then
     pins=("mindspore==$2")
     shift 2
 fi
-make_environment "$environment" requirements.txt tests/requirements.txt ${pins[@]+"${pins[@]}"}
+make_environment "$environment" requirements.txt tests/requirements.txt mindone_audio/server/requirements.txt ${pins[@]+"${pins[@]}"}
 "$environment/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
