@@ -89,15 +89,16 @@ with as_on_ascend():
     slots = made.slots(1, 512, True)
     call(slots.step, Tensor([[1]], ms.int32), Tensor(3, ms.int32), Tensor([[0]], ms.int32))
     width, zeros = engine.CHUNK, lambda *shape: Tensor(np.zeros(shape, np.int32))
-    audio = Tensor(np.zeros((1, width, 48)), ms.bfloat16)
-    call(slots.prefills[width], zeros(1, width), zeros(), zeros(1, width), zeros(engine.PACKED), audio, zeros(1, width))
+    audio, chosen = Tensor(np.zeros((1, width, 48)), ms.bfloat16), zeros(engine.PACKED)
+    for first in (True, False):
+        call(slots.prefill(width, first), zeros(1, width), zeros(), zeros(1, width), chosen, audio, zeros(1, width))
 """
 
 
 def test_types_in_bfloat16(tmp_path):
     """No operation has floats of two types, none is float64, and sums of scores and squares are float32."""
     graphs = graphs_of(BFLOAT16, tmp_path)
-    assert len(graphs) == 3
+    assert len(graphs) == 4
     types: dict[str, set[frozenset]] = {}
     for graph in graphs:
         for name, inputs in re.findall(r"= (?:PrimFunc_)?([A-Z]\w*)\(.*?\n +: \((.*)\) -> ", graph):

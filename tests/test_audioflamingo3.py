@@ -29,6 +29,7 @@ from mindone_audio import (
 )
 from mindone_audio.generation.settings import settle
 from mindone_audio.inputs.audio import AudioError
+from mindone_audio.pipelines import audio_text_to_text
 
 ROOT = Path(__file__).parent.parent
 MODEL, SAVED = GOLDENS / "audioflamingo3", GOLDENS / "audioflamingo3_processor"
@@ -388,11 +389,10 @@ def test_the_pipeline(checkpoint, monkeypatch):
     pipe = pipeline(model=checkpoint)
     ids = pipe.processor.tokenizer(flamingo.ANSWERS[0])["input_ids"]
 
-    def generate(input_ids, **settings):
-        answers = np.tile(np.array(ids, np.int32), (len(input_ids), 1))
-        return to_mindspore(np.concatenate([input_ids.asnumpy(), answers], 1))
+    def generated(engine, requests, most):
+        return ((tag, np.array(ids, np.int32)) for tag, _ in requests)
 
-    monkeypatch.setattr(pipe.model, "generate", generate)
+    monkeypatch.setattr(audio_text_to_text, "generated", generated)
     answers = pipe([tone(1), tone(7.5)], text="What is said?")
     assert answers == [{"generated_text": flamingo.ANSWERS[0]}] * 2
     written = pipe(tone(7.5), task="transcribe", window=8)[0]

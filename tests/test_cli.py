@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mindone_audio import cli
 from mindone_audio.commands import options, transcribe
+from mindone_audio.pipelines import audio_text_to_text
 
 ROOT = Path(__file__).parent.parent
 AUDIO = ROOT / "examples" / "audio"
@@ -73,14 +74,14 @@ def test_a_tokenizer_that_rewrites(capsys, monkeypatch):
     pipe, asked = options.load_pipeline(options_of_the_bundled()), []
     words = {0: "He", 1: " says", 2: " '", 3: "stop", 4: " the", 5: " car", 6: "'", 7: " and", 8: " goes", 9: " ."}
 
-    def stream(**inputs):
-        asked.append(inputs["input_ids"])
+    def columns(engine, requests):
+        asked.append(requests)
         return iter([[token] for token in words])
 
     def decode(ids, **settings):
         return PreTrainedTokenizerBase.clean_up_tokenization("".join(words[i] for i in ids))
 
-    monkeypatch.setattr(type(pipe.model), "stream", lambda self, **inputs: stream(**inputs))
+    monkeypatch.setattr(audio_text_to_text, "columns", columns)
     monkeypatch.setattr(type(pipe.processor), "decode", lambda self, ids, **settings: decode(ids))
     whole = "He says'stop the car' and goes."
     assert decode(words) == whole
@@ -88,7 +89,7 @@ def test_a_tokenizer_that_rewrites(capsys, monkeypatch):
     assert run("transcribe", SPEECH) == 0
     monkeypatch.setattr(sys, "stdin", io.StringIO("What?\nAnd then?\n"))
     turns = []
-    monkeypatch.setattr(type(pipe), "_inputs", lambda self, batch: turns.append(batch[0].messages) or {"input_ids": 0})
+    monkeypatch.setattr(type(pipe), "prepare", lambda self, request: turns.append(request.messages))
     assert run("chat", SIREN) == 0
     assert capsys.readouterr().out == f"{whole}\n" * 4
     assert [message["content"] for message in turns[-1] if message["role"] == "assistant"] == [whole]

@@ -16,9 +16,10 @@ from transformers import GenerationConfig, TextStreamer
 from mindone_audio import AutoModelForAudioTextToText
 from mindone_audio.adapters.lora import add_lora
 from mindone_audio.backbone import packed_weights
-from mindone_audio.generation import engine, generate, sampling
+from mindone_audio.generation import engine, running_batch, sampling
 from mindone_audio.generation.beam import BeamSearch
-from mindone_audio.generation.engine import CHUNK, PACK, cache_bucket, power_of_two, prompt_width
+from mindone_audio.generation.engine import CHUNK, FIRST, PACK, cache_bucket, pieces, power_of_two
+from mindone_audio.generation.sequences import Sequences
 from mindone_audio.generation.settings import GenerationSettings, settle
 
 INPUTS = {**batch([prompt([3, "a40", 5])]), **clips([40])}
@@ -48,6 +49,16 @@ def filtered_probabilities(scores: np.ndarray, settings: dict) -> np.ndarray:
     ):
         row = filter_(None, row)
     return row.softmax(-1)[0].numpy()
+
+
+def prefill(sequences: Sequences, ids: np.ndarray):
+    """Scores and best next token of one prompt of text, in one piece."""
+    work = sequences.prefill(ids, np.array([len(ids)]), None, np.full(len(ids), -1), [len(ids)])
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
 
 
 def test_sampling_follows_the_filtered_distribution(model):
@@ -203,7 +214,8 @@ def test_text_streamer_of_transformers(model, capsys):
 
 def test_buckets_hold_what_they_are_asked_for():
     for length in range(1, 3000, 7):
-        assert length <= prompt_width(length) < length + CHUNK
+        assert length <= sum(pieces(length, FIRST)) < length + CHUNK
+        assert max(pieces(length, FIRST)[1:], default=CHUNK) == CHUNK
         assert length <= cache_bucket(length) <= max(512, 2 * length)
         assert length <= power_of_two(length) < 2 * length
     assert [cache_bucket(length) for length in (513, 2049, 3073, 4097, 8193)] == [1024, 3072, 4096, 6144, 12288]
@@ -227,7 +239,7 @@ def test_many_prompts_are_answered_as_each_alone(model):
 )
 def test_prompts_are_prefilled_together(model, lengths, packs):
     """Each sees its own tokens only, wherever it lies: in one chunk, across two, or with others in all of a pack."""
-    assert generate._packs(np.array(lengths)) == packs
+    assert running_batch.packs(np.array(lengths), PACK) == packs
     texts = [prompt([length], row) for row, length in enumerate(lengths)]
     expected = [new_tokens(model, batch([text]), max_new_tokens=5)[0].tolist() for text in texts]
     assert new_tokens(model, batch(texts), max_new_tokens=5).tolist() == expected
@@ -235,16 +247,16 @@ def test_prompts_are_prefilled_together(model, lengths, packs):
     alone = [new_tokens(model, batch([text]), max_new_tokens=5, num_beams=2)[0].tolist() for text in texts[:4]]
     assert [row[: len(one)] for row, one in zip(beams, alone)] == alone
     if any(PACK - CHUNK < sum(lengths[row] for row in pack) <= PACK and len(pack) > 1 for pack in packs):
-        assert PACK in model._engines[True]._slots[1, 512].prefills
+        assert (PACK, True) in model.engine().slots(1, 512, True).prefills
 
 
-def test_twenty_prompts_of_different_lengths_compile_two_graphs(model):
-    """One for prefill and one for the step, whatever the prompts' lengths, counted where MindSpore compiles."""
+def test_twenty_prompts_of_different_lengths_compile_few_graphs(model):
+    """One for the step, and one for each width of a first piece, counted where MindSpore compiles."""
     model._engines_of = None
     with Compilations() as compiled:
         for length in range(5, 405, 20):
             assert new_tokens(model, batch([prompt([length], length)]), max_new_tokens=8).shape == (1, 8)
-    assert len(compiled.seconds) == 2
+    assert len(compiled.seconds) == 1 + len([width for width in FIRST if width <= 400])
 
 
 def test_a_new_prompt_of_the_same_bucket_compiles_nothing(model, monkeypatch):
@@ -288,8 +300,8 @@ def test_weights_that_change_between_two_calls(tmp_path, change):
     ids = np.array([prompt([CHUNK + 1])], np.int32)
 
     def scores() -> np.ndarray:
-        sequences = model._engine(True).sequences(1, CHUNK + 1)
-        outputs = sequences.prefill(ids[0, :CHUNK], np.array([CHUNK])), sequences.extend(ids[:, CHUNK])
+        sequences = Sequences(model.engine(), 1, CHUNK + 1, prefills=True)
+        outputs = prefill(sequences, ids[0, :CHUNK]), sequences.extend(ids[:, CHUNK])
         return np.concatenate([scores.asnumpy() for scores, _ in outputs])
 
     for part in ("self_attn.k_proj.bias", "mlp.up_proj.weight"):
@@ -297,7 +309,7 @@ def test_weights_that_change_between_two_calls(tmp_path, change):
         parameter = dict(model.parameters_and_names())[f"language_model.model.layers.1.{part}"]
         value = Tensor(np.random.default_rng(0).normal(size=parameter.shape).astype(np.float32))
         ops.assign(parameter, value) if change == "in place" else parameter.set_data(value)
-        assert (model._engine(True).packed is None) == (change == "new memory")
+        assert (model.engine().packed is None) == (change == "new memory")
         expected = model(input_ids=ids, attention_mask=np.ones_like(ids)).logits.asnumpy()[0, -2:]
         for old, new, right in zip(before, scores(), expected):
             assert relative_error(new, right) < 1e-5, part
@@ -314,8 +326,9 @@ def test_an_output_layer_in_parts_is_the_whole_one(tmp_path, monkeypatch, tied, 
     assert len(model.packed_weights.outputs) > 2
     ids = np.array([[5]], np.int32)
     for expected_packed in (True, change == "in place"):
-        sequences = model._engine(True).sequences(1, 1)
-        assert (model._engine(True).packed is not None) == expected_packed
+        sequences = Sequences(model.engine(), 1, 1)
+        assert (model.engine().packed is not None) == expected_packed
+        sequences.slots.cache.clear()
         scores = sequences.extend(ids[0])[0].asnumpy()
         expected = model(input_ids=ids, attention_mask=np.ones_like(ids)).logits.asnumpy()[0]
         assert relative_error(scores, expected) < 1e-5
@@ -329,7 +342,7 @@ def test_packed_weights_stay_the_models_own(tmp_path):
     model = AutoModelForAudioTextToText.from_pretrained(tmp_path / "first")
     new_tokens(model, max_new_tokens=1)
     packed = model.packed_weights
-    assert model._engine(True).packed is packed
+    assert model.engine().packed is packed
     layers = model.language_model.model.layers
     for layer, heads, biases, both in zip(layers, packed.heads, packed.biases, packed.feed_forward):
         attention, mlp = layer.self_attn, layer.mlp
@@ -378,7 +391,7 @@ def test_many_graphs_are_not_more(tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "_MANY_GRAPHS", own.graphs)
     assert new_tokens(model, batch(texts[:3]), max_new_tokens=2).tolist() == [row[:2] for row in expected[:3]]
     assert len(own._slots) == 3
-    monkeypatch.setattr(generate, "_EXPECTED_TOKENS", 1)
+    monkeypatch.setattr(running_batch, "EXPECTED_TOKENS", 1)
     with Compilations() as compiled:
         assert new_tokens(model, batch(texts[:2]), max_new_tokens=12).tolist() == expected[:2]
         assert new_tokens(model, batch(texts), max_new_tokens=12).tolist() == expected

@@ -127,19 +127,23 @@ def test_cache_writes_at_positions_and_copies_sequences(flat):
     np.testing.assert_array_equal(values.asnumpy().reshape(cache.values[1].shape), cache.values[1].asnumpy())
     assert not cache.keys[0].asnumpy().any()
     larger, wider = KVCache(batch=2, positions=8, **sizes), KVCache(batch=4, positions=8, **sizes)
-    larger.take(cache)
-    wider.take(cache)
+    # Columns 1 and 2 of a ring that ends before column 3 become 0 and 1; two sequences change places, two are left out.
+    columns, order = np.array([1, 2, 0, 0, 0, 0, 0, 0]), np.array([1, 0])
+    kept = np.arange(8) < np.array([[2], [2], [0], [0]])
+    larger.take(cache, order, columns, kept[:2])
+    wider.take(cache, np.array([1, 0, 0, 0]), columns, kept)
     for kind, written in enumerate((key, value)):
         expected = np.zeros((2, 3, 8, 4), np.float32)
         expected[:, :, 1:3] = written
         np.testing.assert_array_equal(stored(cache)[kind], expected[:, :, :5])
+        expected = np.roll(expected, -1, 2)[order]
         np.testing.assert_array_equal(stored(larger)[kind], expected)
         np.testing.assert_array_equal(stored(wider)[kind], np.concatenate([expected, 0 * expected]))
         larger.reorder(np.array([1, 0]))
         np.testing.assert_array_equal(stored(larger)[kind], expected[[1, 0]])
         larger.reorder(np.array([1, 1]))
         np.testing.assert_array_equal(stored(larger)[kind], expected[[0, 0]])
-        larger.take(cache)
+        larger.take(cache, order, columns, kept[:2])
 
 
 @pytest.mark.parametrize("flat", [False, True])

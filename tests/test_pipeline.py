@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mindspore import Tensor
 from transformers import GenerationConfig, TextStreamer
 
 from mindone_audio import AutoProcessor, load_audio, pipeline
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.generation.text_stream import cut, text_stream
 from mindone_audio.inputs.audio import AudioError, quiet_windows
+from mindone_audio.pipelines import audio_text_to_text
 
 AUDIO = Path(__file__).parent.parent / "examples" / "audio"
 SIREN, SPEECH, BEEPS = (str(AUDIO / name) for name in ("siren.ogg", "spoken_command.wav", "three_beeps.wav"))
@@ -184,22 +184,20 @@ def scripted(pipe, monkeypatch):
     """The pipeline with a model that says what it is told: a list of words for each window, one token each."""
     words, calls = [], []
 
-    def tokens_of(inputs):
-        calls.append(inputs)
+    def tokens_of(request):
+        calls.append(request)
         said = calls and words[min(len(calls), len(words)) - 1]
         return range(1000 * min(len(calls), len(words)), 1000 * min(len(calls), len(words)) + len(said))
 
-    def generate(self, **inputs):
-        rows = len(inputs["input_ids"])
-        return Tensor(np.concatenate([inputs["input_ids"].asnumpy(), np.array([list(tokens_of(inputs))] * rows)], 1))
+    def generated(engine, requests, most):
+        return ((tag, np.array(tokens_of(request), np.int32)) for tag, request in requests)
 
     def decode(ids, **settings):
         return "".join(words[i // 1000 - 1][i % 1000] for i in ids)
 
-    monkeypatch.setattr(type(pipe.model), "generate", generate)
-    monkeypatch.setattr(type(pipe.model), "stream", lambda self, **inputs: ([token] for token in tokens_of(inputs)))
+    monkeypatch.setattr(audio_text_to_text, "generated", generated)
+    monkeypatch.setattr(audio_text_to_text, "columns", lambda engine, some: ([t] for t in tokens_of(some[0])))
     monkeypatch.setattr(type(pipe.processor), "decode", lambda self, ids, **settings: decode(ids))
-    monkeypatch.setattr(type(pipe.processor), "batch_decode", lambda self, rows, **settings: [decode(r) for r in rows])
 
     def both(clip, *said, **settings):
         words[:] = said

@@ -96,26 +96,29 @@ def test_nothing_is_drawn_from_nothing():
     settings = GenerationSettings(num_beams=2, max_new_tokens=3)
     sampled = {"do_sample": True, "top_p": 0.5, "top_k": 2, "min_p": 0.1}
     chain = sampling.score_functions(GenerationSettings(**sampled), 1)
-    for choose in (sampling.greedy, sampling.Sampler(2, 0), lambda scores: sampling.process(chain, scores, None)):
+    for choose in (sampling.greedy, lambda scores: sampling.process(chain, scores, None)):
         with pytest.raises(ValueError, match="every token of row 1 is forbidden: suppress_tokens"):
             choose(nothing)
         with pytest.raises(ValueError, match="scores of row 1 are NaN"):
             choose(broken)
-    assert sampling.greedy(nothing[:1]).tolist() == sampling.Sampler(1, 0)(nothing[:1]).tolist() == [3]
+    stream = sampling.random_stream(0, 0)
+    for scores, message in ((nothing[1], "every token of row 0 is forbidden"), (broken[1], "scores of row 0 are NaN")):
+        with pytest.raises(ValueError, match=message):
+            sampling.draw(scores, stream)
+    assert sampling.greedy(nothing[:1]).tolist() == [sampling.draw(nothing[0], stream)] == [3]
     for scores, message in ((nothing[1:].repeat(2, 0), "is forbidden"), (broken, "NaN")):
         with pytest.raises(ValueError, match=message):
             BeamSearch(1, settings).step(scores, lambda tokens: np.zeros(len(tokens), bool))
     BeamSearch(1, settings).step(nothing, lambda tokens: np.zeros(len(tokens), bool))  # one beam goes on
 
 
-def test_a_prompts_copies_draw_the_same_in_every_row():
-    scores = np.zeros((1, 1000), np.float32)
-    alone = sampling.Sampler(3, 7, copies=3)(scores.repeat(3, 0)).tolist()
-    assert len(set(alone)) == 3
-    assert sampling.Sampler(6, 7, copies=3)(scores.repeat(6, 0)).tolist() == alone * 2
-    assert sampling.Sampler(2, 7)(scores.repeat(2, 0)).tolist() == alone[:1] * 2
-    assert len(set(sampling.Sampler(6, None, copies=3)(scores.repeat(6, 0)).tolist())) > 1
-    assert len(set(sampling.Sampler(4, None)(scores.repeat(4, 0)).tolist())) > 1
+def test_a_prompts_copies_draw_the_same_every_time():
+    def drawn(seed, copies):
+        return [sampling.draw(np.zeros(1000, np.float32), sampling.random_stream(seed, copy)) for copy in copies]
+
+    assert len(set(drawn(7, range(3)))) == 3
+    assert drawn(7, [0, 1, 2, 0]) == [*drawn(7, range(3)), *drawn(7, [0])]
+    assert len(set(drawn(None, [0, 0, 0]))) > 1
 
 
 @pytest.fixture(scope="module")

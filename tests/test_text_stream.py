@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from mindone_audio.checkpoints import demo_checkpoint
-from mindone_audio.generation.text_stream import cut, stripped, text_stream
+from mindone_audio.generation.text_stream import cut, text_stream
 from mindone_audio.models.voxtral import tekken
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -112,7 +112,7 @@ def test_the_pieces_joined_are_the_whole_text(name, caplog):
             pieces = list(text_stream(ids, decode, ends))
             assert "".join(pieces) == cut(whole, ends), (ids, ends)
             assert "" not in pieces
-            assert "".join(stripped(pieces)) == cut(whole, ends).strip()
+            assert "".join(text_stream(ids, decode, ends, strip=True)) == cut(whole, ends).strip(), (ids, ends)
     assert "rewritten" not in caplog.text
 
 
@@ -193,4 +193,4 @@ def test_empty_and_strange_stops():
             text_stream([], str, stops)
     assert list(text_stream([], lambda ids: "")) == []
     assert list(text_stream([1, 2], lambda ids: "")) == []
-    assert list(stripped(["  ", "\n"])) == []
+    assert list(text_stream([1, 2], lambda ids: " \n"[: len(ids)], strip=True)) == []

@@ -201,7 +201,9 @@ class AudioLanguageModel(PreTrainedModel):
         """Clips (clips, mel bins, frames), lengths int32 in frames, to decoder embeddings (clips, tokens, hidden)."""
         return self.multi_modal_projector(self.audio_tower(input_features, lengths))
 
-    def prompt(self, input_ids, attention_mask=None, labels=None, **audio) -> tuple[Prompt, Tensor | None, np.ndarray]:
+    def prompt(
+        self, input_ids, attention_mask=None, labels=None, **audio
+    ) -> tuple[Prompt, np.ndarray | None, np.ndarray]:
         """Check the inputs on the host: a `Prompt`, the features (or None) and int32 lengths in frames of the clips.
 
         `audio`: the arrays that `audio_inputs` names. Raises `TypeError` for one that it does not.
@@ -238,7 +240,7 @@ class AudioLanguageModel(PreTrainedModel):
         """Where the prompts have audio embeddings instead of text: bool (batch, length)."""
         return (input_ids == self.audio_token_id) & mask
 
-    def clips(self, audio: dict) -> tuple[Tensor | None, np.ndarray]:
+    def clips(self, audio: dict) -> tuple[np.ndarray | None, np.ndarray]:
         """The features of all clips (clips, mel bins, frames), or None; int32 (clips), how many frames are audio.
 
         Frames are those of the window, or what `EncoderConfig.frames_to_encode` finds enough for these clips.
@@ -263,10 +265,11 @@ class AudioLanguageModel(PreTrainedModel):
         if feature_mask.shape != (shape[0], shape[2]):
             raise ValueError(f"{mask_name} has shape {feature_mask.shape}, not {(shape[0], shape[2])}")
         lengths = (feature_mask != 0).sum(1).astype(np.int32)
-        features = input_features if isinstance(input_features, Tensor) else np.asarray(input_features)
-        features = features[:, :, : config.frames_to_encode(int(lengths.max(initial=0)))]
-        features = features if isinstance(features, Tensor) else Tensor(np.ascontiguousarray(features))
-        return features.astype(self.audio_dtype), lengths
+        return to_numpy(input_features)[:, :, : config.frames_to_encode(int(lengths.max(initial=0)))], lengths
+
+    def features_tensor(self, features: np.ndarray) -> Tensor:
+        """Features of clips as the encoder takes them."""
+        return Tensor(np.ascontiguousarray(features)).astype(self.audio_dtype)
 
     def construct(self, input_ids, attention_mask=None, labels=None, **audio) -> CausalLMOutput:
         """Scores of every next token, and the loss where labels are given.
@@ -281,7 +284,7 @@ class AudioLanguageModel(PreTrainedModel):
         """
         prompt, features, lengths = self.prompt(input_ids, attention_mask, labels, **audio)
         tables = self.language_model.rotation_tables(prompt.input_ids.shape[1], self.dtype)
-        audio = None if features is None else self.encode_audio(features, Tensor(lengths))
+        audio = None if features is None else self.encode_audio(self.features_tensor(features), Tensor(lengths))
         tokens = Tensor(prompt.input_ids), Tensor(prompt.positions), Tensor(prompt.mask)
         hidden = self.hidden_states(*tokens, tables, audio, Tensor(prompt.audio_index))
         logits = self.language_model.logits(hidden)
@@ -302,7 +305,7 @@ class AudioLanguageModel(PreTrainedModel):
         `Decoder.rotation_tables` of at least that length; audio (clips, tokens, hidden) or None: see `encode_audio`.
         """
         columns = ops.counting(input_ids.shape[1])
-        mask = causal_mask(columns, columns, visible)
+        mask = causal_mask(columns, visible)
         embeddings = self.embeddings(input_ids, audio, audio_index)
         return self.language_model(embeddings, rotation_at(tables, positions), mask)
 

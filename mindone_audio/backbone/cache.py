@@ -58,21 +58,19 @@ class KVCache(nn.Cell):
             for table in tables:
                 msops.assign(table, empty)
 
-    def take(self, other: "KVCache") -> None:
-        """Become a copy of a smaller cache, of no more sequences and positions; not for a graph."""
-        dtype, axis = self.keys[0].dtype, 2 if self.flat else 3
-        batch, heads, positions, head_dim = other.shape
-        columns = msops.zeros((batch, heads, self.positions - positions, head_dim), dtype)
-        rows = msops.zeros((self.batch - batch, *self.shape[1:]), dtype)
-        for source, target in zip(other.values, self.values):
-            larger = msops.concat((msops.concat((source.reshape(other.shape), columns), 2), rows))
-            msops.assign(target, larger.reshape(target.shape))
-        if not self.flat:
-            columns, rows = ops.swap_last_axes(columns), ops.swap_last_axes(rows)
-        for source, target in zip(other.keys, self.keys):
-            source = source.reshape(other.shape) if self.flat else source
-            larger = msops.concat((msops.concat((source, columns), axis), rows))
-            msops.assign(target, larger.reshape(target.shape))
+    def take(self, other: "KVCache", rows: np.ndarray, columns: np.ndarray, valid: np.ndarray) -> None:
+        """Become a copy of sequences of another cache: column j of row i is columns[j] of rows[i]; not for a graph.
+
+        rows int (batch), columns int (positions); valid bool (batch, positions): what is not becomes zero.
+        """
+        rows, columns = Tensor(rows.astype(np.int32)), Tensor(columns.astype(np.int32))
+        for own, others, axis in ((self.keys, other.keys, 2 if self.flat else 3), (self.values, other.values, 2)):
+            shape = [self.batch, 1, 1, 1]
+            shape[axis] = self.positions
+            kept, nothing = Tensor(valid.reshape(shape)), Tensor(0, own[0].dtype)
+            for target, table in zip(own, others):
+                taken = msops.gather(msops.gather(other._by_sequence(table), rows, 0), columns, axis)
+                msops.assign(target, msops.where(kept, taken, nothing).reshape(target.shape))
 
     def insert(self, row: int, source: "KVCache", columns: np.ndarray) -> None:
         """Overwrite a sequence whole by that of a cache of one: column i is columns[i] of it; not for a graph.

@@ -76,8 +76,11 @@ class DecoderAttention(nn.Cell):
             query, mask = msops.gather(query, chosen, 2), msops.gather(mask, chosen, 2)
         transposed = False
         if cache is not None:
-            key, value = update(cache, self.layer, indices, key, value)
-            transposed = not cache.flat
+            keys, values = update(cache, self.layer, indices, key, value)
+            if mask.shape[3] == cache.positions:
+                key, value, transposed = keys, values, not cache.flat
+            else:  # the tokens attend to each other alone, but a graph leaves out a write that nothing waits for
+                key, value = ops.not_before(keys, key), ops.not_before(values, value)
         return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask, transposed)))
 
 
@@ -175,8 +178,9 @@ class Decoder(nn.Cell):
         """Hidden states after the final norm, (batch, length, hidden_size), or of `chosen` tokens alone.
 
         embeddings (batch, length, hidden_size); rotation: `rotation_at` of the positions; mask fp32 (batch, 1, length,
-        keys), added to the scores. With a cache, new keys and values are written at `indices` and the keys
-        are all of the cache's; without one they are this call's. packed: the same weights in fewer matrices.
+        keys), added to the scores. With a cache, new keys and values are written at `indices`; the keys are all of the
+        cache's, or this call's where there is no cache or the mask has another width. packed: the same weights in fewer
+        matrices.
         chosen: int32, the tokens of each sample that are asked for; of others the last layer computes nothing but keys
         and values.
         """
@@ -210,13 +214,35 @@ def rotation_at(tables: list[Tensor], positions: Tensor) -> tuple:
     return ops.embed(cos, positions), ops.embed(sin, positions)
 
 
-def causal_mask(queries: Tensor, keys: Tensor, visible: Tensor) -> Tensor:
+def causal_mask(columns: Tensor, visible: Tensor) -> Tensor:
     """What to add to scores: 0 where a key is `visible` and not later than its query, else `ops.MASKED`.
 
-    queries int32 (length) and keys int32 (keys): the columns they stand at; visible bool (batch, keys), or
-    (batch, length, keys) where each query sees its own. Returns fp32 (batch, 1, length, keys).
+    columns int32 (length): those of queries and keys; visible bool (batch, length): keys. Returns fp32 (batch, 1,
+    length, length).
     """
-    batch, length, width = visible.shape[0], queries.shape[0], keys.shape[0]
-    past = (keys <= queries.reshape((length, 1))).reshape((1, 1, length, width))
-    seen = msops.logical_and(past, visible.reshape((batch, 1, -1, width)))
+    length = columns.shape[0]
+    past = (columns <= columns.reshape((length, 1))).reshape((1, 1, length, length))
+    return _added(msops.logical_and(past, visible.reshape((-1, 1, 1, length))))
+
+
+def ring_places(columns: Tensor, start: Tensor, positions: int) -> Tensor:
+    """Which token of its sequence stands at a column of a ring of so many positions, if the first one is at `start`.
+
+    columns int32 (length) or (keys), start int32 (batch, length) or (batch, length, 1): int32 (batch, length[, keys]).
+    """
+    places = columns - start
+    return places + (places < 0).astype(ms.int32) * positions
+
+
+def ring_mask(keys: Tensor, start: Tensor, places: Tensor, positions: int) -> Tensor:
+    """`causal_mask` of a ring: a query sees from the first token of its own sequence to itself.
+
+    keys int32 (keys): columns; start and places int32 (batch, length): of each query's sequence the first column, and
+    the query's own `ring_places`. Returns fp32 (batch, 1, length, keys).
+    """
+    seen = ring_places(keys, start.expand_dims(-1), positions) <= places.expand_dims(-1)
+    return _added(seen.expand_dims(1))
+
+
+def _added(seen: Tensor) -> Tensor:
     return msops.where(seen, Tensor(0, ms.float32), Tensor(ops.MASKED, ms.float32))

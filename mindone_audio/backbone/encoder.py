@@ -63,6 +63,12 @@ class EncoderConfig:
                 return width
         return self.num_mel_frames
 
+    def layer_work(self, frames: int) -> int:
+        """How many multiplications a layer takes for so many mel frames of clips."""
+        positions, width = frames // 2, self.hidden_size
+        attended = min(positions, self.max_positions)
+        return positions * (4 * width**2 + 2 * width * self.intermediate_size + 2 * width * attended)
+
 
 def sinusoids(positions: int, width: int) -> np.ndarray:
     """Whisper's fixed position table, fp32 (positions, width): sines of geometric wavelengths, then cosines."""
@@ -131,37 +137,40 @@ class AudioEncoder(nn.Cell):
 
         Returns (clips, positions, hidden_size): half as many positions as frames, a quarter where pairs are pooled.
         """
-        given = None
-        if self.partial_windows:
-            lengths, given = ops.split(lengths, (1, 1), 1)
-            lengths, given = lengths.reshape((-1,)), given.reshape((-1,))
+        return self.end(self.through(self.begin(input_features, lengths), lengths, 0, len(self.layers)), lengths)
+
+    def begin(self, input_features: Tensor, lengths: Tensor) -> Tensor:
+        """What the first layer takes: (clips, positions, hidden_size)."""
         x = ops.transpose(input_features.astype(self.conv1.weight.dtype), (0, 2, 1))
         x = ops.gelu(self.conv1(x))
-        if given is not None:
-            x = first_frames(x, given)  # conv2 pads with zeros where the frames end, not with what conv1 makes of zeros
+        if self.partial_windows:  # conv2 pads with zeros where the frames end, not with what conv1 makes of zeros
+            x = first_frames(x, _numbers(lengths, 1))
         x = ops.gelu(self.conv2(x))
-        x = x + self.embed_positions(ops.counting(x.shape[1]))
+        return x + self.embed_positions(ops.counting(x.shape[1]))
+
+    def through(self, x: Tensor, lengths: Tensor, first: int, last: int) -> Tensor:
+        """x (clips, positions, hidden_size) after the layers from `first` on, before `last`."""
         clips, positions, width = x.shape
-        mask = self._mask(lengths, positions)
+        mask = None
+        if self.mask_padding:
+            frames = _numbers(lengths, 0) if self.partial_windows else lengths
+            mask = padding_mask(frames, positions, self.num_heads, self.latency_block)
         x = x.reshape((clips * positions, width))
-        for layer in self.layers:
-            x = layer(x, clips, mask)
-        x = x.reshape((clips, positions, width))
+        for i in range(first, last):
+            x = self.layers[i](x, clips, mask)
+        return x.reshape((clips, positions, width))
+
+    def end(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """What the encoder returns, of what the last layer gives."""
         if self.pool_pairs:
             x = ops.average_pairs(x)
         x = self.layer_norm(x)
-        return x if given is None else first_frames(x, (given - 1) // 2 + 1)
+        return first_frames(x, (_numbers(lengths, 1) - 1) // 2 + 1) if self.partial_windows else x
 
     def output_lengths(self, frames: np.ndarray) -> np.ndarray:
         """How many of its rows the encoder makes of so many mel frames."""
         frames = (frames - 1) // 2 + 1  # conv2
         return (frames - 2) // 2 + 1 if self.pool_pairs else frames
-
-    def _mask(self, lengths: Tensor, positions: int) -> Tensor | None:
-        """fp32 (clips, heads, positions, positions) to add to the scores: zero for frames to attend to; None: all."""
-        if not self.mask_padding:
-            return None
-        return padding_mask(lengths, positions, self.num_heads, self.latency_block)
 
 
 def padding_mask(lengths: Tensor, positions: int, heads: int, latency_block: int | None = None) -> Tensor:
@@ -184,3 +193,8 @@ def first_frames(x: Tensor, counts: Tensor) -> Tensor:
     clips, time, width = x.shape
     kept = ops.counting(time).expand_dims(0) < counts.expand_dims(1)
     return x * msops.tile(kept.astype(x.dtype).reshape((clips, time, 1)), (1, 1, width))
+
+
+def _numbers(lengths: Tensor, which: int) -> Tensor:
+    """Of int32 lengths (clips, 2) the first or the second number of each clip."""
+    return ops.split(lengths, (1, 1), 1)[which].reshape((-1,))

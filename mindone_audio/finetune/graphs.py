@@ -59,11 +59,11 @@ class MicroBatch:
             audio_index = np.where(audio_index < 0, -1, audio_index // given * whole + audio_index % given)
         arrays = (prompt.input_ids, 0), (prompt.positions, 0), (prompt.mask, False), (audio_index, -1)
         self.tokens = tuple(Tensor(_padded(array, (rows, length), fill)) for array, fill in arrays)
-        self.features, self.lengths, self.length = features, None, length
+        self.features, self.lengths, self.length = None, None, length
         if features is not None:
             spare = power_of_two(max(rows, len(lengths))) - len(lengths)
-            empty = msops.zeros((spare, *features.shape[1:]), features.dtype)
-            self.features = msops.concat((features, empty)) if spare else features
+            empty = np.zeros((spare, *features.shape[1:]), features.dtype)
+            self.features = model.features_tensor(np.concatenate([features, empty]))
             self.lengths = Tensor(np.concatenate([lengths, np.ones((spare, *lengths.shape[1:]), np.int32)]))
 
 

@@ -52,7 +52,7 @@ class Layer(nn.Cell):
     def construct(self, x, positions, visible, tables) -> Tensor:
         columns = ops.counting(x.shape[1])
         rotation = rotation_at([tables[0], tables[1]], positions)
-        rotation, mask = for_all_heads(rotation, causal_mask(columns, columns, visible), *self.heads)
+        rotation, mask = for_all_heads(rotation, causal_mask(columns, visible), *self.heads)
         return self.layer(x.reshape((-1, x.shape[-1])), rotation, mask).reshape(x.shape)
 
 

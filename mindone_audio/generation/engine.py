@@ -1,19 +1,16 @@
 """The compiled graphs behind `generate`: encode a clip, prefill a prompt, decode one token of every sequence.
 
 A compiled graph costs seconds and memory, so there are few shapes, and what is compiled is kept. Clips are encoded one
-or four at a time, in one of four widths. Prompts go through a prefill graph of one sequence, a long one in chunks of
-equal length, short ones of a batch one behind the other, and the batch is filled with what came out. The step graph is
-that of 1, 2, 4, 8, ... sequences, of which some may be empty. It reads the whole cache, so a cache begins small and is
-exchanged for a larger one when it is full. Prefill and step are compiled once for each size of cache, the step also for
-each number of sequences: at most 16 graphs for up to 16 sequences of up to 1,024 tokens, whatever is asked in which
-order.
+or four at a time, in one of four widths. Prompts go through prefill graphs of one sequence: the first piece of a prompt
+through one that is hardly wider than it, the rest of a long one in chunks of equal length, short ones of a batch one
+behind the other. The step graph is that of 1, 2, 4, 8, ... sequences, of which some may be empty. It reads the whole
+cache, so a cache begins small and is exchanged for a larger one when it is full.
 """
 
 import logging
 import math
-import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -21,33 +18,32 @@ from mindspore import Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audio_rows, merge_audio
+from mindone_audio.backbone.audio_language_model import AudioLanguageModel, merge_audio
 from mindone_audio.backbone.cache import KVCache
 from mindone_audio.backbone.compiled import one_graph
-from mindone_audio.backbone.decoder import Decoder, causal_mask, rotation_at
-from mindone_audio.machine import device
+from mindone_audio.backbone.decoder import Decoder, ring_mask, ring_places, rotation_at
 
 logger = logging.getLogger(__name__)
 
-# Columns of a prompt that the prefill graph takes at a time. One chunk holds 5 s at Qwen2-Audio's 25 tokens a second
-# and a question, five chunks hold 30 s. The last chunk of a prompt is half empty on average.
-CHUNK = 160
-PACK = 3 * CHUNK  # columns that several prompts share: the smallest cache holds them, and one more that stays empty
+# Columns that a prefill graph takes of the beginning of a prompt, whose tokens attend to each other alone. The last one
+# holds 25 s at Qwen2-Audio's 25 tokens a second.
+FIRST = (48, 96, *range(160, 641, 80))
+CHUNK = 160  # columns of each later piece, whose tokens attend to the whole cache
+PACK = 480  # columns that several prompts share, at most
+PACKS = (160, 320, PACK)  # widths of their graphs: few, because a batch's lengths are different each time
 PACKED = 16  # prompts that share them, at most
 TOGETHER = 4  # clips that are encoded at a time, if they are much shorter than a window
-_SMALLEST_CACHE = 512  # positions: three chunks of prompt, or two and 128 tokens of answer or more
+_SMALLEST_CACHE = 512  # positions
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
-# From so many graphs on, a batch takes larger slots than it needs, and new slots are as many as any before.
-_MANY_GRAPHS = 12
+# From so many graphs on, a batch takes larger slots than it needs, new slots are as many as any before, and a prompt
+# goes through the prefill graphs that there are.
+_MANY_GRAPHS = 16
 # All caches of a model together may take these bytes, or those of its parameters if they are more.
 _LEAST_BYTES = 4 << 30
-_EMPTY = np.int32(1 << 30)  # the start of an empty slot: no column is as far
+# A clip is encoded in parts of so many multiplications for each weight of the decoder, but not of fewer than so many in
+# all. A decode step takes about 20 for each weight on a CPU, and more on an NPU.
+_PART_WORK, _LEAST_WORK = 60, 4 * 10**9
 _best = msops.Argmax(-1, ms.int32)
-
-
-def prompt_width(length: int) -> int:
-    """The next multiple of `CHUNK`."""
-    return -(-length // CHUNK) * CHUNK
 
 
 def cache_bucket(length: int) -> int:
@@ -60,6 +56,12 @@ def cache_bucket(length: int) -> int:
     return bucket
 
 
+def pieces(length: int, first: Sequence[int]) -> list[int]:
+    """Widths of the pieces of a prompt of so many tokens: the smallest of `first` that holds it, and chunks."""
+    begin = min((width for width in first if width >= length), default=max(first))
+    return [begin] + [CHUNK] * -(-max(0, length - begin) // CHUNK)
+
+
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' if count > 1 else ''}"
 
@@ -70,41 +72,58 @@ def power_of_two(count: int) -> int:
 
 
 class EncodeAudio(nn.Cell):
-    """Encoder and projector as one graph: clips to rows of decoder embeddings."""
+    """Some layers of the encoder as one graph; the first part also begins it, and the last one projects.
 
-    def __init__(self, model: AudioLanguageModel):
+    layers: (first, beyond the last) of them. Clips become rows of decoder embeddings (clips * tokens, hidden).
+    """
+
+    def __init__(self, model: AudioLanguageModel, layers: tuple[int, int] | None = None):
         super().__init__(auto_prefix=False)
-        self.audio_tower, self.multi_modal_projector = model.audio_tower, model.multi_modal_projector
+        tower = model.audio_tower
+        first, last = (0, len(tower.layers)) if layers is None else layers
+        self.audio_tower, self.first, self.last = tower, first, last
+        self.begins, self.ends = first == 0, last == len(tower.layers)
+        self.multi_modal_projector = model.multi_modal_projector if self.ends else None
 
-    def construct(self, input_features: Tensor, lengths: Tensor) -> Tensor:
-        audio = self.multi_modal_projector(self.audio_tower(input_features, lengths))
+    def construct(self, x: Tensor, lengths: Tensor) -> Tensor:
+        """x: features (clips, mel bins, frames), or what the part before gives; lengths as for `AudioEncoder`."""
+        if self.begins:
+            x = self.audio_tower.begin(x, lengths)
+        x = self.audio_tower.through(x, lengths, self.first, self.last)
+        if not self.ends:
+            return x
+        audio = self.multi_modal_projector(self.audio_tower.end(x, lengths))
         return audio.reshape((-1, audio.shape[-1]))
 
 
 class Forward(nn.Cell):
-    """Prefill and decode step: it takes tokens, writes the cache from column `offset` on, and gives hidden states."""
+    """Prefill and decode step: it takes tokens, writes the cache from column `offset` on, and gives hidden states.
 
-    def __init__(self, language_model: Decoder, cache: KVCache, tables: list[Tensor], packed, scores: bool):
+    The cache is a ring: a sequence may go on in column 0 after the last one. first: the tokens begin their sequences,
+    so that they attend to each other alone.
+    """
+
+    def __init__(self, language_model: Decoder, cache: KVCache, tables: list[Tensor], packed, step: bool, first=False):
         super().__init__(auto_prefix=False)
         self.language_model, self.cache, self.tables, self.packed = language_model, cache, tables, packed
-        self.scores = scores
+        self.scores, self.first = step, first
 
     def construct(self, input_ids: Tensor, offset: Tensor, start: Tensor, chosen=None, audio=None, audio_index=None):
         """input_ids int32 (batch, length); offset int32: column of the first token; start int32 (batch, length): the
-        first column of each token's prompt; audio (batch, length, hidden), which replaces the tokens' embeddings where
-        audio_index int32 (batch, length) is not -1, or neither.
+        first column of each token's sequence; audio (batch, length, hidden), which replaces the tokens' embeddings
+        where audio_index int32 (batch, length) is not -1, or neither.
 
-        Returns hidden states (batch * n, hidden) of the tokens `chosen` int32 (n), None: all, or with `scores` those
-        of the next token and the best.
+        Returns hidden states (n, hidden) of the tokens `chosen` int32 (n), or in a step the scores of the next token
+        fp32 (batch, vocab) and the best int32 (batch).
         """
-        columns = offset + ops.counting(input_ids.shape[1])
-        keys = ops.counting(self.cache.positions)
-        rotation = rotation_at(self.tables, msops.maximum(columns - start, 0))
-        mask = causal_mask(columns, keys, keys >= start.expand_dims(-1))
+        length, positions = input_ids.shape[1], self.cache.positions
+        columns = offset + ops.counting(length)
+        places = ring_places(columns, start, positions)
+        mask = ring_mask(ops.counting(length if self.first else positions), start, places, positions)
         embeddings = self.language_model.embed(input_ids)
         if audio is not None:
             embeddings = merge_audio(embeddings, audio, audio_index)
-        indices = self.cache.write_indices(columns)
+        indices, rotation = self.cache.write_indices(columns), rotation_at(self.tables, places)
         hidden = self.language_model(embeddings, rotation, mask, self.cache, indices, self.packed, chosen)
         hidden = hidden.reshape((-1, hidden.shape[-1]))
         if not self.scores:
@@ -116,132 +135,29 @@ class Forward(nn.Cell):
 class Slots:
     """A cache of `batch` slots, and the graphs that write it: the decode step, and for one slot the prefills.
 
-    prefills: by how many columns they take. owner(): the sequences that have the slots, None if they are gone.
+    prefills: by how many columns they take, and whether these begin a prompt. owner(): the `Sequences` that have the
+    slots, None if they are gone.
     """
 
     def __init__(self, engine: "Engine", batch: int, positions: int):
         decoder, dtype = engine.model.language_model, engine.model.dtype
         sizes = decoder.config
+        self.engine = engine
         self.cache = KVCache(sizes.num_layers, batch, sizes.num_key_value_heads, positions, sizes.head_dim, dtype)
         self._tables = decoder.rotation_tables(positions, dtype)
-        step = Forward(decoder, self.cache, self._tables, engine.packed, scores=True)
+        step = Forward(decoder, self.cache, self._tables, engine.packed, step=True)
         self.step = engine.graph(step, f"the decode step of {_counted(batch, 'sequence')}, {positions} tokens")
-        self.prefills: dict[int, Callable] = {}
-        if batch == 1:
-            self.add_prefill(engine, CHUNK)
-        self.owner: Callable[[], Sequences | None] = lambda: None
+        self.prefills: dict[tuple[int, bool], Callable] = {}
+        self.owner: Callable = lambda: None
 
-    def add_prefill(self, engine: "Engine", width: int) -> None:
-        """Add a graph for so many columns. It reads no packed weights: many rows gain nothing from them."""
-        decoder = engine.model.language_model
-        prefill = Forward(decoder, self.cache, self._tables, None, scores=False)
-        what = f"the prefill of {width} tokens at a time, {self.cache.positions} in all"
-        self.prefills[width] = engine.graph(prefill, what)
-
-
-class Sequences:
-    """The sequences of a batch, while tokens are generated.
-
-    rows: how many; the cache has a slot for each, and empty slots up to a power of two. length: columns written so far.
-    start: int32 (slots, 1), the first column of each slot that is not padding; an empty slot has one beyond the cache.
-    """
-
-    def __init__(self, engine: "Engine", rows: int, positions: int):
-        self.engine, self.rows = engine, rows
-        self.slots = engine.slots(rows, positions, prefills=rows == 1)
-        self.slots.owner = weakref.ref(self)
-        self.length, self.start = 0, np.zeros((self.slots.cache.batch, 1), np.int32)
-        if rows == 1:
-            self.slots.cache.clear()
-        else:  # `insert` overwrites each of them whole
-            self.start[:] = _EMPTY
-
-    def prefill(
-        self, input_ids: np.ndarray, lengths: np.ndarray, audio: Tensor | None = None, audio_index=None
-    ) -> tuple[Tensor, Tensor]:
-        """Run prompts through the model, in the slot of one: scores and best next tokens of each, on the device.
-
-        input_ids int32 (sum of lengths): one prompt behind the other, of which the last goes on; lengths int (prompts).
-        audio (rows, hidden) with audio_index int32 like input_ids, -1 where a token is text, or neither.
-        """
-        self._check_owner()
-        padding = prompt_width(len(input_ids)) - len(input_ids)
-        ends = padding + np.cumsum(lengths)
-        starts = np.repeat(ends - lengths, lengths)
-        index = np.full(len(input_ids), -1) if audio is None else audio_index
-        # The start of padding is the first column, so that it attends to something; nothing attends to it.
-        tokens, starts, index = (
-            np.pad(array.astype(np.int32), (padding, 0), constant_values=fill)
-            for array, fill in ((input_ids, 0), (starts, 0), (index, -1))
-        )
-        self.start[0], hidden = starts[-1], []
-        model = self.engine.model
-        if audio is None:
-            audio = msops.zeros((1, model.language_model.config.hidden_size), model.dtype)
-        graph, width = self.engine.prefill_graph(self.slots, len(tokens), len(lengths))
-        for first in range(0, len(tokens), width):
-            ids, start, rows = (array[None, first : first + width].copy() for array in (tokens, starts, index))
-            rows = Tensor(rows)
-            embeddings = audio_rows(audio, rows).astype(model.dtype)  # the graph was compiled for that dtype
-            last = ends[(first < ends) & (ends <= first + width)] - first - 1
-            chosen = Tensor(np.pad(last, (0, PACKED - len(last))).astype(np.int32))
-            output = graph(*self._tokens(ids, start), chosen, embeddings, rows)
-            if len(last):
-                hidden.append(output[: len(last)])
-        scores = model.language_model.logits(msops.concat(hidden))
-        return scores, _best(scores)
-
-    def extend(self, tokens: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Append one token, int32 (rows), to each sequence: scores and best next tokens of all slots, on the device.
-
-        Raises `RuntimeError` where another batch has taken this one's cache.
-        """
-        self._check_owner()
-        if self.length == self.slots.cache.positions:
-            self._move(self.length + 1)
-        ids = np.zeros((self.slots.cache.batch, 1), np.int32)
-        ids[: self.rows, 0] = tokens
-        return self.slots.step(*self._tokens(ids, self.start))
-
-    def insert(self, rows: np.ndarray, prompts: "Sequences", lengths: np.ndarray) -> None:
-        """Make rows int (prompts, copies) copies of what was prefilled in `prompts`; all end at this batch's `length`.
-
-        lengths int (prompts): their tokens.
-        """
-        cache, source = self.slots.cache, prompts.slots.cache
-        ends = prompts.length - lengths.sum() + np.cumsum(lengths)
-        for copies, length, end in zip(rows.tolist(), lengths.tolist(), ends.tolist()):
-            columns = np.full(cache.positions, source.positions - 1)  # where nothing has been written
-            columns[self.length - length : self.length] = np.arange(end - length, end)
-            for row in copies:
-                cache.insert(row, source, columns)
-                self.start[row] = self.length - length
-
-    def reorder(self, index: np.ndarray) -> None:
-        """Make row i a copy of row index[i], int (rows)."""
-        if (index != np.arange(self.rows)).any():
-            whole = np.arange(self.slots.cache.batch)
-            whole[: self.rows] = index
-            self.slots.cache.reorder(whole)
-            self.start = self.start[whole]
-
-    def _check_owner(self) -> None:
-        if self.slots.owner() is not self:
-            raise RuntimeError("another generation has begun on this model: finish or drop a stream before the next")
-
-    def _tokens(self, input_ids: np.ndarray, start: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
-        """The arguments of a graph for the next columns."""
-        offset, self.length = self.length, self.length + input_ids.shape[1]
-        return device.tensor(input_ids), device.tensor(np.array(offset, np.int32)), device.tensor(start)
-
-    def _move(self, positions: int) -> None:
-        """Go on in a larger cache."""
-        slots = self.engine.slots(self.slots.cache.batch, positions, prefills=False)
-        slots.owner = weakref.ref(self)
-        slots.cache.take(self.slots.cache)
-        more = slots.cache.batch - self.slots.cache.batch
-        self.start = np.concatenate([self.start, np.full((more, 1), _EMPTY)])
-        self.slots = slots
+    def prefill(self, width: int, first: bool) -> Callable:
+        """The graph for so many columns. It reads no packed weights: many rows gain nothing from them."""
+        if (width, first) not in self.prefills:
+            decoder = self.engine.model.language_model
+            cell = Forward(decoder, self.cache, self._tables, None, step=False, first=first)
+            what = f"the prefill of {'the first ' if first else ''}{width} tokens, {self.cache.positions} in all"
+            self.prefills[width, first] = self.engine.graph(cell, what)
+        return self.prefills[width, first]
 
 
 class Engine:
@@ -251,36 +167,48 @@ class Engine:
         self.model, self.compiled = model, compiled
         packed = model.packed_weights
         self.packed = packed if packed is not None and packed.is_current(model.language_model) else None
-        self._encoders: dict[tuple[int, ...], Callable] = {}
+        self._encoders: dict[tuple[int, ...], list[Callable]] = {}
         self._slots: OrderedDict[tuple[int, int], Slots] = OrderedDict()
 
     def graph(self, cell: nn.Cell, what: str) -> Callable:
         """The cell as one graph, or as it is. what: as for `one_graph`."""
         return one_graph(cell, what) if self.compiled else cell
 
-    def encode(self, input_features: Tensor, lengths: np.ndarray) -> Tensor:
-        """Rows of decoder embeddings (clips * tokens, hidden) of clips (clips, mel bins, frames).
+    def encode(self, clips: list[tuple[np.ndarray, np.ndarray] | None]) -> Iterator[None]:
+        """Encode the clips of some prompts, a unit of work each time that the generator goes on.
 
-        Each is encoded at its own width; tokens are as many as these frames have, anything where a clip has fewer.
+        clips: for each prompt features (clips, mel bins, frames) and int32 lengths, as `AudioLanguageModel.clips` gives
+        them, or None. The generator returns rows of decoder embeddings (rows, hidden), None where no prompt has a clip,
+        and for each prompt its first row. Each clip is encoded at its own width; its rows are as many as the prompt's
+        frames have, anything where it has fewer.
         """
-        config, frames = self.model.audio_tower.config, input_features.shape[2]
-        widths = np.array([config.frames_to_encode(int(length.max())) for length in lengths])
-        encoded, order, written = [], np.zeros((len(lengths), int(self.model.audio_tokens(np.array(frames)))), int), 0
+        tower, encoded, written = self.model.audio_tower, [], 0
+        found = [(*entry, clip) for entry in clips if entry is not None for clip in range(len(entry[1]))]
+        firsts, sizes = _first_rows(clips, self.model.audio_tokens)
+        widths = np.array([tower.config.frames_to_encode(int(lengths[clip].max())) for _, lengths, clip in found], int)
+        begins = np.cumsum(sizes) - sizes
+        order = np.zeros(int(np.sum(sizes)), np.int32)
         for width in np.unique(widths).tolist():
-            clips = np.flatnonzero(widths == width)
-            while len(clips):
-                graph, count = self._encoder(width, len(clips), lengths.shape[1:])
-                some = np.pad(clips[:count], (0, max(0, count - len(clips))), mode="edge")
-                features = msops.gather(input_features, Tensor(some.astype(np.int32)), 0)
-                features = features[:, :, :width] if width < frames else features
-                encoded.append(graph(features, Tensor(lengths[some])))
-                tokens = len(encoded[-1]) // count
-                order[some, :tokens] = np.arange(written, written + count * tokens).reshape((count, tokens))
-                clips, written = clips[count:], written + count * tokens
-        return msops.gather(msops.concat(encoded), Tensor(order.reshape(-1).astype(np.int32)), 0)
+            some = np.flatnonzero(widths == width).tolist()
+            while some:
+                parts, count = self._encoder(width, len(some), found[some[0]][1].shape[1:])
+                now = [found[number] for number in (some + some[-1:] * count)[:count]]
+                x = self.model.features_tensor(np.stack([features[clip, :, :width] for features, _, clip in now]))
+                lengths = Tensor(np.stack([lengths[clip] for _, lengths, clip in now]))
+                for part in parts:
+                    x = part(x, lengths)
+                    yield
+                encoded.append(x)
+                tokens = len(x) // count
+                for place, number in enumerate(some[:count]):
+                    own = np.arange(begins[number], begins[number] + tokens)
+                    order[own] = written + place * tokens + np.arange(tokens)
+                some, written = some[count:], written + len(x)
+        return (msops.gather(msops.concat(encoded), Tensor(order), 0) if encoded else None), firsts
 
-    def _encoder(self, width: int, clips: int, more: tuple[int, ...]) -> tuple[Callable, int]:
-        """A graph for clips of this width, and how many it takes: narrow ones together, to launch fewer kernels."""
+    def _encoder(self, width: int, clips: int, more: tuple[int, ...]) -> tuple[list[Callable], int]:
+        """Graphs one after another for clips of this width, and how many they take: narrow ones together, to launch
+        fewer kernels."""
         key = width, TOGETHER, *more
         count = TOGETHER if clips > TOGETHER // 2 and width < self.model.audio_tower.config.num_mel_frames else 1
         if key not in self._encoders and self.graphs >= _MANY_GRAPHS:
@@ -288,12 +216,18 @@ class Engine:
         key = width, count, *more
         if key not in self._encoders:
             what = f"the encoder of {_counted(count, 'clip')} of {width / 100:g} s"
-            self._encoders[key] = self.graph(EncodeAudio(self.model), what)
+            cells = [EncodeAudio(self.model, layers) for layers in self._parts(width * count)]
+            names = [f"{what}, part {i + 1} of {len(cells)}" if len(cells) > 1 else what for i in range(len(cells))]
+            self._encoders[key] = [self.graph(cell, name) for cell, name in zip(cells, names)]
         return self._encoders[key], count
 
-    def sequences(self, rows: int, positions: int) -> Sequences:
-        """A batch of so many empty sequences, at first with room for `positions` tokens."""
-        return Sequences(self, rows, positions)
+    def _parts(self, frames: int) -> list[tuple[int, int]]:
+        """The encoder's layers in parts that take hardly longer than a few decode steps."""
+        layers = len(self.model.audio_tower.layers)
+        weights = sum(parameter.size for parameter in self.model.language_model.get_parameters())
+        most = max(_LEAST_WORK, _PART_WORK * weights)
+        some = max(1, int(most // self.model.audio_tower.config.layer_work(frames)))
+        return [(first, min(layers, first + some)) for first in range(0, layers, some)] or [(0, 0)]
 
     def slots(self, rows: int, positions: int, prefills: bool) -> Slots:
         """Slots for at least so many sequences of at least so many positions, which may have been used before.
@@ -312,19 +246,22 @@ class Engine:
         self._slots.move_to_end(key)
         return self._slots[key]
 
-    def prefill_graph(self, slots: Slots, columns: int, prompts: int) -> tuple[Callable, int]:
-        """A graph, and how many columns it takes at a time: `CHUNK`, or a full pack, to launch fewer kernels."""
-        width = PACK if prompts > 1 and columns == PACK else CHUNK
-        if width not in slots.prefills:
-            if self.graphs < _MANY_GRAPHS:
-                slots.add_prefill(self, width)
-            else:
-                width = CHUNK
-        return slots.prefills[width], width
+    def has_slots(self, batch: int, positions: int) -> bool:
+        """Whether there are free slots of exactly these sizes, whose graphs are compiled or soon needed anyway."""
+        slots = self._slots.get((batch, positions))
+        return slots is not None and slots.owner() is None
+
+    def piece_widths(self, slots: Slots, length: int, widths: Sequence[int]) -> list[int]:
+        """`pieces` of prompts of so many tokens in all; where there are many graphs, such as these slots have."""
+        known = [width for width, first in slots.prefills if first]
+        wanted = pieces(length, widths)
+        if known and (wanted[0], True) not in slots.prefills and self.graphs >= _MANY_GRAPHS:
+            return pieces(length, known)
+        return wanted
 
     @property
     def graphs(self) -> int:
-        """How many there are, each compiled when it is first used."""
+        """How many there are, each compiled when it is first used; the parts of an encoder are one."""
         return len(self._encoders) + sum(1 + len(slots.prefills) for slots in self._slots.values())
 
     def _make_room(self, needed: int) -> None:
@@ -339,3 +276,13 @@ class Engine:
                 "when needed: fewer different sizes of batches, or shorter answers, take less",
                 *key,
             )
+
+
+def _first_rows(clips: list, audio_tokens: Callable[[np.ndarray], np.ndarray]) -> tuple[list[int], list[int]]:
+    """For each prompt the row at which the embeddings of its clips begin, and for each clip how many it has."""
+    firsts, sizes = [], []
+    for entry in clips:
+        firsts.append(sum(sizes))
+        if entry is not None:
+            sizes += [int(audio_tokens(np.array(entry[0].shape[2])))] * len(entry[1])
+    return firsts, sizes

@@ -1,34 +1,21 @@
-"""`generate`: the layers of generators over the engine, step to token stream to sequences."""
+"""`generate`: prompts in, sequences out; what is asked is checked here, and a running batch does it."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import Any
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindone_audio.backbone.prompt import Prompt
+from mindone_audio.backbone.audio_language_model import to_numpy
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
-from mindone_audio.generation.engine import PACK, PACKED, Engine, Sequences, prompt_width
+from mindone_audio.generation.engine import FIRST, Engine
+from mindone_audio.generation.row import GenerationRequest, Row
+from mindone_audio.generation.running_batch import EXPECTED_TOKENS, RunningBatch, prefilled
+from mindone_audio.generation.sequences import Sequences
 from mindone_audio.generation.settings import GenerationSettings, settle
-
-_EXPECTED_TOKENS = 128  # that a cache has room for at first; few answers are longer, whatever max_new_tokens allows
-
-
-@dataclass(frozen=True)
-class GenerationRequest:
-    """One call of `generate`: its inputs checked, its clips encoded (rows of embeddings, or None), its settings final.
-
-    ended: a test of new tokens int (rows, length). given: input_ids as they came, int32 (batch, length).
-    """
-
-    engine: Engine
-    prompt: Prompt
-    audio: Tensor | None
-    settings: GenerationSettings
-    ended: Callable[[np.ndarray], np.ndarray]
-    given: np.ndarray
 
 
 class GenerationMixin:
@@ -60,20 +47,20 @@ class GenerationMixin:
         with the padding token. Raises `ValueError` for inputs that do not fit together or a setting that is not
         supported.
         """
-        request = self._request(input_ids, attention_mask, generation_config, tokenizer, compile, settings)
-        chosen, given = request.settings, request.given
+        requests = self.requests(input_ids, attention_mask, generation_config, tokenizer, **settings)
+        chosen, given = requests[0].settings, to_numpy(input_ids).astype(np.int32)
         _check_streamer(streamer, len(given), chosen)
         if streamer is not None:
             streamer.put(given)
         if chosen.num_beams > 1:
-            new_tokens = _beams(request)
+            new_tokens = _beams(self.engine(compile), requests)
         else:
-            columns = []
-            for tokens in token_stream(request):
-                columns.append(tokens)
+            steps = []
+            for tokens in columns(self.engine(compile), requests):
+                steps.append(tokens)
                 if streamer is not None:
                     streamer.put(tokens)
-            new_tokens = np.stack(columns, 1)
+            new_tokens = np.stack(steps, 1)
         if streamer is not None:
             streamer.end()
         return Tensor(np.concatenate([np.repeat(given, chosen.num_return_sequences, 0), new_tokens], 1), ms.int32)
@@ -86,17 +73,20 @@ class GenerationMixin:
         The arguments are those of `generate`, checked here and not at the first step. Raises `ValueError` for beams,
         which are not known before the end.
         """
-        request = self._request(input_ids, attention_mask, generation_config, tokenizer, compile, settings)
-        if request.settings.num_beams > 1:
+        requests = self.requests(input_ids, attention_mask, generation_config, tokenizer, **settings)
+        if requests[0].settings.num_beams > 1:
             raise ValueError(
-                f"num_beams={request.settings.num_beams} cannot be streamed: leave it out, or use generate"
+                f"num_beams={requests[0].settings.num_beams} cannot be streamed: leave it out, or use generate"
             )
-        return token_stream(request)
+        return columns(self.engine(compile), requests)
 
-    def _request(
-        self, input_ids, attention_mask, generation_config, tokenizer, compile: bool, settings: dict
-    ) -> GenerationRequest:
-        """Check everything, and encode the clips."""
+    def requests(
+        self, input_ids=None, attention_mask=None, generation_config=None, tokenizer=None, **settings
+    ) -> list[GenerationRequest]:
+        """The prompts of a batch, each checked and apart, as a `RunningBatch` takes them; nothing is computed.
+
+        The arguments and errors are those of `generate`.
+        """
         audio = {name: settings.pop(name) for name in self.audio_inputs if name in settings}
         vocabulary = self.language_model.config.vocab_size
         chosen = settle(self.generation_config, settings, generation_config, vocabulary=vocabulary)
@@ -105,21 +95,29 @@ class GenerationMixin:
             raise ValueError(f"prompt {int(prompt.lengths.argmin())} has no token that attention_mask lets be seen")
         chosen = chosen.resolve_length(prompt.input_ids.shape[1], self.language_model.config.max_positions)
         ended = _end_test(chosen, tokenizer)
-        engine = self._engine(compile)
-        encoded = None if features is None else engine.encode(features, lengths)
-        given = np.asarray(input_ids.asnumpy() if isinstance(input_ids, Tensor) else input_ids).astype(np.int32)
-        return GenerationRequest(engine, prompt, encoded, chosen, ended, given)
+        per_clip = 1 if features is None else int(self.audio_tokens(np.array(features.shape[2])))
+        requests = []
+        for ids, mask, index in zip(prompt.input_ids, prompt.mask, prompt.audio_index):
+            index, clips = index[mask], None
+            if (index >= 0).any():
+                own, places = np.unique(index[index >= 0] // per_clip, return_inverse=True)
+                index[index >= 0] = places * per_clip + index[index >= 0] % per_clip
+                clips = features[own], lengths[own]
+            requests.append(GenerationRequest(ids[mask], index, clips, chosen, ended))
+        return requests
 
     def warm_up(self, rows: int = 1, tokens: int = 512) -> None:
         """Compile prefill and decode step for so many sequences of so many tokens, before a `generate` needs them."""
-        engine = self._engine(True)
-        if rows > 1:
-            engine.sequences(rows, tokens).extend(np.zeros(rows, np.int32))
-        one = engine.sequences(1, tokens)
-        one.prefill(np.zeros(1, np.int32), np.ones(1, int))
-        one.extend(np.zeros(1, np.int32))
+        engine = self.engine(True)
+        for count in {1, rows}:
+            sequences = Sequences(engine, count, tokens, prefills=count == 1)
+            if count == 1:
+                for _ in sequences.prefill(np.zeros(1, np.int32), np.ones(1, int), None, -np.ones(1, int), [FIRST[0]]):
+                    pass
+            sequences.extend(np.zeros(sequences.batch, np.int32))
 
-    def _engine(self, compiled: bool) -> Engine:
+    def engine(self, compiled: bool = True) -> Engine:
+        """The graphs and caches of this model as it is now; compiled=False: the same, interpreted."""
         version = self.weights_version
         if self._engines_of != version:
             self._engines_of, self._engines = version, {}
@@ -128,104 +126,119 @@ class GenerationMixin:
         return self._engines[compiled]
 
 
-def token_stream(request: GenerationRequest) -> Iterator[np.ndarray]:
-    """The next token of every sequence, int32 (rows), until all have ended or max_new_tokens is reached."""
-    prompt, settings, ended = request.prompt, request.settings, request.ended
-    copies = settings.num_return_sequences
-    rows = len(prompt.input_ids) * copies
-    sequences, scores, best = _prefill(request, copies)
-    history = np.repeat(_without_padding(prompt), copies, 0)
-    chain = sampling.score_functions(settings, history.shape[1])
-    sample = sampling.Sampler(rows, settings.seed, copies) if settings.do_sample else None
-    prompt_length, done = history.shape[1], np.zeros(rows, bool)
-    history = np.concatenate([history, np.zeros((rows, settings.max_new_tokens), np.int32)], 1)
-    for produced in range(1, settings.max_new_tokens + 1):
-        last = prompt_length + produced
-        if chain:  # which rows that have ended are spared: it could forbid all of their tokens
-            going = np.flatnonzero(~done)
-            chosen = sampling.process(chain, scores[going], history[going, : last - 1])
-            tokens = np.zeros(rows, np.int32)
-            tokens[going] = sample(chosen, going) if sample else sampling.greedy(chosen)
-        else:
-            if produced == 1:
-                sampling.refuse_invalid(scores)  # of a broken model these are NaN at once
-            tokens = best  # greedy: the graph has chosen, the scores stay on the device
-        tokens = np.where(done, settings.padding, tokens).astype(np.int32)
-        history[:, last - 1] = tokens
-        done |= ended(history[:, prompt_length:last])
-        yield tokens
-        if done.all() or produced == settings.max_new_tokens:
+def columns(engine: Engine, requests: list[GenerationRequest]) -> Iterator[np.ndarray]:
+    """The next token of every sequence, int32 (rows), padding after its end, until all have ended."""
+    groups = [request.rows() for request in requests]
+    rows: list[Row] = sum(groups, [])
+    running, padding = RunningBatch(engine), requests[0].settings.padding
+    for _ in running.admit(groups):
+        pass
+    count = 0
+    while True:
+        for row in rows:
+            row.check()
+        yield np.array([row.tokens[count] if count < len(row.tokens) else padding for row in rows], np.int32)
+        count += 1
+        if not running.step():
             return
-        outputs = sequences.extend(tokens)
-        if chain:
-            scores = outputs[0].asnumpy()[:rows]
-        else:
-            best = outputs[1].asnumpy()[:rows]
 
 
-def _without_padding(prompt: Prompt) -> np.ndarray:
-    """The tokens that score functions see: int32 (batch, length), -1 for padding."""
-    return np.where(prompt.mask, prompt.input_ids, -1).astype(np.int32)
+def generated(
+    engine: Engine, requests: Iterable[tuple[Any, GenerationRequest]], most: int
+) -> Iterator[tuple[Any, np.ndarray | Exception]]:
+    """New tokens int32 (length) of each request, with the tag that it came with, as soon as they are known.
+
+    Up to `most` requests are generated side by side, of any settings that ask for one sequence; the next ones are taken
+    when half of the places are free. Instead of tokens a `ValueError` where scores leave no token to choose.
+    """
+    running, waiting, tags = RunningBatch(engine), iter(requests), {}
+    while True:
+        free = most - len(running.active)
+        if free > most // 2 or not running.active:
+            group = list(islice(waiting, free))
+            yield from _beams_of([entry for entry in group if entry[1].settings.num_beams > 1], engine)
+            rows = {tag: request.rows()[0] for tag, request in group if request.settings.num_beams == 1}
+            tags |= rows
+            if rows:
+                for _ in running.admit([[row] for row in rows.values()]):
+                    pass
+            elif not group and not tags:
+                return
+        for tag in [tag for tag, row in tags.items() if row.ended]:
+            row = tags.pop(tag)
+            yield tag, np.array(row.tokens, np.int32) if row.error is None else row.error
+        running.step()
 
 
-def _prefill(request: GenerationRequest, copies: int) -> tuple[Sequences, np.ndarray, np.ndarray]:
-    """Run each prompt once, then give it `copies` sequences: these, and the scores and the best token of each."""
-    engine, prompt, settings = request.engine, request.prompt, request.settings
-    answer, lengths = min(settings.max_new_tokens, _EXPECTED_TOKENS), prompt.lengths
-    if len(lengths) * copies == 1:
-        sequences, outputs = _prefill_some(request, [0], answer)
-        return sequences, *(output.asnumpy() for output in outputs)
-    together = engine.sequences(len(lengths) * copies, int(lengths.max()) + answer)
-    together.length = int(lengths.max())
-    rows = np.arange(len(lengths) * copies).reshape((-1, copies))
-    packs, found = _packs(lengths), []
-    for pack in packs:
-        some, outputs = _prefill_some(request, pack, 1)
-        together.insert(rows[pack], some, lengths[pack])
-        found.append([output.asnumpy() for output in outputs])
-    order = np.repeat(np.argsort(np.concatenate(packs)), copies)
-    return together, *(np.concatenate(outputs)[order] for outputs in zip(*found))
+def streamed(
+    engine: Engine, requests: Iterable[tuple[Any, GenerationRequest]], streamer
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """`generated` one by one, with a streamer that is told the prompt and then each token."""
+    for tag, request in requests:
+        _check_streamer(streamer, 1, request.settings)
+        streamer.put(request.input_ids[None])
+        tokens = []
+        for step in columns(engine, [request]):
+            streamer.put(step)
+            tokens.append(int(step[0]))
+        streamer.end()
+        yield tag, np.array(tokens, np.int32)
 
 
-def _packs(lengths: np.ndarray) -> list[list[int]]:
-    """Which prompts, of so many tokens, are prefilled together: each goes to the first pack that has room for it."""
-    packs: list[list[int]] = []
-    for row in np.argsort(-lengths, kind="stable").tolist():
-        fitting = (pack for pack in packs if len(pack) < PACKED and lengths[[*pack, row]].sum() <= PACK)
-        if pack := next(fitting, None):
-            pack.append(row)
-        else:
-            packs.append([row])
-    return packs
+def _beams_of(entries: list[tuple[Any, GenerationRequest]], engine: Engine) -> Iterator[tuple[Any, np.ndarray]]:
+    """`generated` for beams: those with equal settings together."""
+    groups: dict[str, list[tuple[Any, GenerationRequest]]] = {}
+    for entry in entries:
+        groups.setdefault(repr(entry[1].settings), []).append(entry)
+    for group in groups.values():
+        for (tag, request), tokens in zip(group, _beams(engine, [request for _, request in group])):
+            yield tag, _without_padding(tokens, request.settings)
 
 
-def _prefill_some(request: GenerationRequest, rows: list[int], answer: int) -> tuple[Sequences, tuple[Tensor, Tensor]]:
-    """Some prompts of the batch one behind the other, with room for so many tokens of answer."""
-    prompt, mask = request.prompt, request.prompt.mask[rows]
-    one, lengths = request.engine.sequences(1, prompt_width(int(mask.sum())) + answer), prompt.lengths[rows]
-    return one, one.prefill(prompt.input_ids[rows][mask], lengths, request.audio, prompt.audio_index[rows][mask])
+def _without_padding(tokens: np.ndarray, settings: GenerationSettings) -> np.ndarray:
+    """A row of a batch up to its end token, as it would be alone; without one, up to the padding after it."""
+    if (ends := np.flatnonzero(np.isin(tokens, settings.eos_token_ids))).size:
+        return tokens[: ends[0] + 1]
+    own = np.flatnonzero(tokens != settings.padding)
+    return tokens[: own[-1] + 1] if own.size else tokens[:0]
 
 
-def _beams(request: GenerationRequest) -> np.ndarray:
+def _beams(engine: Engine, requests: list[GenerationRequest]) -> np.ndarray:
     """Beam search: int32 (batch * num_return_sequences, new tokens)."""
-    prompt, settings = request.prompt, request.settings
-    batch, beams = len(prompt.input_ids), settings.num_beams
-    sequences, scores, _ = _prefill(request, beams)
-    repeated = np.repeat(_without_padding(prompt), beams, 0)
-    chain = sampling.score_functions(settings, repeated.shape[1])
-    search = BeamSearch(batch, settings)
+    settings = requests[0].settings
+    batch, beams = len(requests), settings.num_beams
+    longest = max(request.prompt_tokens for request in requests)
+    room = longest + min(settings.max_new_tokens, EXPECTED_TOKENS)
+    sequences, scores = Sequences(engine, batch * beams, room), [None] * batch
+    for result in prefilled(engine, requests, answer=1):
+        if result is not None:
+            number, source, end, scores[number], _ = result
+            rows = list(range(number * beams, (number + 1) * beams))
+            sequences.insert(rows, source, requests[number].prompt_tokens, end)
+    prompts = np.full((batch, longest), -1, np.int32)
+    for row, request in zip(prompts, requests):
+        row[longest - request.prompt_tokens :] = request.input_ids
+    repeated, scores = np.repeat(prompts, beams, 0), np.repeat(np.stack(scores), beams, 0)
+    chain, search = sampling.score_functions(settings, longest), BeamSearch(batch, settings)
+
+    def ended(tokens: np.ndarray) -> np.ndarray:
+        return requests[0].ended(tokens) | (tokens.shape[1] >= settings.max_new_tokens)
+
     while True:
         log_probabilities = sampling.log_softmax(scores)
         history = np.concatenate([repeated, search.running.reshape(batch * beams, -1)], 1)
-        rows, tokens = search.step(sampling.process(chain, log_probabilities, history), request.ended)
+        rows, tokens = search.step(sampling.process(chain, log_probabilities, history), ended)
         if search.done:
             return search.result()
         sequences.reorder(rows)
-        scores = sequences.extend(tokens)[0].asnumpy()[: len(tokens)]
+        if sequences.full:
+            sequences = sequences.moved(list(range(batch * beams)), batch * beams, sequences.positions + 1)
+        padded = np.pad(tokens, (0, sequences.batch - len(tokens)))
+        scores = sequences.extend(padded)[0].asnumpy()[: len(tokens)]
 
 
 def _end_test(settings: GenerationSettings, tokenizer) -> Callable[[np.ndarray], np.ndarray]:
-    """A test of new tokens int (rows, length): which rows end here, by token, by string or by length."""
+    """A test of new tokens int (rows, length): which rows end here, by a token or a string."""
     eos = np.array(settings.eos_token_ids, np.int32)
     stops = settings.stops
     if stops and tokenizer is None:
@@ -235,8 +248,6 @@ def _end_test(settings: GenerationSettings, tokenizer) -> Callable[[np.ndarray],
 
     def ended(new_tokens: np.ndarray) -> np.ndarray:
         result = (new_tokens[:, -1:] == eos).any(1)
-        if new_tokens.shape[1] >= settings.max_new_tokens:
-            result[:] = True
         for row in np.flatnonzero(~result) if stops else ():
             for first in range(tail, tail + 4):  # a tail that begins within a character can be no text at all
                 text = tokenizer.decode(new_tokens[row, -first:].tolist(), skip_special_tokens=False)

@@ -212,29 +212,20 @@ def refuse_invalid(scores: np.ndarray) -> np.ndarray:
     return scores
 
 
-class Sampler:
-    """Draws tokens; each row has its own random stream.
+def random_stream(seed: int | None, copy: int) -> np.random.Generator:
+    """The random numbers of one sequence: of copy `copy` of a prompt, whatever is generated beside it.
 
-    rows: `copies` for each prompt, next to each other. With a seed copy i of a prompt draws the same alone and in any
-    row of any batch; without one all rows draw differently.
+    Without a seed they are different each time.
     """
+    return np.random.default_rng(None if seed is None else [seed, copy])
 
-    def __init__(self, rows: int, seed: int | None, copies: int = 1):
-        entropy = np.random.SeedSequence(seed).entropy
-        keys = range(rows) if seed is None else [row % copies for row in range(rows)]
-        self.streams = [np.random.default_rng([entropy, key]) for key in keys]
 
-    def __call__(self, scores: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-        """One token of each row, int32 (rows), with the probabilities softmax(scores); rows: which they are, or all.
-
-        Raises `ValueError` for NaN and for a row without a possible token.
-        """
-        cumulative = np.cumsum(softmax(refuse_invalid(scores)), -1)
-        streams = self.streams if rows is None else [self.streams[row] for row in rows]
-        drawn = [np.searchsorted(c, s.random() * c[-1], side="right") for c, s in zip(cumulative, streams)]
-        return np.array(drawn, np.int32)
+def draw(scores: np.ndarray, stream: np.random.Generator) -> int:
+    """A token with the probabilities softmax(scores), fp32 (vocab). Raises `ValueError` as `refuse_invalid` does."""
+    cumulative = np.cumsum(softmax(refuse_invalid(scores[None])[0]))
+    return int(np.searchsorted(cumulative, stream.random() * cumulative[-1], side="right"))
 
 
 def greedy(scores: np.ndarray) -> np.ndarray:
-    """The best token of each row, int32 (rows); the first of equals. Raises `ValueError` as `Sampler` does."""
+    """The best token of each row, int32 (rows); the first of equals. Raises `ValueError` as `refuse_invalid` does."""
     return refuse_invalid(scores).argmax(-1).astype(np.int32)

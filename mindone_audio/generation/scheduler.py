@@ -1,18 +1,30 @@
-"""Many requests on one model: what a caller gives to the thread that owns the device, and what it hears back."""
+"""Many requests on one model: a thread that makes every MindSpore call, and what its callers hear back."""
 
-from dataclasses import dataclass, field
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+import numpy as np
 
-@dataclass(frozen=True)
-class Token:
-    """A token that was chosen. logprob: its log probability; top: (token id, log probability) of the best, best first.
+from mindone_audio.adapters.selection import select_adapter
+from mindone_audio.generation.engine import CHUNK, FIRST, TOGETHER, Engine, cache_bucket
+from mindone_audio.generation.row import GenerationRequest, Token
+from mindone_audio.generation.running_batch import EXPECTED_TOKENS, RunningBatch
+from mindone_audio.generation.sequences import Sequences
+from mindone_audio.generation.text_stream import TextDecoder
+from mindone_audio.machine import device
 
-    Both are only there where a request asked for log probabilities.
-    """
+__all__ = ["Delta", "Overloaded", "Scheduler", "Ticket", "Token"]
+logger = logging.getLogger(__name__)
 
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
+Listener = Callable[["Delta | Exception"], None]
+_FAILURES = 3  # of steps, one after another, after which the model is taken to be broken
+_QUESTION = 64  # tokens of text beside the audio of a prompt, for which there is room from the beginning
 
 
 @dataclass(frozen=True)
@@ -20,15 +32,13 @@ class Delta:
     """What one answer of a request has grown by.
 
     index: which answer, 0 to n - 1. text: never taken back, and empty where the next tokens may still change it.
-    tokens: those that were chosen since the last delta. finish_reason: "stop" or "length" in the last one of an answer,
-    with the stop string that ended it, if one did.
+    tokens: those that were chosen since the last delta. finish_reason: "stop" or "length" in the last one of an answer.
     """
 
     index: int
     text: str
     tokens: tuple[Token, ...] = field(default=())
     finish_reason: str | None = None
-    stop: str | None = None
 
 
 class Overloaded(RuntimeError):
@@ -37,3 +47,374 @@ class Overloaded(RuntimeError):
     def __init__(self, message: str, reason: str, retry_after: float):
         super().__init__(message)
         self.reason, self.retry_after = reason, retry_after
+
+
+class Ticket:
+    """A request in the scheduler."""
+
+    def __init__(
+        self, request: GenerationRequest, listener: Listener, adapter: str | None, key: str, logprobs, expires
+    ):
+        self.request, self.listener, self.adapter, self.key = request, listener, adapter, key
+        self.expires: float | None = expires
+        self.rows = request.rows(logprobs)
+        self.decoders = [TextDecoder(request.decode, request.settings.stops, strip=True) for _ in self.rows]
+        self.told = [0] * len(self.rows)  # tokens of each answer that the listener knows
+        self.alone = False  # whether it has failed together with others, and is tried by itself
+        self.cancelled = False
+        self.open = len(self.rows)  # answers that have not ended
+        self.begun: float | None = None  # when its prompt was taken up
+
+    def cancel(self) -> None:
+        """End the request, from any thread: within a step nothing more is computed for it, or told."""
+        self.cancelled = True
+
+    def tell(self) -> None:
+        """Tell the listener what is new in each answer."""
+        for index, (row, decoder) in enumerate(zip(self.rows, self.decoders)):
+            new = row.chosen[self.told[index] :]
+            if self.cancelled or self.open == 0 or not new:
+                continue
+            self.told[index] += len(new)
+            text = "".join(decoder.add(token.id) for token in new)
+            if row.ended:
+                text += decoder.end()
+                self.open -= 1
+            self.listener(Delta(index, text, tuple(new), row.reason))
+
+    def fail(self, error: Exception) -> None:
+        """Tell the listener that nothing more will come."""
+        if self.open and not self.cancelled:
+            self.listener(error)
+        self.open = 0
+
+
+class Scheduler:
+    """Answers requests side by side.
+
+    Its thread loads the model and makes every call of MindSpore. In each turn it drops what was cancelled, chooses one
+    more token of each row, and does one unit of work for the requests that come next: a part of an encoder, a piece of
+    a prompt. So nobody who has an answer begun waits longer than a step and a unit. Requests are taken in the order in
+    which they came. running: rows that are generated now; waiting: requests in the queue. ready: whether the model is
+    loaded and its first graphs compiled; alive: whether requests will be answered; failure: what loading raised.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Any],
+        *,
+        max_batch: int = 8,
+        max_queue: int = 64,
+        max_per_key: int | None = None,
+        max_model_len: int | None = None,
+    ):
+        """load: gives the model, in the scheduler's thread. max_batch: answers at a time. max_queue: requests that may
+        wait. max_per_key: requests of one key, waiting ones too. max_model_len: tokens of a prompt with its answer,
+        for which there is room from the beginning; None: as many as the model can have, where room is made as needed.
+        """
+        self._load, self.max_batch, self.max_queue = load, max_batch, max_queue
+        self.max_per_key, self.max_model_len = max_per_key, max_model_len
+        self.model: Any = None
+        self.ready, self.failure = False, None
+        self._waiting: deque[Ticket] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
+        self._running: list[Ticket] = []
+        self._admission: tuple[list[Ticket], Iterator[None]] | None = None
+        self._batches: dict[str | None, RunningBatch] = {}
+        self._engines: dict[str | None, Engine] = {}
+        self._changed = threading.Condition()
+        self._draining, self._stopped, self._failures = False, False, 0
+        self._selected: tuple = ()
+        self._seconds = 1.0  # that a request took, lately
+        self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread, which first loads the model."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive() and self.failure is None and self._failures < _FAILURES
+
+    @property
+    def running(self) -> int:
+        return sum(len(batch.active) for batch in list(self._batches.values()))
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(
+        self,
+        request: GenerationRequest,
+        listener: Listener,
+        *,
+        adapter: str | None = None,
+        key: str = "",
+        logprobs: int | None = None,
+        deadline: float | None = None,
+    ) -> Ticket:
+        """Queue a request, from any thread.
+
+        listener: called from the scheduler's thread with each `Delta`, or with an exception after which nothing
+        follows: `ValueError` for a fault of the request, `Overloaded` where it waited longer than `deadline` seconds,
+        any other for a fault of the machine. It must not block. adapter: the name of one of the model's, None: none.
+        key: whose share it counts for. logprobs: how many of the best tokens are told beside each token, None: no log
+        probabilities. Raises `Overloaded`, and `ValueError` for a request that never fits.
+        """
+        request = self._fitting(request)
+        expires = None if deadline is None else time.monotonic() + deadline
+        ticket = Ticket(request, listener, adapter, key, logprobs, expires)
+        with self._changed:
+            if self._draining or self._stopped:
+                raise Overloaded("the server is being stopped: ask another one, or later", "draining", 5.0)
+            if len(self._waiting) >= self.max_queue:
+                seconds = max(1.0, self._seconds * len(self._waiting) / self.max_batch)
+                raise Overloaded(f"{len(self._waiting)} requests are waiting: ask again later", "queue", seconds)
+            own = sum(other.key == key for other in (*self._waiting, *self._running))
+            if self.max_per_key is not None and own >= self.max_per_key:
+                raise Overloaded(f"this key has {own} requests already: wait for one to end", "key", 1.0)
+            self._waiting.append(ticket)
+            self._changed.notify()
+        return ticket
+
+    def run(self, function: Callable[[], Any]) -> Future:
+        """Call a function that uses MindSpore in the scheduler's thread, between two turns."""
+        future: Future = Future()
+        with self._changed:
+            self._calls.append((function, future))
+            self._changed.notify()
+        return future
+
+    def drain(self, seconds: float) -> bool:
+        """Take no more requests and wait until those that are here have ended: whether they have, in that time."""
+        ends = time.monotonic() + seconds
+        with self._changed:
+            self._draining = True
+            while (self._waiting or self._running) and self.alive and time.monotonic() < ends:
+                self._changed.wait(min(0.1, max(0.0, ends - time.monotonic())))
+            return not (self._waiting or self._running)
+
+    def stop(self) -> None:
+        """End the thread after its present unit of work; whoever is still here is told."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _fitting(self, request: GenerationRequest) -> GenerationRequest:
+        """The request with an answer that fits; `ValueError` for one that never does."""
+        settings, most = request.settings, self.max_model_len
+        if settings.num_return_sequences > self.max_batch:
+            raise ValueError(f"{settings.num_return_sequences} answers at once are more than the {self.max_batch} here")
+        if settings.num_beams > 1:
+            raise ValueError(f"num_beams={settings.num_beams}: beams are not generated here")
+        if most is None or request.prompt_tokens + settings.max_new_tokens <= most:
+            return request
+        if request.prompt_tokens >= most:
+            raise ValueError(
+                f"the prompt has {request.prompt_tokens} tokens, audio included, and there is room for {most - 1}: use "
+                "fewer or shorter clips, or less text"
+            )
+        return replace(request, settings=replace(settings, max_new_tokens=most - request.prompt_tokens))
+
+    def _work(self) -> None:
+        """The thread."""
+        try:
+            self.model = self._load()
+            self._warm_up()
+            self.ready = True
+        except Exception as error:
+            logger.exception("the model was not loaded")
+            self.failure = error
+        while self.failure is None and not self._stopped and self._failures < _FAILURES:
+            self._drop()
+            worked = self._call() | self._step() | self._unit()
+            with self._changed:
+                self._changed.notify_all()
+                if not (worked or self._waiting or self._calls or self._stopped):
+                    self._changed.wait()
+        self.ready = False
+        error = self.failure or RuntimeError("the server has stopped")
+        with self._changed:
+            for ticket in (*self._running, *self._waiting):
+                ticket.fail(error)
+            self._running.clear()
+            self._waiting.clear()
+            for _, future in self._calls:
+                future.set_exception(error)
+            self._changed.notify_all()
+
+    def _call(self) -> bool:
+        if not self._calls:
+            return False
+        function, future = self._calls.popleft()
+        try:
+            future.set_result(function())
+        except Exception as error:
+            future.set_exception(error)
+        return True
+
+    def _drop(self) -> None:
+        """Forget what was cancelled or has ended, and what has waited too long."""
+        now = time.monotonic()
+        with self._changed:
+            for ticket in list(self._waiting):
+                if ticket.expires is not None and now > ticket.expires and not ticket.alone:
+                    ticket.fail(Overloaded("this request has waited too long: ask again", "deadline", self._seconds))
+                if ticket.cancelled or not ticket.open:
+                    self._waiting.remove(ticket)
+        for ticket in [ticket for ticket in self._running if ticket.cancelled or not ticket.open]:
+            batch = self._batches.get(ticket.adapter)
+            for row in ticket.rows:
+                if batch is not None:
+                    batch.drop(row)
+        if self._admission is not None and all(ticket.cancelled for ticket in self._admission[0]):
+            self._admission[1].close()
+            self._admission = None
+        admitting = [] if self._admission is None else self._admission[0]
+        with self._changed:
+            over = [t for t in self._running if t not in admitting and (t.cancelled or not t.open)]
+            self._running = [ticket for ticket in self._running if ticket not in over]
+        for ticket in over:
+            self._seconds += 0.1 * (now - ticket.begun - self._seconds)
+
+    def _step(self) -> bool:
+        """One token more of every row; where it fails, the rows of its batch do."""
+        worked = False
+        for adapter, batch in list(self._batches.items()):
+            if not batch.active:
+                continue
+            worked, tickets = True, [ticket for ticket in self._running if ticket.adapter == adapter]
+            try:
+                self._select(adapter)
+                batch.step()
+                self._failures = 0
+            except Exception as error:
+                logger.exception("a step failed")
+                self._failures = _FAILURES if device.is_lost(error) else self._failures + 1
+                if self._admission is not None and self._admission[0][0].adapter == adapter:
+                    self._admission[1].close()
+                    self._admission = None
+                del self._batches[adapter]
+                for ticket in tickets:
+                    ticket.fail(error)
+                continue
+            self._tell(tickets)
+        return worked
+
+    def _unit(self) -> bool:
+        """One unit of work for the requests that come next, which it chooses where none are at hand."""
+        if self._admission is None and not self._begin():
+            return False
+        tickets, work = self._admission
+        try:
+            self._select(tickets[0].adapter)
+            next(work)
+        except StopIteration:
+            self._admission = None
+        except Exception as error:
+            self._admission = None
+            self._give_up(tickets, error)
+        self._tell(tickets)
+        return True
+
+    def _begin(self) -> bool:
+        """Choose the next requests, those of one adapter in the order of the queue, as far as there are slots."""
+        free = self.max_batch - self.running
+        tickets: list[Ticket] = []
+        with self._changed:
+            while self._waiting and len(tickets) < TOGETHER:
+                ticket = self._waiting[0]
+                other = tickets and (ticket.adapter != tickets[0].adapter or ticket.alone or tickets[0].alone)
+                if other or len(ticket.rows) > free:
+                    break
+                free -= len(ticket.rows)
+                tickets.append(self._waiting.popleft())
+            self._running += tickets
+        if not tickets:
+            return False
+        for ticket in tickets:
+            ticket.begun = time.monotonic()
+        adapter = tickets[0].adapter
+        if adapter not in self._batches:
+            self._batches[adapter] = RunningBatch(self._engine(adapter), self._positions())
+        # While others wait for their next token, a prompt is run in small pieces.
+        longest = CHUNK if self.running else max(FIRST)
+        self._admission = tickets, self._batches[adapter].admit([ticket.rows for ticket in tickets], longest)
+        return True
+
+    def _give_up(self, tickets: list[Ticket], error: Exception) -> None:
+        """A unit of work has failed: each request is tried alone to find the one at fault."""
+        if device.is_lost(error):
+            self._failures = _FAILURES
+        for ticket in tickets:
+            batch = self._batches[ticket.adapter]
+            for row in ticket.rows:
+                batch.drop(row)
+        if len(tickets) == 1 or self._failures >= _FAILURES:
+            if not isinstance(error, ValueError):
+                logger.error("a request failed", exc_info=error)
+            for ticket in tickets:
+                ticket.fail(error)
+            return
+        with self._changed:
+            for ticket in reversed(tickets):
+                self._running.remove(ticket)
+                if any(ticket.told):  # it has an answer begun, which nobody can take back
+                    ticket.fail(error)
+                else:
+                    ticket.alone, ticket.rows = True, ticket.request.rows(ticket.rows[0].logprobs)
+                    self._waiting.appendleft(ticket)
+
+    def _tell(self, tickets: list[Ticket]) -> None:
+        """Tell what is new; a row that could not go on fails its request, and nobody else's."""
+        for ticket in tickets:
+            if errors := [row.error for row in ticket.rows if row.error is not None]:
+                ticket.fail(errors[0])
+            else:
+                ticket.tell()
+
+    def _select(self, adapter: str | None) -> None:
+        """Have the adapter take part in what is compiled or computed outside graphs next."""
+        if self._selected != (adapter,):
+            select_adapter(self.model, adapter)
+            self._selected = (adapter,)
+
+    def _engine(self, adapter: str | None) -> Engine:
+        if adapter not in self._engines:
+            self._select(adapter)
+            self._engines[adapter] = Engine(self.model, compiled=True)
+        return self._engines[adapter]
+
+    def _positions(self) -> int:
+        """Tokens of a sequence that there is room for from the beginning: of a window of audio, a question and an
+        answer, or as many as were asked for."""
+        decoder, tower = self.model.language_model.config, self.model.audio_tower
+        if self.max_model_len is not None:
+            return min(self.max_model_len, decoder.max_positions) + 1
+        window = 0 if tower is None else int(self.model.audio_tokens(np.array(tower.config.num_mel_frames)))
+        return min(window + _QUESTION + EXPECTED_TOKENS, decoder.max_positions) + 1
+
+    def _warm_up(self) -> None:
+        """Compile what most requests need: the encoder of a window, prefills, and the steps of every number of rows."""
+        engine, positions = self._engine(None), cache_bucket(self._positions())
+        tower = self.model.audio_tower
+        if tower is not None:
+            frames = tower.config.num_mel_frames
+            lengths = np.array([[frames, frames]] if tower.config.partial_windows else [frames], np.int32)
+            features = np.zeros((1, tower.config.num_mel_bins, frames), np.float32)
+            for _ in engine.encode([(features, lengths)]):
+                pass
+        rows, pieces = 1, [CHUNK, CHUNK]
+        while True:
+            sequences = Sequences(engine, rows, positions, prefills=rows == 1)
+            if rows == 1:
+                ids = np.zeros(sum(pieces), np.int32)
+                for _ in sequences.prefill(ids, np.array([len(ids)]), None, ids - 1, pieces):
+                    pass
+            sequences.extend(np.zeros(sequences.batch, np.int32))
+            if rows >= self.max_batch:
+                return
+            rows *= 2

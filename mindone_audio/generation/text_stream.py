@@ -15,55 +15,81 @@ _PARTIAL = "\ufffd"  # what bytes decode to that are no whole character yet, or 
 _CHANGING = re.compile(r"\s*(?:[ '][ n']*[vr]?)?\Z")
 
 
-def text_stream(tokens: Iterable[int], decode: Callable[[list[int]], str], stops: Sequence[str] = ()) -> Iterator[str]:
-    """The text of a growing list of token ids as deltas, which are never taken back.
+def text_stream(
+    tokens: Iterable[int], decode: Callable[[list[int]], str], stops: Sequence[str] = (), strip: bool = False
+) -> Iterator[str]:
+    """The text of a growing list of token ids as deltas: what a `TextDecoder` gives, empty ones left out.
+
+    The arguments and errors are those of `TextDecoder`.
+    """
+    return _deltas(tokens, TextDecoder(decode, stops, strip))
+
+
+def _deltas(tokens: Iterable[int], decoder: "TextDecoder") -> Iterator[str]:
+    for token in tokens:
+        if delta := decoder.add(token):
+            yield delta
+        if decoder.stopped:
+            break
+    if delta := decoder.end():
+        yield delta
+
+
+class TextDecoder:
+    """Token ids, one after another, to the deltas of their text, which are never taken back.
 
     decode: from token ids to text. Each new token decodes the last few ids again, and the end decodes all of them once.
     Text that the next tokens may change is held back: a character whose bytes have not all come, white space and
     apostrophes that a tokenizer may clean up, and what may be the beginning of one of `stops`, at which the text ends
-    without it. The deltas joined are `cut(decode(all), stops)`. Raises `ValueError` for an empty stop string.
+    without it. The deltas joined are `cut(decode(all), stops)`, with `strip` without the white space at both its ends.
+    stopped: whether a stop has come. Raises `ValueError` for an empty stop string.
     """
-    return _deltas(tokens, decode, check_stops("stops", stops))
 
+    def __init__(self, decode: Callable[[list[int]], str], stops: Sequence[str] = (), strip: bool = False):
+        self.stops, self.strip, self.stopped = check_stops("stops", stops), strip, False
+        self._decode, self._ids, self._deltas, self._tail = decode, [], [], _Tail(decode)
 
-def _deltas(tokens: Iterable[int], decode: Callable[[list[int]], str], stops: Sequence[str]) -> Iterator[str]:
-    ids, deltas, tail = [], [], _Tail(decode)
-    for token in tokens:
-        ids.append(token)
-        settled = tail.add(token)
+    def add(self, token: int) -> str:
+        """What one more token adds to the text."""
+        self._ids.append(token)
+        settled = self._tail.add(token)
         if settled is None:
-            continue
-        if settled.startswith(tail.shown):
-            end, is_stop = _end(settled, stops)
-            if end > len(tail.shown):
-                deltas.append(settled[len(tail.shown) : end])
-                tail.shown = settled[:end]
-                yield deltas[-1]
-            if is_stop:
-                break
-        tail.shorten()
-    whole, given = cut(decode(ids), stops), "".join(deltas)
-    if not whole.startswith(given):
-        logger.warning("the tokenizer has rewritten text that was given out: %r is now %r", given[-80:], whole[-80:])
-        given = os.path.commonprefix([whole, given])
-    if len(whole) > len(given):
-        yield whole[len(given) :]
+            return ""
+        delta = ""
+        if settled.startswith(self._tail.shown):
+            end, self.stopped = _end(settled, self.stops)
+            if self.strip:
+                end = len(settled[:end].rstrip())
+            if end > len(self._tail.shown):
+                delta = settled[len(self._tail.shown) : end]
+                self._tail.shown = settled[:end]
+        if not self.stopped:
+            self._tail.shorten()
+        return self._given(delta)
+
+    def end(self) -> str:
+        """What is left of the text when no token follows."""
+        whole, given = cut(self._decode(self._ids), self.stops), "".join(self._deltas)
+        if self.strip:
+            whole = whole.strip()
+        if not whole.startswith(given):
+            logger.warning(
+                "the tokenizer has rewritten text that was given out: %r is now %r", given[-80:], whole[-80:]
+            )
+            given = os.path.commonprefix([whole, given])
+        return self._given(whole[len(given) :])
+
+    def _given(self, delta: str) -> str:
+        if self.strip and not self._deltas:
+            delta = delta.lstrip()
+        if delta:
+            self._deltas.append(delta)
+        return delta
 
 
 def cut(text: str, stops: Sequence[str]) -> str:
     """`text` up to the first of `stops` that it has."""
     return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
-
-
-def stripped(deltas: Iterable[str]) -> Iterator[str]:
-    """The deltas of a text without the white space at both its ends: joined they are `"".join(deltas).strip()`."""
-    waiting, started = "", False
-    for delta in deltas:
-        waiting = waiting + delta if started else (waiting + delta).lstrip()
-        kept = waiting.rstrip()
-        if kept:
-            yield kept
-            waiting, started = waiting[len(kept) :], True
 
 
 def check_stops(name: str, stops: str | Sequence[str] | None) -> list[str]:

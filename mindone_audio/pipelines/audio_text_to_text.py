@@ -2,20 +2,20 @@
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from mindone_audio.checkpoints import demo_checkpoint
-from mindone_audio.conversion import to_mindspore
-from mindone_audio.generation.settings import GenerationSettings, flag, whole
-from mindone_audio.generation.text_stream import cut, stripped, text_stream
+from mindone_audio.generation.generate import columns, generated, streamed
+from mindone_audio.generation.row import GenerationRequest
+from mindone_audio.generation.settings import flag, whole
+from mindone_audio.generation.text_stream import cut, text_stream
 from mindone_audio.inputs.audio import SAMPLING_RATE, AudioError, is_one_clip
 from mindone_audio.pipelines.requests import (
     Request,
-    batches_of,
     is_conversation,
     load_request,
     longest_window,
@@ -27,7 +27,6 @@ from mindone_audio.pipelines.transcripts import is_silent, stream_without_silenc
 from mindone_audio.setting_fields import TASKS
 
 TASK = "audio-text-to-text"
-AHEAD = 2  # batches of clips that are loaded together, to put those of similar length into one
 _REFUSALS = (TypeError, ValueError, OverflowError, OSError)  # of one input, that others are answered in spite of
 
 
@@ -122,8 +121,8 @@ class AudioTextToTextPipeline:
             text: what to ask; one for all inputs, or a list with one for each. None asks for a caption.
             task: "caption" or "transcribe" instead of a text, in the words that the model's family has for it.
             generate_kwargs: settings of `generate`, for all inputs; "parameters" of an input change them.
-            batch_size: how many inputs are answered at a time, of a few batches those of similar length together;
-                the clips of later ones are not loaded yet.
+            batch_size: how many inputs, or windows of them, are answered at a time; the clips of later ones are not
+                loaded yet.
             long_audio: "windows" answers a question about a clip above the model's limit for each window, and joins the
                 answers by newlines. Transcriptions are always cut into windows.
             window: the longest window of a transcription in seconds; None is the encoder's window, mostly 30 s.
@@ -173,63 +172,74 @@ class AudioTextToTextPipeline:
                 requests[place] = replace(request, **windows)
             except _REFUSALS as error:
                 answers[place] = self._failure(error, on_error, place, single)
-        places, some = list(requests), AHEAD * batch_size
         hidden = True if single else None if progress is None else not progress  # None: shown on a terminal
         with tqdm(desc="answering", total=len(items), unit="clip", disable=hidden, leave=False) as bar:
             bar.update(len(answers))
-            for first in range(0, len(places), some):
-                chosen = {place: requests[place] for place in places[first : first + some]}
-                answers |= self._answer_some(chosen, batch_size, on_error, single, bar)
+            for place, answer in self._answers(requests, batch_size):
+                failed = isinstance(answer, Exception)
+                answers[place] = self._failure(answer, on_error, place, single) if failed else answer
+                bar.update()
         return Answers([answers[place] for place in range(len(items))], single)
 
-    def _answer_some(
-        self, requests: dict[int, Request], batch_size: int, on_error: str, single: bool, bar: tqdm
-    ) -> dict[int, dict]:
-        """Answers of a few batches of inputs, whose clips are in memory until it returns."""
-        answers: dict[int, dict] = {}
-        loaded: dict[int, Request] = {}
-        for place, request in requests.items():
-            try:
-                loaded[place] = load_request(request)
-            except _REFUSALS as error:
-                answers[place] = self._failure(error, on_error, place, single)
-        bar.update(len(answers))
-        for batch in batches_of(loaded, batch_size):
-            answers |= zip(batch, self._answer_each(loaded, batch, batch_size, on_error, single))
-            bar.update(len(batch))
-        return answers
+    def _answers(self, requests: dict[int, Request], batch_size: int) -> Iterator[tuple[int, dict | Exception]]:
+        """The answer to each request, or what is wrong with it, as it comes; the windows of long clips side by side."""
+        begun: dict[int, _Answer] = {}
 
-    def _answer_each(
-        self, requests: dict[int, Request], places: list[int], batch_size: int, on_error: str, single: bool
-    ) -> list[dict]:
-        """Answers of one batch; where it fails as a whole, each request is tried alone to find the one at fault."""
-        try:
-            return self._answer([requests[place] for place in places], batch_size)
-        except _REFUSALS as error:
-            if len(places) == 1:
-                return [self._failure(error, on_error, places[0], single)]
-        return [self._answer_each(requests, [place], batch_size, on_error, single)[0] for place in places]
+        def parts() -> Iterator[tuple[tuple[int, int], GenerationRequest]]:
+            for place, request in requests.items():
+                answer = begun[place] = _Answer(request)
+                try:
+                    for start, part in windows_of(load_request(request)):
+                        answer.add(start, part)
+                        if not (part.transcribe and is_silent(part.clips[0])):
+                            prepared = self.prepare(part)
+                            answer.waiting += 1
+                            yield (place, len(answer.texts) - 1), prepared
+                except _REFUSALS as error:
+                    answer.error = error
+                answer.whole = True
 
-    def _answer(self, batch: list[Request], batch_size: int) -> list[dict]:
-        """Answers of requests with equal settings, long clips by windows."""
-        parts, owners, windows = [], [], []
-        for number, request in enumerate(batch):
-            for start, part in windows_of(request):
-                parts.append(part)
-                owners.append(number)
-                windows.append((start / SAMPLING_RATE, (start + sum(map(len, part.clips[:1]))) / SAMPLING_RATE))
-        texts, counts = [""] * len(parts), [0] * len(parts)
-        audible = [i for i, part in enumerate(parts) if not (part.transcribe and is_silent(part.clips[0]))]
-        for first in range(0, len(audible), batch_size):
-            chosen = audible[first : first + batch_size]
-            for i, (text, count) in zip(chosen, self._generate([parts[i] for i in chosen])):
-                texts[i], counts[i] = text, count
-        answers = []
-        for number, request in enumerate(batch):
-            own = [i for i, owner in enumerate(owners) if owner == number]
-            answer = self._result(request, [(windows[i], texts[i]) for i in own])
-            answers.append(answer | ({"tokens": sum(counts[i] for i in own)} if request.count_tokens else {}))
-        return answers
+        arguments = next(iter(requests.values())).arguments if requests else {}
+        engine, streamer = self.model.engine(arguments.get("compile", True)), arguments.get("streamer")
+        found = streamed(engine, parts(), streamer) if streamer else generated(engine, parts(), batch_size)
+        for (place, number), tokens in found:
+            answer = begun[place]
+            answer.waiting -= 1
+            if isinstance(tokens, Exception):
+                answer.error = tokens
+            else:
+                answer.texts[number], count = self._text(answer.request, tokens)
+                answer.tokens += count
+            for done in [place for place, answer in begun.items() if answer.done]:
+                yield done, self._result(begun.pop(done))
+        for place, answer in begun.items():
+            yield place, self._result(answer)
+
+    def prepare(self, request: Request) -> GenerationRequest:
+        """What the model is asked: one prompt, checked, of a request whose clips are loaded and short enough.
+
+        It computes nothing with MindSpore, unless the family's audio is tokens. Raises `ValueError`.
+        """
+        chat = self.processor.answers_chats(self.model.generation_config)
+        if request.transcribe:
+            inputs = self.processor.transcription_inputs(request.clips[:1], language=request.language, chat=chat)
+        else:
+            inputs = self.processor.conversation_inputs([request.messages], chat=chat)
+        arguments = {name: value for name, value in request.arguments.items() if name not in ("compile", "streamer")}
+        (prepared,) = self.model.requests(**inputs, **arguments)
+        return replace(prepared, decode=self._decode)
+
+    def transcription(self, text: str) -> str:
+        """A transcription without what the family puts around it; empty where it is an answer to silence."""
+        return without_silence(self.processor.transcription(text.strip()), self._silence_answers)
+
+    @property
+    def streams_transcriptions(self) -> bool:
+        """Whether a transcription's deltas, as they come, make what `transcription` makes of the whole text."""
+        return not (self.processor.frames_transcriptions or self._silence_answers)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self.processor.decode(ids, skip_special_tokens=True)
 
     def _failure(self, error: Exception, on_error: str, place: int, single: bool) -> dict:
         if on_error == "return":
@@ -239,15 +249,18 @@ class AudioTextToTextPipeline:
         kind = type(error) if isinstance(error, AudioError) else OSError if isinstance(error, OSError) else ValueError
         raise kind(f"input {place}: {error}") from error
 
-    def _result(self, request: Request, parts: list[tuple[tuple[float, float], str]]) -> dict:
-        separator = " " if request.transcribe else "\n"
-        text = separator.join(part for _, part in parts if part)
-        answer: dict[str, Any] = {"generated_text": self._full(request, text) if request.full_text else text}
+    def _result(self, answer: "_Answer") -> dict | Exception:
+        if answer.error is not None:
+            return answer.error
+        request = answer.request
+        text = (" " if request.transcribe else "\n").join(part for part in answer.texts if part)
+        result: dict[str, Any] = {"generated_text": self._full(request, text) if request.full_text else text}
         if request.transcribe:
-            answer["chunks"] = [
-                {"start": start, "end": end, "timestamp": (start, end), "text": part} for (start, end), part in parts
+            result["chunks"] = [
+                {"start": start, "end": end, "timestamp": (start, end), "text": part}
+                for (start, end), part in zip(answer.windows, answer.texts)
             ]
-        return answer
+        return result | ({"tokens": answer.tokens} if request.count_tokens else {})
 
     @staticmethod
     def _full(request: Request, text: str) -> Any:
@@ -255,28 +268,12 @@ class AudioTextToTextPipeline:
             return [*request.given, {"role": "assistant", "content": text}]
         return request.text + text
 
-    def _inputs(self, batch: list[Request]) -> dict:
-        """What the family's processor makes of requests, as tensors."""
-        chat = self.processor.answers_chats(self.model.generation_config)
-        if batch[0].transcribe:
-            clips = [request.clips[0] for request in batch]
-            inputs = self.processor.transcription_inputs(clips, language=batch[0].language, chat=chat)
-        else:
-            inputs = self.processor.conversation_inputs([request.messages for request in batch], chat=chat)
-        return to_mindspore(inputs, dtype=self.model.audio_dtype)
-
-    def _generate(self, batch: list[Request]) -> list[tuple[str, int]]:
-        """The text of each request, and how many tokens it took without the end token and the padding after it."""
-        inputs, chosen = self._inputs(batch), batch[0].chosen
-        tokens = self.model.generate(**inputs, **batch[0].arguments).asnumpy()[:, inputs["input_ids"].shape[1] :]
-        rows = [_without_padding(row, chosen) for row in tokens] if len(tokens) > 1 else tokens
-        texts = self.processor.batch_decode([row.tolist() for row in rows], skip_special_tokens=True)
-        kept = ~np.isin(tokens, [*chosen.eos_token_ids, chosen.padding])
-        counts = tokens.shape[1] - np.argmax(np.c_[kept[:, ::-1], np.ones(len(kept), bool)], 1)
-        texts = [cut(text, batch[0].stops).strip() for text in texts]
-        if batch[0].transcribe:
-            texts = [without_silence(self.processor.transcription(text), self._silence_answers) for text in texts]
-        return [(text, int(count)) for text, count in zip(texts, counts)]
+    def _text(self, request: Request, tokens: np.ndarray) -> tuple[str, int]:
+        """The text of a generated part, and how many tokens it took without the end token and the padding after it."""
+        chosen = request.chosen
+        kept = np.flatnonzero(~np.isin(tokens, [*chosen.eos_token_ids, chosen.padding]))
+        text = cut(self._decode(tokens.tolist()), request.stops).strip()
+        return self.transcription(text) if request.transcribe else text, int(kept[-1]) + 1 if len(kept) else 0
 
     def _stream(self, request: Request) -> Iterator[str]:
         """The text deltas of what `_result` makes."""
@@ -301,14 +298,13 @@ class AudioTextToTextPipeline:
 
     def _stream_part(self, part: Request) -> Iterator[str]:
         """The text deltas of one window; only one where the text is not known before its end."""
+        prepared, engine = self.prepare(part), self.model.engine(part.arguments.get("compile", True))
         if part.chosen.num_beams > 1 or (part.transcribe and self.processor.frames_transcriptions):
-            return (text for text, _ in self._generate([part]) if text)
-
-        def decode(ids: list[int]) -> str:
-            return self.processor.decode(ids, skip_special_tokens=True)
-
-        steps = self.model.stream(**self._inputs([part]), **part.arguments)
-        deltas = stripped(text_stream((int(tokens[0]) for tokens in steps), decode, part.stops))
+            ((_, tokens),) = generated(engine, [(None, prepared)], 1)
+            text, _ = self._text(part, tokens)
+            return iter([text] if text else [])
+        tokens = (int(step[0]) for step in columns(engine, [prepared]))
+        deltas = text_stream(tokens, self._decode, part.stops, strip=True)
         return stream_without_silence(deltas, self._silence_answers) if part.transcribe else deltas
 
     @property
@@ -317,9 +313,27 @@ class AudioTextToTextPipeline:
         return getattr(self.processor, "silence_answers", ())
 
 
-def _without_padding(tokens: np.ndarray, settings: GenerationSettings) -> np.ndarray:
-    """A row of a batch up to its end token, as it would be alone; without one, up to the padding after it."""
-    if (ends := np.flatnonzero(np.isin(tokens, settings.eos_token_ids))).size:
-        return tokens[: ends[0] + 1]
-    own = np.flatnonzero(tokens != settings.padding)
-    return tokens[: own[-1] + 1] if own.size else tokens[:0]
+@dataclass
+class _Answer:
+    """The answer to one request while its parts are generated.
+
+    windows: from and to which second each part is; texts and waiting: theirs, and how many are not known yet. whole:
+    all parts are there. tokens: of all texts.
+    """
+
+    request: Request
+    windows: list[tuple[float, float]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    waiting: int = 0
+    tokens: int = 0
+    whole: bool = False
+    error: Exception | None = None
+
+    def add(self, start: int, part: Request) -> None:
+        """One more part, whose clip begins at a sample, without a text yet."""
+        self.windows.append((start / SAMPLING_RATE, (start + sum(map(len, part.clips[:1]))) / SAMPLING_RATE))
+        self.texts.append("")
+
+    @property
+    def done(self) -> bool:
+        return self.whole and not self.waiting

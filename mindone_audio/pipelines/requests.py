@@ -52,11 +52,6 @@ class Request:
         """The samples of every clip."""
         return chat_clips(self.messages)
 
-    @property
-    def length(self) -> int:
-        """Samples in all, by which requests are put into batches."""
-        return sum(len(clip) for clip in self.clips)
-
 
 def is_conversation(value: Any) -> bool:
     """Whether this is a list of messages."""
@@ -191,15 +186,3 @@ def windows_of(request: Request) -> Iterator[tuple[int, Request]]:
         content = [{"type": "audio", "audio": clips[0][start:end]}]
         words = [element for element in request.messages[0]["content"] if element["type"] == "text"]
         yield start, replace(request, messages=[{"role": "user", "content": content + words}])
-
-
-def batches_of(requests: dict[int, Request], batch_size: int) -> Iterator[list[int]]:
-    """Places of requests to answer together: of equal settings, and of similar length."""
-    groups: dict[str, list[int]] = {}
-    for place, request in requests.items():
-        shared = (request.chosen, request.stops, request.transcribe, request.language)
-        groups.setdefault(repr(shared), []).append(place)
-    for places in groups.values():
-        places.sort(key=lambda place: requests[place].length)
-        for first in range(0, len(places), batch_size):
-            yield places[first : first + batch_size]

@@ -11,7 +11,7 @@ from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import audio_rows, merge_audio
-from mindone_audio.backbone.decoder import causal_mask
+from mindone_audio.backbone.decoder import causal_mask, ring_mask, ring_places
 from mindone_audio.backbone.encoder import first_frames, padding_mask
 from mindone_audio.machine.device import scatters_rows
 from mindone_audio.proof.experiments import quantized_linear
@@ -48,7 +48,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
     tables = np.concatenate([cos, cos], 1)[None, None], np.concatenate([-sin, sin], 1)[None, None]
     rows, table = np.array([3, 0, 5], np.int32), normal(7, 16)
     columns, places = np.arange(3, 6, dtype=np.int32), np.arange(8, dtype=np.int32)
-    starts = np.array([[0, 0, 0], [2, 2, 5]], np.int32)
+    starts = np.array([[0, 0, 0], [2, 6, 5]], np.int32)
     audio_index = np.array([[-1, 3, 4, -1]] * 2, np.int32)
     row, row_weight = normal(1, 1, 256), normal(128, 256)
     convolution = normal(2, 7, 3), normal(4, 3, 3), normal(4)
@@ -93,7 +93,8 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("silu", ops.silu, lambda x: x / (1 + np.exp(-x)), (normal(2, 5, 16) * 2,)),
         Case("embed", ops.embed, lambda table, rows: table[rows], (table,), (rows,)),
         Case("write_rows", _WriteRows(table.shape, dtype), _write_rows, (table, normal(3, 16)), (rows,)),
-        Case("causal_mask", _run_mask, _mask, (normal(2, 1, 3, 8),), (columns, places, starts)),
+        Case("causal_mask", _run_mask, _mask, (normal(2, 1, 3, 3),), (columns, np.array([[1, 1, 1], [0, 1, 1]], bool))),
+        Case("ring_mask", _run_ring, _ring, (normal(2, 1, 3, 8),), (columns, places, starts)),
         Case("padding_mask", _run_padding, _padding, (normal(2, 3, 6, 6),), (np.array([11, 4], np.int32),)),
         Case("padding_mask, blocks", _run_blocks, _blocks, (normal(2, 3, 6, 6),), (np.array([11, 4], np.int32),)),
         Case("first_frames", first_frames, _first_frames, (normal(2, 5, 4),), (np.array([5, 2], np.int32),)),
@@ -193,8 +194,12 @@ def _run_conv1d_by_2(x, weight, bias):
     return ops.conv1d(x, weight, bias, 2)
 
 
-def _run_mask(scores, columns, places, start):
-    mask = causal_mask(columns, places, places >= start.expand_dims(-1))
+def _run_mask(scores, columns, visible):
+    return msops.softmax(scores.astype(ms.float32) + causal_mask(columns, visible), -1)
+
+
+def _run_ring(scores, columns, keys, start):
+    mask = ring_mask(keys, start, ring_places(columns, start, 8), 8)
     return msops.softmax(scores.astype(ms.float32) + mask, -1)
 
 
@@ -308,9 +313,14 @@ def _add_columns(table, values, columns):
     return result
 
 
-def _mask(scores, columns, places, start):
-    seen = (places <= columns[:, None])[None, None] & (places >= start[:, :, None])[:, None]
+def _mask(scores, columns, visible):
+    seen = (columns <= columns[:, None])[None, None] & visible[:, None, None]
     return _softmax(np.where(seen, scores, ops.MASKED))
+
+
+def _ring(scores, columns, keys, start):
+    seen = (keys - start[:, :, None]) % 8 <= ((columns - start) % 8)[:, :, None]
+    return _softmax(np.where(seen[:, None], scores, ops.MASKED))
 
 
 def _padding(scores, lengths):

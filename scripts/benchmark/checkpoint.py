@@ -37,6 +37,14 @@ RANDOM = {
         "mel": 128,
         "window": 30,
     },
+    "deep-narrow": {  # SmolLM2-135M's decoder
+        "encoder": (2, 64, 2, 128),
+        "decoder": (30, 576, 9, 1536),
+        "kv": 3,
+        "vocab": 49152,
+        "mel": 80,
+        "window": 30,
+    },
     "deep": {"encoder": (2, 64, 2, 128), "decoder": (32, 256, 4, 512), "kv": 4, "vocab": 2048, "mel": 80, "window": 10},
 }
 

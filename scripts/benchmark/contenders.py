@@ -92,19 +92,24 @@ class Ours(Contender):
         return out.asnumpy()[0, -self.new_tokens :].tolist()
 
     def step(self) -> float:
-        from mindone_audio.generation.generate import _prefill
+        import numpy as np
 
-        inputs = dict(self.inputs)
-        ids, mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
-        settings = inputs | {"max_new_tokens": self.new_tokens}
-        sequences, _, best = _prefill(self.model._request(ids, mask, None, None, self.compiled, settings), 1)
-        return self._steps(sequences, best, self.new_tokens - 1)
+        from mindone_audio.generation.running_batch import RunningBatch
+
+        running = RunningBatch(self.model.engine(self.compiled))
+        requests = self.model.requests(**self.inputs, generation_config={"max_new_tokens": self.new_tokens})
+        for _ in running.admit([request.rows() for request in requests]):
+            pass
+        tokens = np.array([0 if row is None else row.tokens[0] for row in running.rows], np.int32)
+        return self._steps(running.sequences, tokens, self.new_tokens - 1)
 
     def filled_step(self, filled: int) -> float:
         import numpy as np
 
-        sequences = self.model._engine(self.compiled).sequences(1, filled + WARM + self.new_tokens)
-        sequences.length = filled
+        from mindone_audio.generation.sequences import Sequences
+
+        sequences = Sequences(self.model.engine(self.compiled), 1, filled + WARM + self.new_tokens)
+        sequences.column, sequences.idle[0] = filled, False
         self._steps(sequences, np.zeros(1, np.int32), WARM)
         return self._steps(sequences, np.zeros(1, np.int32), self.new_tokens)
 
@@ -113,7 +118,7 @@ class Ours(Contender):
         start = time.perf_counter()
         for _ in range(count):
             _, best = sequences.extend(tokens)
-            tokens = best.asnumpy()[: len(tokens)]
+            tokens = best.asnumpy()
         return (time.perf_counter() - start) / count
 
 

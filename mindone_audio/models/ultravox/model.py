@@ -175,7 +175,7 @@ class UltravoxForConditionalGeneration(AudioLanguageModel, GenerationMixin):
     def audio_tokens(self, frames: np.ndarray) -> np.ndarray:
         return -(-frames // (2 * self.config.stack_factor))
 
-    def clips(self, audio: dict) -> tuple[Tensor | None, np.ndarray]:
+    def clips(self, audio: dict) -> tuple[np.ndarray | None, np.ndarray]:
         """The windows, filled up with zeros, and int32 (windows, 2): frames of audio and frames given."""
         given = {name: to_numpy(audio.get(name)) for name in self.audio_inputs}
         values, frames = given["audio_values"], given.pop("audio_frames")
@@ -203,7 +203,7 @@ class UltravoxForConditionalGeneration(AudioLanguageModel, GenerationMixin):
         width = encoder.frames_to_encode(int(frames.max()))
         values = np.pad(values[:, :, :width], ((0, 0), (0, 0), (0, max(0, width - values.shape[2]))))
         values = np.where(np.arange(width) >= frames[:, None, None], 0, values)
-        return Tensor(values).astype(self.audio_dtype), np.stack([lens, frames], 1).astype(np.int32)
+        return values, np.stack([lens, frames], 1).astype(np.int32)
 
     def audio_places(self, input_ids: np.ndarray, mask: np.ndarray, audio: dict) -> np.ndarray:
         if audio.get("audio_values") is None:

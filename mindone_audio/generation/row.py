@@ -1,0 +1,132 @@
+"""One sequence of a running batch: what was asked for, what was chosen until now, and why it has ended."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from mindone_audio.generation import sampling
+from mindone_audio.generation.settings import GenerationSettings
+
+
+@dataclass(frozen=True)
+class Token:
+    """A token that was chosen. logprob: its log probability; top: (token id, log probability) of the best, best first.
+
+    Both are only there where log probabilities were asked for.
+    """
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One prompt to continue, checked, on the host.
+
+    input_ids int32 (length): what the decoder sees, without padding. audio_index int32 (length): which row of the
+    encoded clips stands there, -1 where a text token does. clips: features (clips, mel bins, frames) and int32 lengths
+    in frames, or None. settings: final. ended: a test of new tokens int32 (sequences, length), which have ended, by an
+    end token or a stop string. decode: from new tokens to text, None where nobody asks for text.
+    """
+
+    input_ids: np.ndarray
+    audio_index: np.ndarray
+    clips: tuple[np.ndarray, np.ndarray] | None
+    settings: GenerationSettings
+    ended: Callable[[np.ndarray], np.ndarray]
+    decode: Callable[[list[int]], str] | None = None
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the prompt, those of audio included."""
+        return len(self.input_ids)
+
+    @property
+    def audio_tokens(self) -> int:
+        """Tokens of the prompt that are audio."""
+        return int((self.audio_index >= 0).sum())
+
+    def rows(self, logprobs: int | None = None) -> list["Row"]:
+        """A row for each sequence that is asked for. logprobs: as for `Row`."""
+        return [Row(self, copy, logprobs) for copy in range(self.settings.num_return_sequences)]
+
+
+class Row:
+    """A sequence that is generated: it has its own settings, random stream, score functions and end.
+
+    tokens: the new ones, and `chosen` the same as `Token`s. reason: "stop" or "length" once it has ended; error: what
+    made it end otherwise. logprobs: None, or how many of the best tokens are told beside each that was taken. slot: the
+    one that it has in a running batch.
+    """
+
+    def __init__(self, request: GenerationRequest, copy: int = 0, logprobs: int | None = None):
+        settings = self.settings = request.settings
+        length = len(request.input_ids)
+        self.request, self.logprobs = request, logprobs
+        self.tokens: list[int] = []
+        self.chosen: list[Token] = []
+        self.reason: str | None = None
+        self.error: Exception | None = None
+        self.slot: int | None = None
+        self._chain = sampling.score_functions(settings, length)
+        self._stream = sampling.random_stream(settings.seed, copy) if settings.do_sample else None
+        self._history = np.concatenate([request.input_ids, np.zeros(settings.max_new_tokens, np.int32)])
+
+    @property
+    def reads_scores(self) -> bool:
+        """Whether it needs more of a step than the best token."""
+        return bool(self._chain) or self.logprobs is not None
+
+    @property
+    def ended(self) -> bool:
+        return self.reason is not None or self.error is not None
+
+    @property
+    def room(self) -> int:
+        """How many tokens may still come."""
+        return self.settings.max_new_tokens - len(self.tokens)
+
+    def check(self) -> None:
+        """Raise `error`, if there is one."""
+        if self.error is not None:
+            raise self.error
+
+    def add(self, scores: np.ndarray | None, best: int) -> None:
+        """Choose the next token, of scores fp32 (vocab) and the best of them.
+
+        The first time there must be scores, later where `reads_scores`. Sets `error` where there is no token to choose.
+        """
+        try:
+            token = self._choose(scores, best)
+        except ValueError as error:
+            self.error = error
+            return
+        prompt, made = len(self.request.input_ids), len(self.tokens) + 1
+        self._history[prompt + made - 1] = token
+        self.tokens.append(token)
+        self.chosen.append(Token(token) if self.logprobs is None else _with_logprobs(scores, token, self.logprobs))
+        if self.request.ended(self._history[None, prompt : prompt + made])[0]:
+            self.reason = "stop"
+        elif made >= self.settings.max_new_tokens:
+            self.reason = "length"
+
+    def _choose(self, scores: np.ndarray | None, best: int) -> int:
+        if not self._chain:  # the graph has chosen
+            if not self.tokens:
+                sampling.refuse_invalid(scores[None])  # of a broken model these are NaN at once
+            return int(best)
+        tokens = self._history[None, : len(self.request.input_ids) + len(self.tokens)]
+        processed = sampling.process(self._chain, scores[None], tokens)
+        if self._stream is not None:
+            return sampling.draw(processed[0], self._stream)
+        return int(sampling.greedy(processed)[0])
+
+
+def _with_logprobs(scores: np.ndarray, token: int, count: int) -> Token:
+    """A token with its log probability, and the `count` best tokens with theirs, as the model gives them."""
+    logs = sampling.log_softmax(scores)
+    best = np.argpartition(-logs, min(count, len(logs) - 1))[:count] if count else np.zeros(0, int)
+    best = best[np.argsort(-logs[best], kind="stable")]
+    return Token(token, float(logs[token]), tuple((int(other), float(logs[other])) for other in best))

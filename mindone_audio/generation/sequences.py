@@ -1,0 +1,134 @@
+"""Sequences in the slots of a cache, whose columns are a ring: each has its own first column, all the same next one."""
+
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+from mindspore import Tensor
+from mindspore import ops as msops
+
+from mindone_audio.backbone.audio_language_model import audio_rows
+from mindone_audio.generation.engine import PACKED, Engine, _best
+from mindone_audio.machine import device
+
+
+class Sequences:
+    """What the slots of a cache hold while tokens are generated.
+
+    column: where the next token of every sequence is written. start int32 (slots): the column of the first token of
+    each, and begin: of the first that is not empty, which may be padding. idle bool (slots): which have no sequence.
+    A sequence is at most one column shorter than the ring.
+    """
+
+    def __init__(self, engine: Engine, rows: int, positions: int, prefills: bool = False):
+        """Slots for so many sequences, none of them there yet, of up to `positions` tokens. prefills: of one, to run
+        a prompt in it."""
+        self.engine, self.slots = engine, engine.slots(rows, positions, prefills)
+        self.slots.owner = weakref.ref(self)
+        self.batch, self.positions, self.column = self.slots.cache.batch, self.slots.cache.positions, 0
+        self.start, self.begin = np.zeros(self.batch, np.int32), np.zeros(self.batch, np.int32)
+        self.idle = np.ones(self.batch, bool)
+
+    def prefill(
+        self,
+        input_ids: np.ndarray,
+        lengths: np.ndarray,
+        audio: Tensor | None,
+        audio_index: np.ndarray,
+        widths: list[int],
+    ) -> Iterator[None]:
+        """Run prompts through the model, in the slot of one, a piece each time that the generator goes on.
+
+        input_ids int32 (sum of lengths): one prompt behind the other, of which the last goes on; lengths int (prompts).
+        audio (rows, hidden) or None, with audio_index int32 like input_ids, -1 where a token is text. widths: of the
+        pieces. The generator returns scores and best next tokens of each prompt, on the device.
+        """
+        self.slots.cache.clear()
+        padding = sum(widths) - len(input_ids)
+        ends = padding + np.cumsum(lengths)
+        starts = np.repeat(ends - lengths, lengths)
+        # The start of padding is the first column, so that it attends to something; nothing attends to it.
+        tokens, starts, index = (
+            np.pad(array.astype(np.int32), (padding, 0), constant_values=fill)
+            for array, fill in ((input_ids, 0), (starts, 0), (audio_index, -1))
+        )
+        self.start[0], self.idle[0], hidden = starts[-1], False, []
+        model, first = self.engine.model, 0
+        if audio is None:
+            audio = msops.zeros((1, model.language_model.config.hidden_size), model.dtype)
+        for width in widths:
+            self._check_owner()
+            ids, start, rows = (array[None, first : first + width].copy() for array in (tokens, starts, index))
+            rows = Tensor(rows)
+            embeddings = audio_rows(audio, rows).astype(model.dtype)  # the graph was compiled for that dtype
+            last = ends[(first < ends) & (ends <= first + width)] - first - 1
+            chosen = Tensor(np.pad(last, (0, PACKED - len(last))).astype(np.int32))
+            output = self.slots.prefill(width, first == 0)(*self._tokens(ids, start), chosen, embeddings, rows)
+            if len(last):
+                hidden.append(output[: len(last)])
+            first += width
+            yield
+        scores = model.language_model.logits(msops.concat(hidden))
+        return scores, _best(scores)
+
+    def extend(self, tokens: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Append one token, int32 (slots), to each sequence: scores and best next tokens of all slots, on the device.
+
+        Raises `RuntimeError` where another generation has taken the cache.
+        """
+        self._check_owner()
+        self.start[self.idle] = self.column  # an empty slot sees only what is written now
+        return self.slots.step(*self._tokens(tokens[:, None].copy(), self.start[:, None].copy()))
+
+    def insert(self, slots: list[int], prompts: "Sequences", length: int, end: int) -> None:
+        """Make slots copies of a prompt of so many tokens, which ends before the column `end` in `prompts`, of one."""
+        source = prompts.slots.cache
+        columns = np.full(self.positions, source.positions - 1)  # where nothing has been written
+        columns[(self.column - length + np.arange(length)) % self.positions] = np.arange(end - length, end)
+        for slot in slots:
+            self.slots.cache.insert(slot, source, columns)
+        self.start[slots] = self.begin[slots] = (self.column - length) % self.positions
+        self.idle[slots] = False
+
+    def lengths(self) -> np.ndarray:
+        """Tokens of each sequence, int (slots); 0 where there is none."""
+        return np.where(self.idle, 0, (self.column - self.start) % self.positions)
+
+    @property
+    def full(self) -> bool:
+        """Whether a sequence fills the ring: `moved` to a larger one, all can go on."""
+        return bool((~self.idle & ((self.column - self.begin) % self.positions == self.positions - 1)).any())
+
+    def moved(self, rows: list[int], batch: int, positions: int) -> "Sequences":
+        """The sequences of these slots in the first slots of another cache, of at least these sizes."""
+        other = Sequences(self.engine, batch, positions)
+        lengths = self.lengths()[rows]
+        longest = int(lengths.max(initial=0))
+        columns = np.zeros(other.positions, int)
+        columns[:longest] = (self.column - longest + np.arange(longest)) % self.positions
+        other.column = longest
+        other.start[: len(rows)] = other.begin[: len(rows)] = longest - lengths
+        other.idle[: len(rows)] = False
+        counted = np.arange(other.positions)
+        valid = (counted >= other.start[:, None]) & (counted < longest) & ~other.idle[:, None]
+        index = np.zeros(other.batch, int)
+        index[: len(rows)] = rows
+        other.slots.cache.take(self.slots.cache, index, columns, valid)
+        return other
+
+    def reorder(self, index: np.ndarray) -> None:
+        """Make the sequence of slot i a copy of that of slot index[i], int (rows) of the first slots."""
+        if (index != np.arange(len(index))).any():
+            whole = np.arange(self.batch)
+            whole[: len(index)] = index
+            self.slots.cache.reorder(whole)
+            self.start, self.begin = self.start[whole], self.begin[whole]
+
+    def _check_owner(self) -> None:
+        if self.slots.owner() is not self:
+            raise RuntimeError("another generation has begun on this model: finish or drop a stream before the next")
+
+    def _tokens(self, input_ids: np.ndarray, start: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
+        """The arguments of a graph for the next columns."""
+        offset, self.column = self.column, (self.column + input_ids.shape[1]) % self.positions
+        return device.tensor(input_ids), device.tensor(np.array(offset, np.int32)), device.tensor(start)
