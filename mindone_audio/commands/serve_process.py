@@ -1,0 +1,175 @@
+"""`mindone-audio serve` at work: the socket first, then the model, then requests until a signal comes."""
+
+import asyncio
+import ipaddress
+import logging
+import os
+import socket
+import sys
+import time
+from concurrent.futures import Future
+from contextlib import contextmanager
+from threading import Thread
+from typing import Any
+
+from mindone_audio.machine import affinity
+from mindone_audio.machine.signals import Signals
+from mindone_audio.server.options import ServerOptions
+
+TICK = 0.05  # seconds between two looks at signals and at the scheduler
+BACKLOG = 2048  # connections that may wait to be accepted
+KEEP_ALIVE, GRACE = 30, 5  # seconds of an idle connection, and of the last bytes of answers
+INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as a shell reports them
+_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+
+
+def serve(options: ServerOptions, signals: Signals) -> int:
+    """Serve until a signal comes; `ValueError` where that cannot begin."""
+    _require_packages()
+    sock = _listen(options)
+    from mindone_audio.server.keys import read_keys, readable_by_all
+
+    keys = read_keys(options.api_key_file, os.environ)
+    if not keys and not _is_loopback(options.host):
+        _say(f"warning: {options.host} is open to other machines, and nobody needs a key: give --api-key-file FILE")
+    if options.api_key_file is not None and readable_by_all(options.api_key_file):
+        _say(f"warning: every user of this machine can read {options.api_key_file}: chmod 600 it")
+    affinity.bind_cores(options.device)
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    with sock, signals.hold_interrupt(lambda: None):
+        try:
+            return asyncio.run(_serve(options, keys, sock, signals))
+        except KeyboardInterrupt:  # the second one
+            os._exit(INTERRUPTED)
+
+
+def _require_packages() -> None:
+    """`ValueError` where the extra is not installed."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in _PACKAGES if find_spec(name) is None]:
+        raise ValueError(f'serve needs {", ".join(missing)}: pip install "mindone_audio[serve]"')
+
+
+def _listen(options: ServerOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    try:
+        return socket.create_server((options.host, options.port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        message = f"cannot listen on {options.host} port {options.port}: {reason}: choose another --port or --host"
+        raise ValueError(message) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+async def _serve(options: ServerOptions, keys: list[str], sock: socket.socket, signals: Signals) -> int:
+    from mindone_audio.server.app import create_app
+    from mindone_audio.server.guards import guarded
+    from mindone_audio.server.service import Service
+
+    service = Service(options)
+    server = _server(guarded(create_app(service, options, keys), options), options)
+    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    loading: Future = Future()
+    Thread(target=_into, args=(loading, options), name="loading", daemon=True).start()
+    try:
+        while not (service.ready or signals.terminated or signals.interrupted):
+            if service.pipe is None and loading.done():
+                service.pipe, service.scheduler = loading.result()
+            await _tick(serving)
+        if service.ready:
+            scheme = "http" if options.ssl_certfile is None else "https"
+            host = f"[{options.host}]" if ":" in options.host else options.host
+            print(f"Serving {', '.join(options.models)} on {scheme}://{host}:{sock.getsockname()[1]}", flush=True)
+        while not (signals.terminated or signals.interrupted):
+            await _tick(serving)
+        if service.scheduler is None:
+            os._exit(0)  # nothing can end the loading, and nobody waits for an answer
+        await _drain(service, options, signals, serving)
+    finally:
+        server.should_exit = True
+        await asyncio.gather(serving, return_exceptions=True)
+    return 0
+
+
+def _into(future: Future, options: ServerOptions) -> None:
+    try:
+        future.set_result(load(options))
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def load(options: ServerOptions) -> tuple[Any, Any]:
+    """The pipeline and the scheduler that the options ask for."""
+    import mindspore as ms
+
+    from mindone_audio.generation.scheduler import Scheduler
+    from mindone_audio.pipelines import pipeline
+
+    pipe = pipeline(
+        model=options.model,
+        device=options.device,
+        device_memory=options.device_memory,
+        mindspore_dtype=None if options.dtype is None else getattr(ms, options.dtype),
+    )
+    scheduler = Scheduler(
+        pipe.model,
+        max_batch=options.max_batch,
+        max_model_len=options.max_model_len,
+        max_queue=options.max_queue,
+        adapters={name: folder for name, folder in options.models.items() if folder is not None},
+    )
+    return pipe, scheduler
+
+
+async def _tick(serving: asyncio.Task) -> None:
+    """Wait a moment; raises what has ended the HTTP server."""
+    await asyncio.wait((serving,), timeout=TICK)
+    if serving.done():
+        serving.result()
+
+
+async def _drain(service: Any, options: ServerOptions, signals: Signals, serving: asyncio.Task) -> None:
+    """Refuse new requests and wait for the running ones; a second signal stops the process at once."""
+    service.draining = True
+    _say(f"stopping: {service.active} requests are finished first, new ones get 503; a second signal stops at once")
+    end = time.monotonic() + options.drain_timeout
+    while service.active and time.monotonic() < end:
+        if signals.terminated + signals.interrupted > 1:
+            os._exit(TERMINATED)  # threads that compute cannot be ended
+        await _tick(serving)
+    service.scheduler.drain(0)
+    service.scheduler.stop()
+
+
+def _server(app: Any, options: ServerOptions) -> Any:
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        @contextmanager
+        def capture_signals(self):  # `Signals` has them
+            yield
+
+    config = uvicorn.Config(
+        app,
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=GRACE,
+        backlog=BACKLOG,
+        ssl_certfile=None if options.ssl_certfile is None else os.fspath(options.ssl_certfile),
+        ssl_keyfile=options.ssl_keyfile,
+    )
+    return Server(config)
