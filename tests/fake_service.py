@@ -130,7 +130,7 @@ class Scheduler:
             self.most = max(self.most, self.running)
         try:
             request, settings = prepared.request, prepared.settings
-            said = list(texts(request.messages))[-1]
+            said = ["", *texts(request.messages)][-1]
             if said.startswith("wait"):
                 self._hold(ticket)
             for index in range(settings.num_return_sequences):

@@ -37,10 +37,7 @@ def serve(options: ServerOptions, signals: Signals) -> int:
     affinity.bind_cores(options.device)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with sock, signals.hold_interrupt(lambda: None):
-        try:
-            return asyncio.run(_serve(options, keys, sock, signals))
-        except KeyboardInterrupt:  # the second one
-            os._exit(INTERRUPTED)
+        return asyncio.run(_serve(options, keys, sock, signals))
 
 
 def _require_packages() -> None:
@@ -56,7 +53,8 @@ def _listen(options: ServerOptions) -> socket.socket:
     try:
         return socket.create_server((options.host, options.port), family=family, backlog=BACKLOG)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        known = error.errno is not None and error.errno > 0  # of a host that has no address it is not
+        reason = os.strerror(error.errno).lower() if known else str(error.strerror or error)
         message = f"cannot listen on {options.host} port {options.port}: {reason}: choose another --port or --host"
         raise ValueError(message) from error
 
@@ -96,6 +94,8 @@ async def _serve(options: ServerOptions, keys: list[str], sock: socket.socket, s
         if service.scheduler is None:
             os._exit(0)  # nothing can end the loading, and nobody waits for an answer
         await _drain(service, options, signals, serving)
+    except asyncio.CancelledError:  # the second Ctrl-C
+        os._exit(INTERRUPTED)
     finally:
         server.should_exit = True
         await asyncio.gather(serving, return_exceptions=True)
@@ -146,7 +146,7 @@ async def _drain(service: Any, options: ServerOptions, signals: Signals, serving
     end = time.monotonic() + options.drain_timeout
     while service.active and time.monotonic() < end:
         if signals.terminated + signals.interrupted > 1:
-            os._exit(TERMINATED)  # threads that compute cannot be ended
+            os._exit(TERMINATED)  # threads that compute cannot be ended otherwise
         await _tick(serving)
     service.scheduler.drain(0)
     service.scheduler.stop()

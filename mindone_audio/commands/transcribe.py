@@ -41,14 +41,14 @@ def run(options: argparse.Namespace) -> int:
     window = options.window
     if window is not None and not window >= SHORTEST_WINDOW:
         raise shared.WrongUse(f"--window {window:g}: give seconds, at least {SHORTEST_WINDOW:g}")
+    if window is None and form in ("srt", "vtt"):
+        from mindone_audio.pipelines.subtitles import SUBTITLE_SECONDS
+
+        window = SUBTITLE_SECONDS
     settings = {"task": "transcribe", "window": window, "generate_kwargs": shared.settings(options)}
     if options.language:
         settings["language"] = options.language
     pipe = shared.load_pipeline(options)
-    from mindone_audio.pipelines.subtitles import SUBTITLE_SECONDS
-
-    if window is None and form in ("srt", "vtt"):
-        settings["window"] = SUBTITLE_SECONDS
     failed = 0
     for clip, target in zip(clips, targets):
         options.signals.check()

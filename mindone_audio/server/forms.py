@@ -9,7 +9,6 @@ from starlette.datastructures import UploadFile
 
 from mindone_audio.generation.settings import real
 from mindone_audio.inputs.audio import SAMPLING_RATE
-from mindone_audio.inputs.processor import AudioTextProcessor
 from mindone_audio.pipelines.requests import Request, load_request, longest_window, read_request, windows_of
 from mindone_audio.pipelines.subtitles import SUBTITLE_SECONDS
 from mindone_audio.server.chat import load_samples
@@ -81,7 +80,7 @@ def read_transcript(form: Form, task: str, service: Service) -> Transcript:
         raise RequestError(f"response_format must be one of {', '.join(FORMATS)}", "response_format")
     if fields.get("prompt"):
         raise RequestError("prompt: this model family cannot take one here: leave it out", "prompt")
-    if task == TRANSLATE and type(service.pipe.processor).transcription_inputs is not _ASKED_BY_WORDS:
+    if task == TRANSLATE and not _asked_by_words(service.pipe.processor):
         raise RequestError(f"model {model} has no words to ask for a translation: it only transcribes", "model")
     temperature = checked("temperature", real, _number(fields.get("temperature", "0")), 0, 1)
     stream = _stream(fields.get("stream", "false"), words)
@@ -98,7 +97,11 @@ def read_transcript(form: Form, task: str, service: Service) -> Transcript:
     return Transcript(task, model, words, language, temperature, stream, logprobs, parts, seconds)
 
 
-_ASKED_BY_WORDS = AudioTextProcessor.transcription_inputs  # of families whose model answers questions about speech
+def _asked_by_words(processor: Any) -> bool:
+    """Whether the family's transcription is a question, so that its model answers other questions about speech."""
+    from mindone_audio.inputs.processor import AudioTextProcessor  # transformers: the server answers before it is there
+
+    return type(processor).transcription_inputs is AudioTextProcessor.transcription_inputs
 
 
 def _parts(
