@@ -235,6 +235,27 @@ def test_requests_beyond_the_queue_are_refused():
         assert post(url).status_code == 200
 
 
+def test_audio_beyond_the_memory_is_refused():
+    options = ServerOptions(served_model_name="demo", max_audio_seconds=1)
+    with running(options) as (url, service):
+        clip = {"type": "input_audio", "input_audio": {"data": text64(wav(1)), "format": "wav"}}
+        asked = {"model": "demo", "messages": [{"role": "user", "content": [clip, {"type": "text", "text": "hi"}]}]}
+        service.seconds = 3.0
+        assert httpx.post(url + CHAT, json=asked).status_code == 200
+        until(lambda: service.seconds == 3.0)
+        service.seconds = 3.5
+        refused = [
+            httpx.post(url + CHAT, json=asked),
+            httpx.post(url + "/predict", json={"inputs": {"audio": text64(wav(1))}}),
+            *(
+                httpx.post(f"{url}/v1/audio/{path}", files={"file": ("a.wav", wav(1))}, data={"model": "demo"})
+                for path in ("transcriptions", "translations")
+            ),
+        ]
+        assert [answer.status_code for answer in refused] == [503] * 4 and "fill the memory" in refused[0].text
+        assert service.seconds == 3.5
+
+
 def test_new_requests_are_refused_while_the_server_is_stopped():
     with running() as (url, service):
         threads, answers = held(url, service, 1)

@@ -9,17 +9,19 @@ from typing import Any
 from fastapi.responses import JSONResponse, Response
 
 from mindone_audio.generation.scheduler import Delta, Token
+from mindone_audio.inputs.conversation import chat_clips
 from mindone_audio.server.chat import ChatRequest, prepare_chat
 from mindone_audio.server.exchange import event_stream, frame
-from mindone_audio.server.service import Service, collected
+from mindone_audio.server.service import Place, Service, collected
 
 IMPOSSIBLE = -9999.0  # what OpenAI gives for a probability of 0, whose logarithm JSON cannot write
 
 
-async def chat_completion(service: Service, body: bytes, key: str) -> Response:
+async def chat_completion(service: Service, body: bytes, place: Place) -> Response:
     """The answer to a body of /v1/chat/completions."""
     asked, prepared = await service.in_pool(prepare_chat, body, service)
-    deltas = service.deltas(prepared, model=asked.model, key=key, logprobs=asked.logprobs)
+    service.hold(place, sum(map(len, chat_clips(asked.messages))))
+    deltas = service.deltas(prepared, model=asked.model, key=place.key, logprobs=asked.logprobs)
     answer = Answer(service, asked, prepared)
     if asked.stream:
         return await event_stream(answer.chunks(deltas))
@@ -95,12 +97,17 @@ class Answer:
         return {"content": token_logprobs(self.service, self.prepared, tokens, top=True), "refusal": None}
 
 
+def finite(logprob: float) -> float:
+    """A log probability as JSON can write it."""
+    return max(float(logprob), IMPOSSIBLE)
+
+
 def token_logprobs(service: Service, prepared: Any, tokens: Sequence[Token], *, top: bool = False) -> list[dict]:
     """OpenAI's list of tokens with their log probabilities, without the token that ends an answer."""
 
     def entry(token: int, logprob: float) -> dict:
         text = service.pipe.processor.decode([token])
-        return {"token": text, "logprob": max(float(logprob), IMPOSSIBLE), "bytes": list(text.encode())}
+        return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode())}
 
     listed = []
     for token in tokens:

@@ -12,13 +12,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from mindone_audio.server.errors import as_request_error, response
-from mindone_audio.server.service import Service
+from mindone_audio.server.service import Place, Service
 
 DONE = b"data: [DONE]\n\n"
 
 
 class Exchange(Response):
-    """read: from a request to what its body holds. answer: from the service, that, and the client's key to a response.
+    """read: from a request to what its body holds. answer: from the service, that, and the place to a response.
 
     After the body a client sends nothing but the news that it has gone. That cancels `answer`, and with it whatever
     it has given to the scheduler, also while it waits there.
@@ -30,9 +30,9 @@ class Exchange(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         key = scope.get("state", {}).get("key", "")
-        with ExitStack() as place:
+        with ExitStack() as stack:
             try:
-                place.enter_context(self.service.admitted(key))
+                place = stack.enter_context(self.service.admitted(key))
                 body = await self.read(Request(scope, receive))
             except ClientDisconnect:
                 return
@@ -40,11 +40,11 @@ class Exchange(Response):
                 self.service.metrics.refused(error)
                 await response(error)(scope, receive, send)
                 return
-            await _unless_gone(self._reply(body, key, scope, send), receive)
+            await _unless_gone(self._reply(body, place, scope, send), receive)
 
-    async def _reply(self, body: Any, key: str, scope: Scope, send: Send) -> None:
+    async def _reply(self, body: Any, place: Place, scope: Scope, send: Send) -> None:
         try:
-            answer = await self.answer(self.service, body, key)
+            answer = await self.answer(self.service, body, place)
         except Exception as error:
             self.service.metrics.refused(error)
             answer = response(error)
@@ -93,8 +93,6 @@ class EventStream(Response):
             try:
                 async for made in self.frames:
                     await write(made)
-            except OSError:  # the connection has broken
-                raise
             except Exception as error:
                 await write(frame(as_request_error(error).body))
             await write(DONE, more=False)

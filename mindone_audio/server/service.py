@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import jinja2
 
 from mindone_audio.generation.scheduler import Delta, Overloaded
+from mindone_audio.inputs.audio import SAMPLING_RATE
 from mindone_audio.pipelines.requests import Request
 from mindone_audio.server.errors import RequestError
 from mindone_audio.server.media import MediaPolicy
@@ -22,21 +24,30 @@ from mindone_audio.server.options import ServerOptions
 AT_A_TIME = 2  # windows of one transcription, or inputs of one list, that are in the scheduler
 _AGAIN = 0.5  # seconds until a later window asks again for a place
 _LOADING = 5.0  # seconds after which a client may ask again while the model is loaded
+_HELD = 4  # times the audio of one request: what all of them together may keep in memory
 Job = Callable[[Callable[[Any], None]], Awaitable[Any]]
+
+
+@dataclass
+class Place:
+    """What one request takes of a server. key: a name of the client's key; seconds: of samples in memory."""
+
+    key: str = ""
+    seconds: float = 0.0
 
 
 class Service:
     """The models of a server.
 
     pipe and scheduler are None until the model is loaded. draining: no new request is taken. active: how many
-    requests are answered now, bodies that are still being sent included.
+    requests are answered now, bodies that are still being sent included. seconds: of samples that they keep in memory.
     """
 
     def __init__(self, options: ServerOptions):
         self.options, self.created = options, int(time.time())
         self.pipe: Any = None
         self.scheduler: Any = None
-        self.draining, self.active = False, 0
+        self.draining, self.active, self.seconds = False, 0, 0.0
         self._of_key: Counter[str] = Counter()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="requests")
         self.metrics = Metrics(*(partial(self._scheduled, name) for name in ("running", "waiting")))
@@ -78,7 +89,7 @@ class Service:
         return name
 
     @contextmanager
-    def admitted(self, key: str) -> Iterator[None]:
+    def admitted(self, key: str) -> Iterator[Place]:
         """A place for one request, from before its body is read; `Overloaded` where there is none."""
         options = self.options
         if self.draining:
@@ -91,11 +102,21 @@ class Service:
             raise Overloaded(f"this key has {self._of_key[key]} requests already: wait for one to end", "key", 1.0)
         self.active += 1
         self._of_key[key] += 1
+        place = Place(key)
         try:
-            yield
+            yield place
         finally:
             self.active -= 1
+            self.seconds -= place.seconds
             self._of_key[key] -= 1
+
+    def hold(self, place: Place, samples: int) -> None:
+        """Count the samples of a request until its place is free again; `Overloaded` where all have too many."""
+        seconds = samples / SAMPLING_RATE
+        if self.seconds + seconds > _HELD * self.options.max_audio_seconds:
+            raise Overloaded("the clips of other requests fill the memory: ask again soon", "queue", 5.0)
+        self.seconds += seconds
+        place.seconds += seconds
 
     async def in_pool(self, function: Callable, *arguments: Any) -> Any:
         """The result of a function that takes long, or reads much, in one of two threads beside the event loop."""

@@ -11,13 +11,14 @@ from mindone_audio.inputs.audio import SAMPLING_RATE
 from mindone_audio.pipelines.requests import Request
 from mindone_audio.server.chat import check_seconds, load_samples, prepared, read_object, sampling
 from mindone_audio.server.errors import RequestError
-from mindone_audio.server.service import Service, collected, in_order
+from mindone_audio.server.service import Place, Service, collected, in_order
 
 
-async def predict(service: Service, body: bytes, key: str) -> Response:
+async def predict(service: Service, body: bytes, place: Place) -> Response:
     """The answer to {"inputs": {"audio", "text"}, "parameters"}: [{"generated_text"}], one for each input of a list."""
     inputs, parameters = await service.in_pool(read_inputs, body, service)
-    jobs = [partial(_answer, service, key, item, parameters, place > 0) for place, item in enumerate(inputs)]
+    service.hold(place, sum(len(samples) for samples, _ in inputs))
+    jobs = [partial(_answer, service, place.key, item, parameters, n > 0) for n, item in enumerate(inputs)]
     async with aclosing(in_order(jobs)) as answers:
         return JSONResponse([answer async for ended, answer in answers if ended])
 

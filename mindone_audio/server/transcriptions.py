@@ -13,10 +13,10 @@ from mindone_audio.generation.scheduler import Delta, Token
 from mindone_audio.inputs.audio import SAMPLING_RATE
 from mindone_audio.pipelines.subtitles import subtitles
 from mindone_audio.pipelines.transcripts import is_silent, without_silence
-from mindone_audio.server.completions import token_logprobs
+from mindone_audio.server.completions import finite, token_logprobs
 from mindone_audio.server.exchange import event_stream, frame
 from mindone_audio.server.forms import TRANSCRIBE, TRANSLATE, Form, Transcript, read_transcript
-from mindone_audio.server.service import Service, collected, in_order
+from mindone_audio.server.service import Place, Service, collected, in_order
 
 SEEK = 100  # Whisper's frames a second, in which it counts where a segment's window begins
 
@@ -32,19 +32,20 @@ class Segment:
     prepared: Any = None
 
 
-async def transcription(service: Service, form: Form, key: str) -> Response:
+async def transcription(service: Service, form: Form, place: Place) -> Response:
     """The answer to a form of /v1/audio/transcriptions."""
-    return await _answer(service, form, key, TRANSCRIBE)
+    return await _answer(service, form, place, TRANSCRIBE)
 
 
-async def translation(service: Service, form: Form, key: str) -> Response:
+async def translation(service: Service, form: Form, place: Place) -> Response:
     """The answer to a form of /v1/audio/translations."""
-    return await _answer(service, form, key, TRANSLATE)
+    return await _answer(service, form, place, TRANSLATE)
 
 
-async def _answer(service: Service, form: Form, key: str, task: str) -> Response:
+async def _answer(service: Service, form: Form, place: Place, task: str) -> Response:
     asked = await service.in_pool(read_transcript, form, task, service)
-    jobs = [partial(_segment, service, asked, key, place) for place in range(len(asked.parts))]
+    service.hold(place, round(asked.seconds * SAMPLING_RATE))
+    jobs = [partial(_segment, service, asked, place.key, number) for number in range(len(asked.parts))]
     spoken = in_order(jobs)
     if asked.stream:
         return await event_stream(_events(service, asked, spoken))
@@ -53,9 +54,9 @@ async def _answer(service: Service, form: Form, key: str, task: str) -> Response
     return _rendered(service, asked, [segment for segment in segments if segment.text])
 
 
-async def _segment(service: Service, asked: Transcript, key: str, place: int, say: Callable[[str], None]) -> Segment:
+async def _segment(service: Service, asked: Transcript, key: str, number: int, say: Callable[[str], None]) -> Segment:
     """The text of one window, which is also said bit by bit."""
-    first, part = asked.parts[place]
+    first, part = asked.parts[number]
     clip = part.clips[0]
     start, end = first / SAMPLING_RATE, (first + len(clip)) / SAMPLING_RATE
     if is_silent(clip):
@@ -67,7 +68,7 @@ async def _segment(service: Service, asked: Transcript, key: str, place: int, sa
         model=asked.model,
         key=key,
         logprobs=0 if asked.logprobs or asked.form == "verbose_json" else None,
-        patient=place > 0,
+        patient=number > 0,
     )
     await collected(deltas, shown.hear)
     return Segment(start, end, shown.end(), tuple(shown.tokens), prepared)
@@ -137,7 +138,7 @@ def _listed(asked: Transcript, number: int, segment: Segment) -> dict:
         "text": segment.text,
         "tokens": [token.id for token in own],
         "temperature": asked.temperature,
-        "avg_logprob": sum(float(token.logprob) for token in segment.tokens) / max(1, len(segment.tokens)),
+        "avg_logprob": sum(finite(token.logprob) for token in segment.tokens) / max(1, len(segment.tokens)),
         "compression_ratio": len(packed) / len(zlib.compress(packed)),
         "no_speech_prob": 0.0,
     }
