@@ -3,16 +3,19 @@
 import base64
 import io
 import itertools
+import tempfile
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import server_stand_ins  # noqa: F401  before mindone_audio.server
 import soundfile
 import uvicorn
-from mindone_audio.server.guards import guarded
+from mindone_audio.server.connections import uvicorn_settings
 
 from mindone_audio.generation.scheduler import Delta, Overloaded, Token
 from mindone_audio.inputs.conversation import chat_clips
@@ -112,7 +115,7 @@ class Scheduler:
 
     def __init__(self, pipe):
         self.pipe, self.alive, self.ready, self.refuse = pipe, True, True, None
-        self.running = self.waiting = self.most = 0
+        self.running = self.waiting = 0
         self.submitted, self.cancelled, self.go, self.calls = [], [], threading.Event(), []
         self._lock = threading.Lock()
 
@@ -127,7 +130,6 @@ class Scheduler:
     def _work(self, ticket, prepared, listener, logprobs):
         with self._lock:
             self.running += 1
-            self.most = max(self.most, self.running)
         try:
             request, settings = prepared.request, prepared.settings
             said = ["", *texts(request.messages)][-1]
@@ -204,12 +206,16 @@ def answer(request, said):
 def running(options=None, *, pipe=None, keys=None, loaded=True):
     """A server on a free port: (its URL, its service). Each one has a loop in a thread of its own."""
     options = options or ServerOptions(adapter=("tuned=somewhere",), served_model_name="demo")
+    if keys:
+        file = Path(tempfile.mkdtemp()) / "keys"
+        file.write_text("\n".join(keys), encoding="utf-8")
+        options = replace(options, api_key_file=file)
     service = Service(options)
     if loaded:
         service.pipe = pipe or Pipe()
         service.scheduler = Scheduler(service.pipe)
-    app = guarded(create_app(service, options, keys), options)
-    config = uvicorn.Config(app, port=0, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+    settings = {"log_config": None, "access_log": False, "timeout_graceful_shutdown": 1, **uvicorn_settings()}
+    config = uvicorn.Config(create_app(service, options), port=0, lifespan="off", **settings)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Until mindone_audio/server/media.py and guards.py are there: the least that does their part in tests."""
+"""Until mindone_audio/server/{media,guards,connections}.py are there: the least that does their part in tests."""
 
 import importlib.util
 import json
@@ -45,7 +45,15 @@ def guarded(app, options):
     return app
 
 
-for _name, _members in (("media", (MediaPolicy, media_samples)), ("guards", (parse_json, guarded))):
+def uvicorn_settings():
+    return {"server_header": False}
+
+
+for _name, _members in (
+    ("media", (MediaPolicy, media_samples)),
+    ("guards", (parse_json, guarded)),
+    ("connections", (uvicorn_settings,)),
+):
     if importlib.util.find_spec(f"mindone_audio.server.{_name}") is None:
         _module = ModuleType(f"mindone_audio.server.{_name}")
         for _member in _members:

@@ -18,7 +18,7 @@ from mindone_audio.server.options import ServerOptions
 
 TICK = 0.05  # seconds between two looks at signals and at the scheduler
 BACKLOG = 2048  # connections that may wait to be accepted
-KEEP_ALIVE, GRACE = 30, 5  # seconds of an idle connection, and of the last bytes of answers
+GRACE = 5  # seconds for the last bytes of answers
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as a shell reports them
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -29,15 +29,14 @@ def serve(options: ServerOptions, signals: Signals) -> int:
     sock = _listen(options)
     from mindone_audio.server.keys import read_keys, readable_by_all
 
-    keys = read_keys(options.api_key_file, os.environ)
-    if not keys and not _is_loopback(options.host):
+    if not read_keys(options.api_key_file, os.environ) and not _is_loopback(options.host):
         _say(f"warning: {options.host} is open to other machines, and nobody needs a key: give --api-key-file FILE")
     if options.api_key_file is not None and readable_by_all(options.api_key_file):
         _say(f"warning: every user of this machine can read {options.api_key_file}: chmod 600 it")
     affinity.bind_cores(options.device)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     with sock, signals.hold_interrupt(lambda: None):
-        return asyncio.run(_serve(options, keys, sock, signals))
+        return asyncio.run(_serve(options, sock, signals))
 
 
 def _require_packages() -> None:
@@ -70,13 +69,12 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-async def _serve(options: ServerOptions, keys: list[str], sock: socket.socket, signals: Signals) -> int:
+async def _serve(options: ServerOptions, sock: socket.socket, signals: Signals) -> int:
     from mindone_audio.server.app import create_app
-    from mindone_audio.server.guards import guarded
     from mindone_audio.server.service import Service
 
     service = Service(options)
-    server = _server(guarded(create_app(service, options, keys), options), options)
+    server = _server(create_app(service, options), options)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
     loading: Future = Future()
     Thread(target=_into, args=(loading, options), name="loading", daemon=True).start()
@@ -155,6 +153,8 @@ async def _drain(service: Any, options: ServerOptions, signals: Signals, serving
 def _server(app: Any, options: ServerOptions) -> Any:
     import uvicorn
 
+    from mindone_audio.server.connections import uvicorn_settings
+
     class Server(uvicorn.Server):
         @contextmanager
         def capture_signals(self):  # `Signals` has them
@@ -165,11 +165,10 @@ def _server(app: Any, options: ServerOptions) -> Any:
         lifespan="off",
         log_config=None,
         access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=GRACE,
         backlog=BACKLOG,
         ssl_certfile=None if options.ssl_certfile is None else os.fspath(options.ssl_certfile),
         ssl_keyfile=options.ssl_keyfile,
+        **uvicorn_settings(),
     )
     return Server(config)

@@ -1,5 +1,6 @@
 """The HTTP API: which URL is answered by what."""
 
+import os
 from html import escape
 from typing import Any
 
@@ -12,7 +13,8 @@ from mindone_audio.server.completions import chat_completion
 from mindone_audio.server.errors import RequestError, response
 from mindone_audio.server.exchange import Exchange
 from mindone_audio.server.forms import read_form
-from mindone_audio.server.keys import KeyCheck
+from mindone_audio.server.guards import guarded
+from mindone_audio.server.keys import KeyCheck, read_keys
 from mindone_audio.server.options import ServerOptions
 from mindone_audio.server.service import Service
 from mindone_audio.server.task import predict
@@ -21,13 +23,14 @@ from mindone_audio.server.transcriptions import transcription, translation
 OWNER = "mindone_audio"
 
 
-def create_app(service: Service, options: ServerOptions, keys: list[str] | None = None) -> FastAPI:
-    """The application of a service. keys: of which each request needs one; without any, nobody needs one.
+def create_app(service: Service, options: ServerOptions) -> FastAPI:
+    """The application of a service. Every request passes the check of its key, then `guarded`, then its URL's answer.
 
-    A place for /v1/realtime is beside the others: a WebSocket route that takes a place with `Service.admitted`.
+    Raises `ValueError` or `OSError` for a file of keys that cannot be. A place for /v1/realtime is beside the others: a WebSocket route that takes a place with `Service.admitted`.
     """
     app = FastAPI(title="mindone_audio", docs_url=None, redoc_url=None, redirect_slashes=False)
-    app.add_middleware(KeyCheck, keys=keys or [])
+    app.add_middleware(guarded, options=options)
+    app.add_middleware(KeyCheck, keys=read_keys(options.api_key_file, os.environ))  # before a body is read
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:

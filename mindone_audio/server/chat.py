@@ -95,7 +95,7 @@ def read_object(body: bytes) -> dict:
     try:
         content = parse_json(body)
     except ValueError as error:
-        raise RequestError(f"the body is not JSON: {error}") from error
+        raise RequestError(str(error)) from error
     if not isinstance(content, dict):
         raise RequestError("the body must be a JSON object")
     return {name: value for name, value in content.items() if value is not None}
