@@ -26,8 +26,8 @@ OWNER = "mindone_audio"
 def create_app(service: Service, options: ServerOptions) -> FastAPI:
     """The application of a service. Every request passes the check of its key, then `guarded`, then its URL's answer.
 
-    Raises `ValueError` or `OSError` for a file of keys that cannot be. The place of /v1/realtime is beside the others: a
-    WebSocket route that takes a place with `Service.admitted`, and a check of its key.
+    Raises `ValueError` or `OSError` for a file of keys that cannot be. The place of /v1/realtime is beside the others:
+    a WebSocket route that takes a place with `Service.admitted`, and a check of its key.
     """
     app = FastAPI(title="mindone_audio", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(guarded, options=options)
