@@ -58,9 +58,8 @@ class AskedByToken(Processor):
 
 
 class Pipe:
-    """The seam of `AudioTextToTextPipeline`. languages: that it may be told. prefix: put around transcriptions."""
+    """The seam of `AudioTextToTextPipeline`. languages: that it may be told."""
 
-    streams_transcriptions = True
     languages = ("en", "de")
 
     def __init__(self, processor=None):
@@ -81,9 +80,6 @@ class Pipe:
         audio = sum(len(clip) // 640 for clip in chat_clips(request.messages))
         size = len(words) + audio
         return SimpleNamespace(prompt_tokens=size, audio_tokens=audio, settings=request.chosen, request=request)
-
-    def transcription(self, part, text):
-        return "" if text.strip() == SILENT else text.strip()
 
 
 def wav(seconds, level=0.3):
@@ -114,7 +110,7 @@ class Scheduler:
     """
 
     def __init__(self, pipe):
-        self.pipe, self.alive, self.ready, self.refuse = pipe, True, True, None
+        self.pipe, self.alive, self.ready, self.failure, self.refuse = pipe, True, True, None, None
         self.running = self.waiting = 0
         self.submitted, self.cancelled, self.go, self.calls = [], [], threading.Event(), []
         self._lock = threading.Lock()

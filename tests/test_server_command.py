@@ -21,17 +21,17 @@ import fake_service
 from mindone_audio import cli
 from mindone_audio.commands import serve_process
 
-def load(options):
+def start_engine(options, service):
     while not os.path.exists(os.environ["LOAD"]):
         time.sleep(0.01)
     if open(os.environ["LOAD"]).read() == "broken":
         raise ValueError("the model is broken: get another one")
-    return pipe, scheduler
+    service.scheduler, service.pipe = scheduler, pipe
 
 pipe = fake_service.Pipe()
 scheduler = fake_service.Scheduler(pipe)
 signal.signal(signal.SIGUSR1, lambda *_: scheduler.go.set())
-serve_process.load = load
+serve_process.start_engine = start_engine
 sys.exit(cli.main(["serve", *sys.argv[1:]]))
 """
 

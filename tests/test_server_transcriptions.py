@@ -7,7 +7,7 @@ import httpx
 import numpy as np
 import openai
 import pytest
-from fake_service import SILENT, AskedByToken, Pipe, running, text64, until, wav
+from fake_service import SILENT, AskedByToken, Pipe, Processor, running, text64, until, wav
 
 from mindone_audio.server.options import ServerOptions
 
@@ -119,13 +119,13 @@ def test_a_stream_by_the_client(client):
 
 
 def test_a_family_that_frames_its_transcriptions_streams_windows():
-    class Framing(Pipe):
-        streams_transcriptions = False
+    class Framing(Processor):
+        frames_transcriptions = True
 
-        def transcription(self, part, text):
-            return text.strip().removeprefix("window ")
+        def transcription(self, answer):
+            return answer.removeprefix("window ")
 
-    with running(pipe=Framing()) as server:
+    with running(pipe=Pipe(Framing())) as server:
         made = form(server, wav(1), stream="true").text.split("\n\n")
         assert json.loads(made[0].removeprefix("data: ")) == {"type": "transcript.text.delta", "delta": "of 1.00 s"}
         assert json.loads(made[1].removeprefix("data: "))["text"] == "of 1.00 s"

@@ -7,9 +7,7 @@ import os
 import socket
 import sys
 import time
-from concurrent.futures import Future
 from contextlib import contextmanager
-from threading import Thread
 from typing import Any
 
 from mindone_audio.machine import affinity
@@ -35,6 +33,8 @@ def serve(options: ServerOptions, signals: Signals) -> int:
         _say(f"warning: every user of this machine can read {options.api_key_file}: chmod 600 it")
     affinity.bind_cores(options.device)
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    # What settings of a request have no effect, or are cut, is not news to who runs the server.
+    logging.getLogger("mindone_audio.generation.settings").setLevel(logging.ERROR)
     with sock, signals.hold_interrupt(lambda: None):
         return asyncio.run(_serve(options, sock, signals))
 
@@ -76,12 +76,13 @@ async def _serve(options: ServerOptions, sock: socket.socket, signals: Signals) 
     service = Service(options)
     server = _server(create_app(service, options), options)
     serving = asyncio.create_task(server.serve(sockets=[sock]))
-    loading: Future = Future()
-    Thread(target=_into, args=(loading, options), name="loading", daemon=True).start()
+    starting = asyncio.create_task(asyncio.to_thread(start_engine, options, service))  # MindSpore's import takes long
     try:
         while not (service.ready or signals.terminated or signals.interrupted):
-            if service.pipe is None and loading.done():
-                service.pipe, service.scheduler = loading.result()
+            if starting.done():
+                starting.result()
+            if service.scheduler is not None and service.scheduler.failure is not None:
+                raise service.scheduler.failure
             await _tick(serving)
         if service.ready:
             scheme = "http" if options.ssl_certfile is None else "https"
@@ -89,7 +90,7 @@ async def _serve(options: ServerOptions, sock: socket.socket, signals: Signals) 
             print(f"Serving {', '.join(options.models)} on {scheme}://{host}:{sock.getsockname()[1]}", flush=True)
         while not (signals.terminated or signals.interrupted):
             await _tick(serving)
-        if service.scheduler is None:
+        if service.pipe is None:
             os._exit(0)  # nothing can end the loading, and nobody waits for an answer
         await _drain(service, options, signals, serving)
     except asyncio.CancelledError:  # the second Ctrl-C
@@ -100,34 +101,33 @@ async def _serve(options: ServerOptions, sock: socket.socket, signals: Signals) 
     return 0
 
 
-def _into(future: Future, options: ServerOptions) -> None:
-    try:
-        future.set_result(load(options))
-    except BaseException as error:
-        future.set_exception(error)
-
-
-def load(options: ServerOptions) -> tuple[Any, Any]:
-    """The pipeline and the scheduler that the options ask for."""
+def start_engine(options: ServerOptions, service: Any) -> None:
+    """Give the service its scheduler, in whose thread the model is loaded, and then its pipeline."""
     import mindspore as ms
 
+    from mindone_audio.adapters.lora import load_adapter
     from mindone_audio.generation.scheduler import Scheduler
     from mindone_audio.pipelines import pipeline
 
-    pipe = pipeline(
-        model=options.model,
-        device=options.device,
-        device_memory=options.device_memory,
-        mindspore_dtype=None if options.dtype is None else getattr(ms, options.dtype),
-    )
-    scheduler = Scheduler(
-        pipe.model,
-        max_batch=options.max_batch,
-        max_model_len=options.max_model_len,
-        max_queue=options.max_queue,
-        adapters={name: folder for name, folder in options.models.items() if folder is not None},
-    )
-    return pipe, scheduler
+    def load() -> Any:
+        pipe = pipeline(
+            model=options.model,
+            device=options.device,
+            device_memory=options.device_memory,
+            mindspore_dtype=None if options.dtype is None else getattr(ms, options.dtype),
+        )
+        folders = {name: folder for name, folder in options.models.items() if folder is not None}
+        adapted = None
+        for name, folder in folders.items():
+            adapted = adapted or load_adapter(pipe.model, folder)  # which calls it "default"
+            adapted.load_adapter(folder, name)
+        service.pipe = pipe
+        return pipe.model
+
+    limits = {"max_batch": options.max_batch, "max_queue": options.max_queue, "max_model_len": options.max_model_len}
+    scheduler = Scheduler(load, **limits)  # a key's share is counted in requests, by the service
+    scheduler.start()
+    service.scheduler = scheduler
 
 
 async def _tick(serving: asyncio.Task) -> None:

@@ -39,7 +39,7 @@ class Place:
 class Service:
     """The models of a server.
 
-    pipe and scheduler are None until the model is loaded. draining: no new request is taken. active: how many
+    pipe is None until the model is loaded, scheduler until it has been begun to load. draining: no new request is taken. active: how many
     requests are answered now, bodies that are still being sent included. seconds: of samples that they keep in memory.
     """
 
@@ -94,7 +94,7 @@ class Service:
         options = self.options
         if self.draining:
             raise Overloaded("the server is being stopped: ask another one, or later", "draining", _LOADING)
-        if self.scheduler is None:
+        if self.pipe is None:
             raise Overloaded("the model is being loaded: ask again soon", "loading", _LOADING)
         if self.active >= options.max_queue + options.max_batch:
             raise Overloaded(f"{self.active} requests are waiting or answered: ask again soon", "queue", 1.0)

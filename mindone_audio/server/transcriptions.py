@@ -82,8 +82,8 @@ class Shown:
     """
 
     def __init__(self, service: Service, part: Any, say: Callable[[str], None]):
-        self.pipe, self.part, self.say = service.pipe, part, say
-        self.answers = getattr(self.pipe.processor, "silence_answers", ())
+        self.processor, self.part, self.say = service.pipe.processor, part, say
+        self.answers = self.processor.silence_answers
         self.longest = max(map(len, self.answers), default=-1) + 1  # with a full stop
         self.text, self.said, self.tokens = "", "", []
 
@@ -91,15 +91,14 @@ class Shown:
         """One more delta."""
         self.text += delta.text
         self.tokens += delta.tokens
-        if self.pipe.streams_transcriptions and len(self.text.strip()) > self.longest:
-            self._say(self.text.strip())
+        text = self.text.strip()
+        if len(text) > self.longest and not (self.part.transcribe and self.processor.frames_transcriptions):
+            self._say(text)
 
     def end(self) -> str:
         """The whole text of the window, whose rest is said."""
-        if self.part.transcribe:
-            text = self.pipe.transcription(self.part, self.text)
-        else:
-            text = without_silence(self.text.strip(), self.answers)
+        text = self.text.strip()
+        text = without_silence(self.processor.transcription(text) if self.part.transcribe else text, self.answers)
         self._say(text)
         return self.said
 
