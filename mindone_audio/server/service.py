@@ -39,8 +39,9 @@ class Place:
 class Service:
     """The models of a server.
 
-    pipe is None until the model is loaded, scheduler until it has been begun to load. draining: no new request is taken. active: how many
-    requests are answered now, bodies that are still being sent included. seconds: of samples that they keep in memory.
+    pipe is None until the model is loaded, scheduler until loading has begun. draining: no new request is taken.
+    active: how many requests are answered now, bodies that are still being sent included. seconds: of samples that
+    they keep in memory.
     """
 
     def __init__(self, options: ServerOptions):
