@@ -248,19 +248,20 @@ def prepare_chat(body: bytes, service: Service) -> tuple[ChatRequest, Any]:
     """A body as it was read, and as the scheduler takes it."""
     asked = read_chat(body, service)
     names = {**OPENAI_NAMES, "max_new_tokens": asked.length_field}
-    return asked, prepared(service, asked.messages, None, asked.settings, names, asked.n)[1]
+    return asked, prepared(service, (asked.messages, None), asked.settings, names, "messages", asked.n)[1]
 
 
 def prepared(
-    service: Service, item: Any, text: str | None, settings: dict, names: dict[str, str], n: int = 1
+    service: Service, item: tuple[Any, str | None], settings: dict, names: dict[str, str], param: str, n: int = 1
 ) -> tuple[Request, Any]:
-    """An input of the pipeline, whose clips are samples: its request, and that as the scheduler takes it.
+    """An input of the pipeline with its text, clips as samples: its request, and that as the scheduler takes it.
 
-    n: answers, of which greedy decoding computes one. Raises `RequestError` with the settings called as in `names`.
+    n: answers, of which greedy decoding computes one. Raises `RequestError` with the settings called as in `names`, and
+    about `param` where it is about no setting.
     """
     pipe = service.pipe
     try:
-        request = read_request(pipe.model, pipe.processor, item, text, None, settings)
+        request = read_request(pipe.model, pipe.processor, *item, None, settings)
         if n > 1 and request.chosen.do_sample:
             if n > service.options.max_batch:
                 raise RequestError(f"n must be at most {service.options.max_batch}, this server's batch", "n")
@@ -270,4 +271,4 @@ def prepared(
         request = load_request(replace(request, window=longest_window(pipe.processor, None, None)))
         return request, service.prepare(request)
     except ValueError as error:
-        raise refused(error, names) from error
+        raise refused(error, names, param) from error

@@ -45,8 +45,8 @@ def checked(param: str, check: Callable, *arguments: Any) -> Any:
 
 
 def refused(error: ValueError, names: Mapping[str, str] = OPENAI_NAMES, param: str | None = None) -> RequestError:
-    """A refusal of the library in a client's words. names: what it calls settings; param: the field at fault, else
-    the first setting that the message names, which it also begins with."""
+    """A refusal of the library in a client's words. names: what it calls settings; param: the field at fault where the
+    message is about no setting."""
     said: list[str] = []
 
     def say(name: str, value: Any = None) -> str:
@@ -57,7 +57,10 @@ def refused(error: ValueError, names: Mapping[str, str] = OPENAI_NAMES, param: s
     if hasattr(error, "what"):  # a clip above the model's limit, with advice for callers of the pipeline
         message = f"{error.what}: cut it, or use /v1/audio/transcriptions, which takes clips of any length"
     first = message.split()[0].split("=")[0] if message else ""
-    return RequestError(message, param or next(iter(said), first if first in _SETTINGS else None))
+    setting = next(iter(said), first if first in _SETTINGS else None)
+    if setting is None and param is not None and param not in message:
+        message = f"{param}: {message}"
+    return RequestError(message, setting or param)
 
 
 _SETTINGS = ("logit_bias", "language", "stop", "temperature", "max_tokens", "max_length", "n")

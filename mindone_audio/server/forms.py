@@ -115,7 +115,7 @@ def _parts(
         if request.language is not None:  # refused also where all is silence, which is not prepared
             service.prepare(parts[0][1])
     except ValueError as error:
-        raise refused(error) from error
+        raise refused(error, param="file") from error
     return parts
 
 

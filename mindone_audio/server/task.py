@@ -77,5 +77,4 @@ async def _answer(service: Service, key: str, item: tuple, parameters: dict, pat
 
 def _prepared(service: Service, item: tuple, parameters: dict) -> tuple[Request, Any]:
     """An input's request, and that as the scheduler takes it; settings have Python's names in what it raises."""
-    samples, text = item
-    return prepared(service, samples, text, parameters, {})
+    return prepared(service, item, parameters, {}, "inputs")

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from mindone_audio.generation.scheduler import Delta, Token
 from mindone_audio.inputs.audio import SAMPLING_RATE
 from mindone_audio.pipelines.subtitles import subtitles
-from mindone_audio.pipelines.transcripts import is_silent, without_silence
+from mindone_audio.pipelines.transcripts import is_silent, may_be_silence, without_silence
 from mindone_audio.server.completions import finite, token_logprobs
 from mindone_audio.server.exchange import event_stream, frame
 from mindone_audio.server.forms import TRANSCRIBE, TRANSLATE, Form, Transcript, read_transcript
@@ -84,7 +84,6 @@ class Shown:
     def __init__(self, service: Service, part: Any, say: Callable[[str], None]):
         self.processor, self.part, self.say = service.pipe.processor, part, say
         self.answers = self.processor.silence_answers
-        self.longest = max(map(len, self.answers), default=-1) + 1  # with a full stop
         self.text, self.said, self.tokens = "", "", []
 
     def hear(self, delta: Delta) -> None:
@@ -92,7 +91,8 @@ class Shown:
         self.text += delta.text
         self.tokens += delta.tokens
         text = self.text.strip()
-        if len(text) > self.longest and not (self.part.transcribe and self.processor.frames_transcriptions):
+        framed = self.part.transcribe and self.processor.frames_transcriptions
+        if not framed and (self.said or not may_be_silence(text, self.answers)):
             self._say(text)
 
     def end(self) -> str:
