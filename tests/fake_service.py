@@ -184,7 +184,7 @@ class Ticket:
 
 ERRORS = {
     "value": ValueError("logit_bias has the token 5000, but the model has the tokens 0 to 999"),
-    "runtime": RuntimeError("secret: /root/weights at 10.0.0.1"),
+    "runtime": RuntimeError("secret: /srv/weights at 10.0.0.1"),
     "late": Overloaded("waited too long: ask again", "deadline", 2.5),
 }
 
