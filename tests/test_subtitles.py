@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from mindone_audio.commands.subtitles import subtitles
 from mindone_audio.commands.transcribe import render
+from mindone_audio.pipelines.subtitles import subtitles
 
 TIMES = {"srt": r"(\d{2,}):(\d\d):(\d\d),(\d{3})", "vtt": r"(\d{2,}):(\d\d):(\d\d)\.(\d{3})"}
 

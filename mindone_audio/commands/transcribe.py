@@ -7,13 +7,11 @@ import sys
 from pathlib import Path
 
 from mindone_audio.commands import options as shared
-from mindone_audio.commands.subtitles import subtitles
 from mindone_audio.machine.files import replacing
 from mindone_audio.setting_fields import in_words, option
 
 FORMATS = ("txt", "json", "srt", "vtt")
 SHORTEST_WINDOW = 1.0  # seconds
-SUBTITLE_SECONDS = 10.0  # the longest subtitle, where --window says nothing else
 
 
 def add(commands) -> None:
@@ -44,6 +42,8 @@ def run(options: argparse.Namespace) -> int:
     if window is not None and not window >= SHORTEST_WINDOW:
         raise shared.WrongUse(f"--window {window:g}: give seconds, at least {SHORTEST_WINDOW:g}")
     if window is None and form in ("srt", "vtt"):
+        from mindone_audio.pipelines.subtitles import SUBTITLE_SECONDS
+
         window = SUBTITLE_SECONDS
     settings = {"task": "transcribe", "window": window, "generate_kwargs": shared.settings(options)}
     if options.language:
@@ -99,4 +99,6 @@ def render(clip: str, answer: dict, form: str) -> str:
         return answer["generated_text"] + "\n"
     if form == "json":
         return json.dumps({"audio": clip} | answer, ensure_ascii=False) + "\n"
+    from mindone_audio.pipelines.subtitles import subtitles
+
     return subtitles(answer["chunks"], form)

@@ -30,7 +30,8 @@ class Signals:
             self._signals.add(signal.SIGINT)
         self._closed, self._woken = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
-        self.terminated = self.interrupted = False
+        self.terminated = 0  # how often SIGTERM came
+        self.interrupted = False
         self._held: Callable[[], None] | None = None
         self._came = 0.0  # when the last SIGINT did, on the monotonic clock
 
@@ -84,7 +85,7 @@ class Signals:
             # Not sigtimedwait, which macOS lacks.
             found = signal.sigwait({*self._signals, signal.SIGURG})
             if found == signal.SIGTERM:
-                self.terminated = True
+                self.terminated += 1
             elif found == signal.SIGINT and self._held is not None and not self.interrupted:
                 self.interrupted = True
                 self._held()

@@ -17,15 +17,19 @@ def without_silence(transcription: str, silence_answers: Iterable[str]) -> str:
     return "" if _comparable(transcription) in map(_comparable, silence_answers) else transcription
 
 
+def may_be_silence(beginning: str, silence_answers: Iterable[str]) -> bool:
+    """Whether more text may make a transcription that begins so one of the family's answers to silence."""
+    return any(_comparable(answer).startswith(_comparable(beginning)) for answer in silence_answers)
+
+
 def stream_without_silence(deltas: Iterable[str], silence_answers: Iterable[str]) -> Iterator[str]:
     """The text deltas of a transcription, held back while they may become one of the family's answers to silence."""
-    answers = list(silence_answers)
-    possible, held = [_comparable(answer) for answer in answers], ""
+    answers, held, shown = list(silence_answers), "", False
     for delta in deltas:
         held += delta
-        if not any(answer.startswith(_comparable(held)) for answer in possible):
+        if shown or not may_be_silence(held, answers):
             yield held
-            held, possible = "", []
+            held, shown = "", True
     if held and (rest := without_silence(held, answers)):
         yield rest
 

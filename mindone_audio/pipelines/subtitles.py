@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from html import escape
 
+SUBTITLE_SECONDS = 10.0  # the longest window of a clip whose transcription becomes subtitles
 SHORTEST = 1  # milliseconds of a cue; one that begins and ends at once would not be shown
 
 

@@ -1,0 +1,103 @@
+"""One POST request: a place for it, its body, its answer or its error; given up as soon as the client leaves."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, aclosing
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from mindone_audio.server.errors import as_request_error, response
+from mindone_audio.server.service import Place, Service
+
+DONE = b"data: [DONE]\n\n"
+
+
+class Exchange(Response):
+    """read: from a request to what its body holds. answer: from the service, that, and the place to a response.
+
+    After the body a client sends nothing but the news that it has gone. That cancels `answer`, and with it whatever
+    it has given to the scheduler, also while it waits there.
+    """
+
+    def __init__(self, service: Service, read: Callable[[Request], Awaitable], answer: Callable[..., Awaitable]):
+        super().__init__()
+        self.service, self.read, self.answer = service, read, answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        key = scope.get("state", {}).get("key", "")
+        with ExitStack() as stack:
+            try:
+                place = stack.enter_context(self.service.admitted(key))
+                body = await self.read(Request(scope, receive))
+            except ClientDisconnect:
+                return
+            except Exception as error:
+                self.service.metrics.refused(error)
+                await response(error)(scope, receive, send)
+                return
+            await _unless_gone(self._reply(body, place, scope, send), receive)
+
+    async def _reply(self, body: Any, place: Place, scope: Scope, send: Send) -> None:
+        try:
+            answer = await self.answer(self.service, body, place)
+        except Exception as error:
+            self.service.metrics.refused(error)
+            answer = response(error)
+        await answer(scope, _nothing, send)
+
+
+async def _unless_gone(work: Awaitable, receive: Receive) -> None:
+    """Wait for the work, or for the client to leave, which cancels the work."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(receive())
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+    finally:
+        for task in (working, gone):
+            task.cancel()
+        await asyncio.gather(working, gone, return_exceptions=True)
+
+
+async def _nothing() -> dict:
+    await asyncio.Event().wait()
+
+
+def frame(content: dict) -> bytes:
+    """A server-sent event of JSON."""
+    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+class EventStream(Response):
+    """Server-sent events, ending with [DONE]; an error among them becomes a frame before that."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, first: bytes, frames: AsyncIterator[bytes]):
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+        del self.headers["content-length"]
+        self.first, self.frames = first, frames
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def write(body: bytes, more: bool = True) -> None:
+            await send({"type": "http.response.body", "body": body, "more_body": more})
+
+        async with aclosing(self.frames):
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await write(self.first)
+            try:
+                async for made in self.frames:
+                    await write(made)
+            except Exception as error:
+                await write(frame(as_request_error(error).body))
+            await write(DONE, more=False)
+
+
+async def event_stream(frames: AsyncIterator[bytes]) -> EventStream:
+    """The frames as a response, which there is only when the first one has been made: until then, errors are raised."""
+    return EventStream(await anext(frames), frames)

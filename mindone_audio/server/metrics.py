@@ -1,0 +1,80 @@
+"""What /metrics tells Prometheus, under vLLM's names with the prefix `mindone_audio:`."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from mindone_audio.generation.scheduler import Delta, Overloaded
+
+PREFIX = "mindone_audio:"
+_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
+
+
+class Metrics:
+    """Counts of one server, in a registry of its own.
+
+    running, waiting: how many answers are computed, and how many requests wait.
+    """
+
+    def __init__(self, running: Callable[[], int], waiting: Callable[[], int]):
+        self.registry = CollectorRegistry()
+        for name, text, read in (
+            ("num_requests_running", "Answers that are being computed", running),
+            ("num_requests_waiting", "Requests that wait for a place in the batch", waiting),
+        ):
+            Gauge(PREFIX + name, text, registry=self.registry).set_function(read)
+        self.first = self._histogram("time_to_first_token_seconds", "From submission to the first token", _SECONDS)
+        self.between = self._histogram("inter_token_latency_seconds", "From one token to the next", _SECONDS)
+        self.a_token = self._histogram("request_time_per_output_token_seconds", "The mean of a request", _SECONDS)
+        self.whole = self._histogram("e2e_request_latency_seconds", "From submission to the last token", _SECONDS)
+        self.prompt_size = self._histogram("request_prompt_tokens", "Tokens of a prompt, audio included", _TOKENS)
+        self.answer_size = self._histogram("request_generation_tokens", "Tokens of a request's answers", _TOKENS)
+        self.prompts = self._counter("prompt_tokens", "Tokens of prompts, audio included")
+        self.tokens = self._counter("generation_tokens", "Tokens that were generated")
+        self.finished = self._counter("request_success", "Answers that came to their end", "finished_reason")
+        self.rejected = self._counter("admission_rejections", "Requests that were not taken", "reason")
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(PREFIX + name, text, ["model_name"], registry=self.registry, buckets=buckets)
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        labels = labels if labels == ("reason",) else ("model_name", *labels)
+        return Counter(PREFIX + name, text, labels, registry=self.registry)
+
+    def exposition(self) -> bytes:
+        """All counts in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    async def watched(self, deltas: AsyncIterator[Delta], prepared: Any, model: str) -> AsyncIterator[Delta]:
+        """The deltas of a request, which are counted as they pass. prepared: the request as the scheduler takes it."""
+        start = time.monotonic()
+        first, latest, count = None, {}, 0
+        self.prompts.labels(model).inc(prepared.prompt_tokens)
+        async with aclosing(deltas):
+            async for delta in deltas:
+                if delta.tokens:
+                    now = time.monotonic()
+                    if first is None:
+                        first = now
+                        self.first.labels(model).observe(now - start)
+                    elif delta.index in latest:
+                        self.between.labels(model).observe(now - latest[delta.index])
+                    latest[delta.index], count = now, count + len(delta.tokens)
+                    self.tokens.labels(model).inc(len(delta.tokens))
+                if delta.finish_reason is not None:
+                    self.finished.labels(model, delta.finish_reason).inc()
+                yield delta
+        self.whole.labels(model).observe(time.monotonic() - start)
+        self.prompt_size.labels(model).observe(prepared.prompt_tokens)
+        self.answer_size.labels(model).observe(count)
+        if count > 1:
+            self.a_token.labels(model).observe((max(latest.values()) - first) / (count - 1))
+
+    def refused(self, error: BaseException) -> None:
+        """Count a request that was not taken."""
+        if isinstance(error, Overloaded):
+            self.rejected.labels(error.reason).inc()

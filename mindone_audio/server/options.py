@@ -1,0 +1,111 @@
+"""What a server is asked to do: which models, for whom, how many at a time, and which clips it takes."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mindone_audio.setting_fields import (
+    DEVICE_HELP,
+    DEVICE_MEMORY_HELP,
+    DTYPE_HELP,
+    DTYPES,
+    MODEL_HELP,
+    SettingError,
+    explained,
+    refusal,
+    setting,
+)
+
+
+@explained
+@dataclass(frozen=True)
+class ServerOptions:
+    """A server. Raises `ValueError` for values that cannot be."""
+
+    model: str | os.PathLike | None = setting(None, MODEL_HELP)
+    adapter: Sequence[str] | None = setting(
+        None, "a LoRA adapter of that model, which requests call by its name; may be repeated", metavar="NAME=DIR"
+    )
+    served_model_name: str | None = setting(
+        None, "what requests call the model (default: the last part of where it is)", metavar="NAME"
+    )
+    host: str = setting("127.0.0.1", "the address to listen on", metavar="HOST")
+    port: int = setting(8000, "the port to listen on; 0: a free one", metavar="PORT")
+    api_key_file: str | os.PathLike | None = setting(
+        None, "one key a line, of which each request needs one; MINDONE_AUDIO_API_KEY is another key", metavar="FILE"
+    )
+    max_batch: int = setting(8, "answers that are computed side by side", metavar="N")
+    max_model_len: int | None = setting(
+        None, "tokens of a prompt and its answer together (default: what the model has)", metavar="N"
+    )
+    max_tokens: int = setting(512, "of an answer, where a request does not say how many", metavar="N")
+    max_queue: int = setting(64, "requests that wait; more are refused with 503", metavar="N")
+    max_per_key: int | None = setting(None, "requests of one key at a time; more are refused with 429", metavar="N")
+    queue_timeout: float = setting(60.0, "the longest that a request waits, before 503", metavar="SECONDS")
+    drain_timeout: float = setting(
+        120.0, "the longest that SIGTERM lets running requests go on; a second one stops at once", metavar="SECONDS"
+    )
+    allow_media_domain: Sequence[str] | None = setting(
+        None, "fetch clips from this host, .example.org: and its subdomains (default: no URLs)", metavar="DOMAIN"
+    )
+    allow_media_path: str | os.PathLike | None = setting(
+        None, "read clips at file:// URLs below this folder (default: none)", metavar="DIR"
+    )
+    media_timeout: float = setting(10.0, "the longest that fetching a clip takes", metavar="SECONDS")
+    max_audio_seconds: float = setting(3600.0, "of all clips of a request together", metavar="SECONDS")
+    max_body_mb: float = setting(64.0, "the largest request, in MiB", metavar="MIB")
+    body_timeout: float = setting(60.0, "the longest that a client takes to send a request", metavar="SECONDS")
+    allowed_hosts: Sequence[str] | None = setting(
+        None, "a name that clients call this server by, besides {host} and localhost; *: any", metavar="HOST"
+    )
+    ssl_certfile: str | os.PathLike | None = setting(None, "serve https with this certificate", metavar="FILE")
+    ssl_keyfile: str | os.PathLike | None = setting(None, "the certificate's key", metavar="FILE")
+    device: str = setting("auto", DEVICE_HELP)
+    device_memory: str | None = setting(None, DEVICE_MEMORY_HELP, metavar="GB")
+    dtype: str | None = setting(None, DTYPE_HELP, choices=DTYPES)
+
+    def __post_init__(self):
+        # NumPy: not for --help, which reads the fields above.
+        from mindone_audio.generation.settings import real, whole
+
+        for name, low, high in (("port", 0, 65535), ("max_batch", 1, 256), ("max_queue", 0, 100_000)):
+            object.__setattr__(self, name, whole(name, getattr(self, name), low, high))
+        for name in ("max_tokens", "max_model_len", "max_per_key"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+        for name in ("queue_timeout", "media_timeout", "max_audio_seconds", "max_body_mb", "body_timeout"):
+            object.__setattr__(self, name, real(name, getattr(self, name), 0, beyond=True))
+        object.__setattr__(self, "drain_timeout", real("drain_timeout", self.drain_timeout, 0, math.inf))
+        for name in ("adapter", "allow_media_domain", "allowed_hosts"):
+            object.__setattr__(self, name, tuple(getattr(self, name) or ()))
+        if self.dtype not in (None, *DTYPES):
+            raise refusal("dtype", f" must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
+        if (self.ssl_certfile is None) != (self.ssl_keyfile is None):
+            raise SettingError(lambda say: f"{say('ssl_certfile')} and {say('ssl_keyfile')} go together: give both")
+        if self.allow_media_path is not None and not Path(self.allow_media_path).is_dir():
+            raise refusal("allow_media_path", f": there is no folder {os.fspath(self.allow_media_path)!r}")
+        if len(set(self.models)) < 1 + len(self.adapter):
+            raise refusal("adapter", f": two models have one name: {', '.join(self._names)}")
+
+    @property
+    def models(self) -> dict[str, str | None]:
+        """Names of the models, the base model's first, and the folder of each adapter; None for the base model."""
+        return dict(zip(self._names, [None, *(given.partition("=")[2] for given in self.adapter)]))
+
+    @property
+    def _names(self) -> list[str]:
+        base = self.served_model_name or os.fspath(self.model or "qwen2_audio_demo")
+        if self.served_model_name is None and Path(base).expanduser().is_dir():
+            base = Path(base).expanduser().resolve().name  # clients learn no path
+        for given in self.adapter:
+            name, _, folder = given.partition("=")
+            if not name or not folder:
+                raise refusal("adapter", f" must be NAME=DIR, not {given!r}")
+        return [base, *(given.partition("=")[0] for given in self.adapter)]
+
+    @property
+    def max_body_bytes(self) -> int:
+        """The largest body of a request."""
+        return round(self.max_body_mb * 2**20)

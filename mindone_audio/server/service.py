@@ -1,0 +1,216 @@
+"""What the HTTP layer needs of models: their names, a place for a request, threads that prepare it, its deltas."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from mindone_audio.generation.scheduler import Delta, Overloaded
+from mindone_audio.inputs.audio import SAMPLING_RATE
+from mindone_audio.pipelines.requests import Request
+from mindone_audio.server.errors import RequestError
+from mindone_audio.server.media import MediaPolicy
+from mindone_audio.server.metrics import Metrics
+from mindone_audio.server.options import ServerOptions
+
+AT_A_TIME = 2  # windows of one transcription, or inputs of one list, that are in the scheduler
+_AGAIN = 0.5  # seconds until a later window asks again for a place
+_LOADING = 5.0  # seconds after which a client may ask again while the model is loaded
+_HELD = 4  # times the audio of one request: what all of them together may keep in memory
+Job = Callable[[Callable[[Any], None]], Awaitable[Any]]
+
+
+@dataclass
+class Place:
+    """What one request takes of a server. key: a name of the client's key; seconds: of samples in memory."""
+
+    key: str = ""
+    seconds: float = 0.0
+
+
+class Service:
+    """The models of a server.
+
+    pipe is None until the model is loaded, scheduler until loading has begun. draining: no new request is taken.
+    active: how many requests are answered now, bodies that are still being sent included. seconds: of samples that
+    they keep in memory.
+    """
+
+    def __init__(self, options: ServerOptions):
+        self.options, self.created = options, int(time.time())
+        self.pipe: Any = None
+        self.scheduler: Any = None
+        self.draining, self.active, self.seconds = False, 0, 0.0
+        self._of_key: Counter[str] = Counter()
+        self._pool = ThreadPoolExecutor(2, thread_name_prefix="requests")
+        self.metrics = Metrics(*(partial(self._scheduled, name) for name in ("running", "waiting")))
+        self.policy = MediaPolicy(
+            allowed_domains=tuple(options.allow_media_domain),
+            allowed_path=None if options.allow_media_path is None else Path(options.allow_media_path),
+            max_bytes=options.max_body_bytes,
+            max_seconds=options.max_audio_seconds,
+            timeout=options.media_timeout,
+        )
+
+    def _scheduled(self, name: str) -> int:
+        return 0 if self.scheduler is None else getattr(self.scheduler, name)
+
+    @property
+    def alive(self) -> bool:
+        """Whether requests will be answered: also while the model is loaded."""
+        return self.scheduler is None or self.scheduler.alive
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are answered now."""
+        return self.scheduler is not None and self.scheduler.alive and self.scheduler.ready and not self.draining
+
+    @property
+    def max_model_len(self) -> int | None:
+        """Tokens of a prompt and its answer together; None until the model is loaded."""
+        if self.options.max_model_len is not None or self.pipe is None:
+            return self.options.max_model_len
+        return self.pipe.model.language_model.config.max_positions
+
+    def check_model(self, name: Any) -> str:
+        """The name of a model; `RequestError` for one that is not here."""
+        if not isinstance(name, str) or not name:
+            raise RequestError(f"model must be one of {', '.join(self.options.models)}", "model")
+        if name not in self.options.models:
+            message = f"there is no model {name[:100]!r} here: use {', '.join(self.options.models)}"
+            raise RequestError(message, "model", status=404, code="model_not_found")
+        return name
+
+    @contextmanager
+    def admitted(self, key: str) -> Iterator[Place]:
+        """A place for one request, from before its body is read; `Overloaded` where there is none."""
+        options = self.options
+        if self.draining:
+            raise Overloaded("the server is being stopped: ask another one, or later", "draining", _LOADING)
+        if self.pipe is None:
+            raise Overloaded("the model is being loaded: ask again soon", "loading", _LOADING)
+        if self.active >= options.max_queue + options.max_batch:
+            raise Overloaded(f"{self.active} requests are waiting or answered: ask again soon", "queue", 1.0)
+        if options.max_per_key is not None and self._of_key[key] >= options.max_per_key:
+            raise Overloaded(f"this key has {self._of_key[key]} requests already: wait for one to end", "key", 1.0)
+        self.active += 1
+        self._of_key[key] += 1
+        place = Place(key)
+        try:
+            yield place
+        finally:
+            self.active -= 1
+            self.seconds -= place.seconds
+            self._of_key[key] -= 1
+
+    def hold(self, place: Place, samples: int) -> None:
+        """Count the samples of a request until its place is free again; `Overloaded` where all have too many."""
+        seconds = samples / SAMPLING_RATE
+        if self.seconds + seconds > _HELD * self.options.max_audio_seconds:
+            raise Overloaded("the clips of other requests fill the memory: ask again soon", "queue", 5.0)
+        self.seconds += seconds
+        place.seconds += seconds
+
+    async def in_pool(self, function: Callable, *arguments: Any) -> Any:
+        """The result of a function that takes long, or reads much, in one of two threads beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *arguments))
+
+    def prepare(self, request: Request) -> Any:
+        """A request as the scheduler takes it, in any thread; `ValueError` where it cannot be."""
+        try:
+            return self.pipe.prepare(request)
+        except jinja2.TemplateError as error:  # as of roles that do not alternate
+            raise RequestError(f"the model's chat template refuses these messages: {error}", "messages") from error
+
+    def deltas(
+        self, prepared: Any, *, model: str, key: str, logprobs: int | None = None, patient: bool = False
+    ) -> AsyncIterator[Delta]:
+        """What the answers to a prepared request grow by; closing it cancels the request.
+
+        patient: wait where there is no place, as for a later window of a transcription that has begun. Raises
+        `Overloaded`, `ValueError` for a fault of the request, and anything else for one of the server.
+        """
+        return self.metrics.watched(self._deltas(prepared, model, key, logprobs, patient), prepared, model)
+
+    async def _deltas(
+        self, prepared: Any, model: str, key: str, logprobs: int | None, patient: bool
+    ) -> AsyncIterator[Delta]:
+        loop, events = asyncio.get_running_loop(), asyncio.Queue()
+
+        def listen(event: Delta | Exception) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(events.put_nowait, event)
+
+        submit = partial(
+            self.scheduler.submit,
+            *(prepared, listen),
+            adapter=model if self.options.models[model] else None,
+            key=key,
+            logprobs=logprobs,
+            deadline=self.options.queue_timeout,
+        )
+        ticket = None
+        while ticket is None:
+            try:
+                ticket = submit()
+            except Overloaded as error:
+                if not patient or error.reason == "draining":
+                    raise
+                await asyncio.sleep(_AGAIN)
+        unfinished = prepared.settings.num_return_sequences
+        try:
+            while unfinished:
+                event = await events.get()
+                if isinstance(event, Exception):
+                    raise event
+                unfinished -= event.finish_reason is not None
+                yield event
+        finally:
+            ticket.cancel()
+
+
+async def in_order(jobs: Sequence[Job]) -> AsyncIterator[tuple[bool, Any]]:
+    """What jobs say and what they return, all of one job before that of the next: (False, said), (True, returned).
+
+    A job is called with a function that says something. `AT_A_TIME` of them are at work; closing this, or the first
+    error, cancels the others.
+    """
+    gate, said = asyncio.Semaphore(AT_A_TIME), [asyncio.Queue() for _ in jobs]
+
+    async def work(job: Job, events: asyncio.Queue) -> None:
+        async with gate:
+            try:
+                result = await job(lambda value: events.put_nowait((False, value)))
+            except Exception as error:  # raised again below, when its turn has come
+                events.put_nowait((True, error))
+            else:
+                events.put_nowait((True, result))
+
+    tasks = [asyncio.create_task(work(job, events)) for job, events in zip(jobs, said)]
+    try:
+        for events in said:
+            ended = False
+            while not ended:
+                ended, value = await events.get()
+                if isinstance(value, Exception):
+                    raise value
+                yield ended, value
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def collected(deltas: AsyncIterator[Delta], heard: Callable[[Delta], None]) -> None:
+    """Call `heard` with each delta, and cancel the request if this is cancelled."""
+    async with aclosing(deltas):
+        async for delta in deltas:
+            heard(delta)

@@ -1,0 +1,80 @@
+"""POST / and /predict: the schema of Hugging Face's audio-text-to-text task."""
+
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+import numpy as np
+from fastapi.responses import JSONResponse, Response
+
+from mindone_audio.inputs.audio import SAMPLING_RATE
+from mindone_audio.pipelines.requests import Request
+from mindone_audio.server.chat import check_seconds, load_samples, prepared, read_object, sampling
+from mindone_audio.server.errors import RequestError
+from mindone_audio.server.service import Place, Service, collected, in_order
+
+
+async def predict(service: Service, body: bytes, place: Place) -> Response:
+    """The answer to {"inputs": {"audio", "text"}, "parameters"}: [{"generated_text"}], one for each input of a list."""
+    inputs, parameters = await service.in_pool(read_inputs, body, service)
+    service.hold(place, sum(len(samples) for samples, _ in inputs))
+    jobs = [partial(_answer, service, place.key, item, parameters, n > 0) for n, item in enumerate(inputs)]
+    async with aclosing(in_order(jobs)) as answers:
+        return JSONResponse([answer async for ended, answer in answers if ended])
+
+
+def read_inputs(body: bytes, service: Service) -> tuple[list[tuple[np.ndarray, str | None]], dict]:
+    """(samples, text) of each input, and settings of `generate`; `RequestError` for anything that is wrong."""
+    content = read_object(body)
+    if unknown := [name for name in content if name not in ("inputs", "parameters")]:
+        raise RequestError(f"{unknown[0][:100]} is no field of this request: leave it out", unknown[0][:100])
+    parameters = content.get("parameters", {})
+    if not isinstance(parameters, dict):
+        raise RequestError("parameters must be an object of settings", "parameters")
+    parameters = {name: value for name, value in parameters.items() if value is not None}
+    inputs = content.get("inputs")
+    if not isinstance(inputs, list):
+        return [_input(inputs, "inputs", service)], sampling(parameters)
+    if not inputs:
+        raise RequestError("inputs is empty: give at least one", "inputs")
+    items, seconds = [], 0.0
+    for place, item in enumerate(inputs):
+        items.append(_input(item, f"inputs[{place}]", service))
+        seconds += len(items[-1][0]) / SAMPLING_RATE
+        check_seconds(seconds, service.policy, "inputs")
+    return items, sampling(parameters)
+
+
+def _input(item: Any, name: str, service: Service) -> tuple[np.ndarray, str | None]:
+    item = {"audio": item} if isinstance(item, str) else item
+    if not isinstance(item, dict):
+        raise RequestError(f'{name} must be {{"audio": …, "text": …}}', name)
+    if unknown := [key for key in item if key not in ("audio", "text")]:
+        field = f"{name}.{unknown[0][:100]}"
+        raise RequestError(f"{field} is no field of an input: it has audio and text", field)
+    if not isinstance(item.get("audio"), str):
+        raise RequestError(f"{name}.audio must be base64, a data: URI or a URL", f"{name}.audio")
+    text = item.get("text")
+    if text is not None and not isinstance(text, str):
+        raise RequestError(f"{name}.text must be a string", f"{name}.text")
+    return load_samples(item["audio"], f"{name}.audio", service.policy), text
+
+
+async def _answer(service: Service, key: str, item: tuple, parameters: dict, patient: bool, say: Any) -> dict:
+    asked, ready = await service.in_pool(_prepared, service, item, parameters)
+    texts, tokens = [], []
+
+    def hear(delta: Any) -> None:
+        texts.append(delta.text)
+        tokens.extend(delta.tokens)
+
+    model = next(iter(service.options.models))
+    await collected(service.deltas(ready, model=model, key=key, patient=patient), hear)
+    text = "".join(texts).strip()
+    answer = {"generated_text": asked.text + text if asked.full_text else text}
+    return answer | ({"tokens": len(tokens)} if asked.count_tokens else {})
+
+
+def _prepared(service: Service, item: tuple, parameters: dict) -> tuple[Request, Any]:
+    """An input's request, and that as the scheduler takes it; settings have Python's names in what it raises."""
+    return prepared(service, item, parameters, {}, "inputs")
