@@ -58,9 +58,9 @@ def too_many_bytes(name: str, limit: int) -> AudioError:
     return _above_limit(f"{name} has more than {limit} bytes ({limit / 2**20:.0f} MiB), the limit", "max_bytes")
 
 
-def too_many_seconds(name: str, limit: float, rate: int) -> AudioError:
-    """The error for a clip that is longer than `limit` seconds. rate: samples that a second has at most."""
-    hours = f"{limit / 3600:.3g} hours, at most {rate} samples each second"
+def too_many_seconds(name: str, limit: float, rate: int, channels: int) -> AudioError:
+    """The error for a clip that is longer than `limit` seconds. rate: samples of a channel in a second, at most."""
+    hours = f"{limit / 3600:.3g} hours, at most {rate} samples of {channels} channels each second"
     return _above_limit(f"{name} is longer than {limit:g} s ({hours}), the limit", "max_seconds")
 
 

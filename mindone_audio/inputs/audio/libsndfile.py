@@ -11,6 +11,7 @@ from mindone_audio.inputs.audio.errors import AudioError, NotAudioError, too_man
 BLOCK = 2**18  # samples of all channels together
 # Above this rate the limit in seconds is one in samples, so that its memory is bounded too: 4 hours are 2.8 GB.
 HIGHEST_LIMITED_RATE = 48_000  # Hz
+MOST_LIMITED_CHANNELS = 8  # with more the limit is one in samples of all channels, so that its time is bounded too
 
 
 class _Forward(soundfile.SoundFile):
@@ -50,9 +51,10 @@ def decode_file(path: str | os.PathLike, name: str, max_seconds: float) -> tuple
 def mono_blocks(blocks, rate: int, max_seconds: float, name: str):
     """The mean over the channels of each block `[samples, channels]`; `AudioError` above the limit in seconds."""
     limit, count = most_samples(rate, max_seconds), 0
+    limit_of_all = max_seconds * HIGHEST_LIMITED_RATE * MOST_LIMITED_CHANNELS
     for block in blocks:
         count += len(block)
-        if count > limit:
+        if count > limit or count * block.shape[1] > limit_of_all:
             raise too_long(name, max_seconds)
         yield block.mean(axis=1)
 
@@ -64,7 +66,7 @@ def most_samples(rate: float, max_seconds: float) -> float:
 
 def too_long(name: str, max_seconds: float) -> AudioError:
     """The error for a clip above the limit."""
-    return too_many_seconds(name, max_seconds, HIGHEST_LIMITED_RATE)
+    return too_many_seconds(name, max_seconds, HIGHEST_LIMITED_RATE, MOST_LIMITED_CHANNELS)
 
 
 def _blocks(file: soundfile.SoundFile, channels: int):
