@@ -6,12 +6,11 @@ import numpy as np
 import soundfile
 
 from mindone_audio.inputs.audio.arrays import HIGHEST_RATE, LOWEST_RATE
-from mindone_audio.inputs.audio.errors import AudioError, NotAudioError, too_many_seconds
+from mindone_audio.inputs.audio.errors import MOST_LIMITED_CHANNELS, AudioError, NotAudioError, too_many_seconds
 
 BLOCK = 2**18  # samples of all channels together
 # Above this rate the limit in seconds is one in samples, so that its memory is bounded too: 4 hours are 2.8 GB.
 HIGHEST_LIMITED_RATE = 48_000  # Hz
-MOST_LIMITED_CHANNELS = 8  # with more the limit is one in samples of all channels, so that its time is bounded too
 
 
 class _Forward(soundfile.SoundFile):
@@ -66,7 +65,7 @@ def most_samples(rate: float, max_seconds: float) -> float:
 
 def too_long(name: str, max_seconds: float) -> AudioError:
     """The error for a clip above the limit."""
-    return too_many_seconds(name, max_seconds, HIGHEST_LIMITED_RATE, MOST_LIMITED_CHANNELS)
+    return too_many_seconds(name, max_seconds, HIGHEST_LIMITED_RATE)
 
 
 def _blocks(file: soundfile.SoundFile, channels: int):
