@@ -284,6 +284,33 @@ def test_requests_go_to_both_servers(pair):
 
 
 @needs_nginx
+def test_a_busy_server_gets_less(pair):
+    first, second, port = pair
+    with socket.create_connection(("127.0.0.1", port)) as link:
+        link.sendall(b"POST /stream HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\n\r\n{}")
+        assert link.recv(1000).startswith(b"HTTP/1.1 200")
+        idle = second if first.asked["/stream"] else first
+        assert {ask(port)[1].split()[0] for _ in range(8)} == {idle.name}
+
+
+@needs_nginx
+def test_a_server_that_breaks_before_it_answers(tmp_path):
+    listener, broken = socket.create_server(("127.0.0.1", 0)), []
+
+    def breaking():
+        with contextlib.suppress(OSError):
+            while True:
+                link, _ = listener.accept()
+                broken.append(link.recv(10_000))
+                link.close()
+
+    threading.Thread(target=breaking, daemon=True).start()
+    with running(Server("b")) as port, nginx(tmp_path, listener.getsockname()[1], port) as front, listener:
+        assert {ask(front)[:2] for _ in range(6)} == {(200, f"b 2 127.0.0.1:{front}")}
+        assert broken and broken[0].startswith(b"POST /v1/x")
+
+
+@needs_nginx
 def test_events_arrive_one_by_one(pair):
     """A server sends the next event only when the client has the one before, so a proxy that keeps one would hang."""
     first, second, port = pair

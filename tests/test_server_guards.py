@@ -197,6 +197,25 @@ def test_a_client_that_leaves_in_its_body(server):
     assert app.asked == ["/health"]
 
 
+def test_the_app_hears_that_its_client_has_left():
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(await receive())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"data: 1", "more_body": True})
+        seen.append(await receive())
+        left.set()
+
+    left = threading.Event()
+    with running(app=app) as (_, port):
+        with connect(port) as link:
+            link.sendall(request(body=b"abc"))
+            assert link.recv(1000).startswith(b"HTTP/1.1 200")
+        assert left.wait(20)
+    assert seen == [{"type": "http.request", "body": b"abc", "more_body": False}, {"type": "http.disconnect"}]
+
+
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_that_is_too_slow(chunked):
     with running(body_timeout=0.3) as (app, port), connect(port) as link:
