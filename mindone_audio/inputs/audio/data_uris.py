@@ -12,7 +12,9 @@ from mindone_audio.inputs.audio.errors import AudioError, too_many_bytes
 MAX_FILE_BYTES = 4 * 2**30  # of an encoded clip that does not come from a URL
 SHORTEST_BASE64 = 32  # characters; fewer hold no header
 LONGEST_HEADER = 4096  # characters of a data URI before its comma
+UNQUOTED_CHARACTERS = 2**16  # at a time
 LONGEST_FILE_NAME = 255  # bytes, of one part of a path
+_WHITE_SPACE = b" \t\n\r\v\f"
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\-\s]+={0,2}\s*")
 _DATA_URI = re.compile(r"\s*data:((?:[^,\"]|\"[^\"]*\")*),", re.IGNORECASE)
 
@@ -41,8 +43,8 @@ def base64_bytes(text: str | bytes, name: str, limit: int = MAX_FILE_BYTES) -> b
     if len(text) * 3 // 4 > limit * 1.1:  # a tenth for line breaks
         raise too_many_bytes(name, limit)
     try:
-        packed = b"".join((text.encode("ascii") if isinstance(text, str) else text).split())
-        packed = packed.translate(bytes.maketrans(b"-_", b"+/")).rstrip(b"=")
+        packed = text.encode("ascii") if isinstance(text, str) else text
+        packed = packed.translate(bytes.maketrans(b"-_", b"+/"), delete=_WHITE_SPACE).rstrip(b"=")
         data = base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
     except (binascii.Error, ValueError):
         raise AudioError(
@@ -59,12 +61,24 @@ def data_uri_bytes(text: str, limit: int, name: str) -> bytes:
     header = _DATA_URI.match(text, 0, LONGEST_HEADER)
     if header is None:
         raise AudioError(f"{name} is not a data URI with a comma: write it as data:audio/wav;base64,…")
-    payload = unquote_to_bytes(text[header.end() :])
+    payload = _unquoted(text, header.end())
     if _says_base64(header):
         return base64_bytes(payload, name, limit)
     if len(payload) > limit:
         raise too_many_bytes(name, limit)
     return payload
+
+
+def _unquoted(text: str, start: int) -> bytes:
+    """Percent-decoded from `start` on, a piece at a time: `unquote_to_bytes` makes an object of every escape."""
+    pieces = []
+    while start < len(text):
+        end = start + UNQUOTED_CHARACTERS
+        if (escape := text.rfind("%", end - 2, end)) > start:
+            end = escape
+        pieces.append(unquote_to_bytes(text[start:end]))
+        start = end
+    return b"".join(pieces)
 
 
 def is_plain_data_uri(text: Any) -> bool:

@@ -3,31 +3,38 @@
 import base64
 import http.client
 import re
+import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 import zlib
+from collections.abc import Callable
+from functools import partial
 from urllib.parse import quote, unquote, urljoin, urlsplit, urlunsplit
 
 from mindone_audio.inputs.audio.errors import AudioError, describe, too_many_bytes
 
-MAX_REDIRECTS = 5
+MAX_REDIRECTS, STRANGERS_REDIRECTS = 5, 3
 REDIRECTS = (301, 302, 303, 307, 308)
 READ_BYTES = 2**16  # at a time
 _PATH_SAFE = "/%:@!$&'()*+,;=~"
 
+Connect = Callable[..., socket.socket]  # (host, port, seconds, *, tls)
 
-def read_url(url: str, timeout: float, limit: int, name: str) -> bytes:
+
+def read_url(url: str, timeout: float, limit: int, name: str, connect: Connect | None = None) -> bytes:
     """GET an address: at most `limit` bytes, within `timeout` seconds in all; `AudioError` for whatever goes wrong.
 
+    connect: reaches the hosts of an address that a stranger gave, redirects too, or raises `AudioError`. There are then
+    no proxies, no passwords and no compression, and messages repeat nothing of the address or of the answer.
     The transfer has a thread of its own: a name server or a server that drips its headers cannot hold the caller.
     """
     deadline, outcome = time.monotonic() + timeout, []
 
     def work() -> None:
         try:
-            outcome.append(_get(url, deadline, limit, name))
+            outcome.append(_get(url, deadline, limit, name, connect))
         except Exception as error:  # raised again below, in the caller's thread
             outcome.append(error)
 
@@ -43,20 +50,28 @@ def read_url(url: str, timeout: float, limit: int, name: str) -> bytes:
         raise AudioError(f"{name} was not read within {timeout:g} s: try again, or download it first") from result
     if isinstance(result, (OSError, http.client.HTTPException, ValueError, zlib.error)):
         reason = str(getattr(result, "reason", "") or result) or type(result).__name__
-        if isinstance(result, (UnicodeError, http.client.InvalidURL)):
+        if connect is not None:
+            reason = "no connection, or an answer that is not HTTP"
+        elif isinstance(result, (UnicodeError, http.client.InvalidURL)):
             reason = "this is no valid address"  # their messages repeat it, with a password in it
         raise AudioError(f"cannot read {name}: {reason:.200}: check the address and the network") from None
     raise result
 
 
-def _get(url: str, deadline: float, limit: int, name: str) -> bytes:
+def _get(url: str, deadline: float, limit: int, name: str, connect: Connect | None) -> bytes:
     """The body of what an address, or those that it redirects to, answers."""
     opener = urllib.request.OpenerDirector()  # of all of urllib's handlers only these: no file:, ftp: or data:
-    for handler in (urllib.request.ProxyHandler, urllib.request.HTTPHandler, urllib.request.HTTPSHandler):
-        opener.add_handler(handler())
-    opener.add_handler(urllib.request.UnknownHandler())
-    for _ in range(MAX_REDIRECTS + 1):
+    if connect is None:
+        handlers = [urllib.request.ProxyHandler(), urllib.request.HTTPHandler(), urllib.request.HTTPSHandler()]
+    else:
+        handlers = [_StrangersHandler(connect)]
+    for handler in (*handlers, urllib.request.UnknownHandler()):
+        opener.add_handler(handler)
+    redirects = MAX_REDIRECTS if connect is None else STRANGERS_REDIRECTS
+    for _ in range(redirects + 1):
         address, credentials = _ascii_address(url, name)
+        if credentials is not None and connect is not None:
+            raise AudioError(f"{name} has an address with a user name in it: leave out what stands before the @")
         request = urllib.request.Request(address, headers={"User-Agent": "mindone-audio", "Accept": "*/*"})
         request.add_header("Accept-Encoding", "identity")
         if credentials is not None:
@@ -66,17 +81,48 @@ def _get(url: str, deadline: float, limit: int, name: str) -> bytes:
             if response.status in REDIRECTS and location:
                 url = urljoin(address, _as_sent(location))
                 if urlsplit(url).scheme not in ("http", "https"):
-                    raise AudioError(f"{name} redirects to {describe(url)}: only http:// and https:// are followed")
+                    where = describe(url) if connect is None else "another kind of address"
+                    raise AudioError(f"{name} redirects to {where}: only http:// and https:// are followed")
                 continue
             if not 200 <= response.status < 300:
-                raise AudioError(f"{name} answered HTTP {response.status} {response.reason:.100}: check the address")
-            return _body(response, deadline, limit, name)
-    raise AudioError(f"{name} redirects more than {MAX_REDIRECTS} times: give the address of the file itself")
+                reason = f" {response.reason:.100}" if connect is None else ""
+                raise AudioError(f"{name} answered HTTP {response.status}{reason}: check the address")
+            return _body(response, deadline, limit, name, packed=connect is None)
+    raise AudioError(f"{name} redirects more than {redirects} times: give the address of the file itself")
 
 
-def _body(response: http.client.HTTPResponse, deadline: float, limit: int, name: str) -> bytes:
+class _StrangersHandler(urllib.request.AbstractHTTPHandler):
+    """http and https over what `connect` gives, without proxies."""
+
+    def __init__(self, connect: Connect):
+        super().__init__()
+        self.connect = connect
+
+    http_request = https_request = urllib.request.AbstractHTTPHandler.do_request_
+
+    def http_open(self, request):
+        return self.do_open(partial(_Connection, connect=self.connect, tls=False), request)
+
+    def https_open(self, request):
+        return self.do_open(partial(_Connection, connect=self.connect, tls=True), request)
+
+
+class _Connection(http.client.HTTPConnection):
+    def __init__(self, host: str, *, connect: Connect, tls: bool, timeout: float):
+        self.default_port = 443 if tls else 80
+        super().__init__(host, timeout=timeout)
+        self.reach = partial(connect, tls=tls)
+
+    def connect(self) -> None:
+        self.sock = self.reach(self.host, self.port, self.timeout)
+
+
+def _body(response: http.client.HTTPResponse, deadline: float, limit: int, name: str, *, packed: bool) -> bytes:
+    """What follows the headers. packed: whether it may be compressed."""
     too_large = too_many_bytes(name, limit)
     encoding = response.headers.get("Content-Encoding", "identity").strip().lower()
+    if encoding not in ("identity", "") and not packed:
+        raise AudioError(f"{name} comes with a Content-Encoding, which was not asked for: give another address")
     if encoding not in ("identity", "", "gzip", "x-gzip", "deflate"):
         raise AudioError(f"{name} comes with Content-Encoding {encoding[:40]!r}: download it with another program")
     unpack = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47)  # 47: gzip or zlib, by the header

@@ -7,6 +7,8 @@ from typing import Any
 
 from mindone_audio.setting_fields import SettingError, keyword
 
+# With more channels the limit in seconds is one in samples of all of them, so that its time is bounded too.
+MOST_LIMITED_CHANNELS = 8
 LONGEST_NAME = 120  # characters of a path or URL that a message repeats
 SHORTER_FILES = " into shorter files, as with `ffmpeg -i CLIP -f segment -segment_time 1800 part-%03d.wav`"
 
@@ -59,8 +61,8 @@ def too_many_bytes(name: str, limit: int) -> AudioError:
 
 
 def too_many_seconds(name: str, limit: float, rate: int) -> AudioError:
-    """The error for a clip that is longer than `limit` seconds. rate: samples that a second has at most."""
-    hours = f"{limit / 3600:.3g} hours, at most {rate} samples each second"
+    """The error for a clip that is longer than `limit` seconds. rate: samples of a channel in a second, at most."""
+    hours = f"{limit / 3600:.3g} hours, at most {rate} samples of {MOST_LIMITED_CHANNELS} channels each second"
     return _above_limit(f"{name} is longer than {limit:g} s ({hours}), the limit", "max_seconds")
 
 

@@ -113,7 +113,7 @@ def _samples(output: Iterator[bytes], max_seconds: float, name: str) -> Iterator
     head = b""
     for data in output:
         head += data
-        if (start := _wav_layout(head)) is not None:
+        if (start := _wav_layout(head, name)) is not None:
             break
         if len(head) > MOST_HEADER:
             raise NotAudioError("ffmpeg wrote something that is no WAV")
@@ -135,7 +135,7 @@ def _samples(output: Iterator[bytes], max_seconds: float, name: str) -> Iterator
         yield rate, samples
 
 
-def _wav_layout(head: bytes) -> tuple[int, int, int] | None:
+def _wav_layout(head: bytes, name: str) -> tuple[int, int, int] | None:
     """Rate, channels and the first byte of the float32 samples; None where the header is not complete."""
     form, place = None, 12
     while head[:4] == b"RIFF" and place + 8 <= len(head):
@@ -144,7 +144,7 @@ def _wav_layout(head: bytes) -> tuple[int, int, int] | None:
             if form is None or form[3] != 32 or not 0 < form[1] <= MOST_CHANNELS:
                 raise NotAudioError("ffmpeg wrote a WAV without float32 samples")
             if not LOWEST_RATE <= form[2] <= HIGHEST_RATE:
-                raise AudioError(f"the clip says that it has {form[2]} samples a second: its header is damaged")
+                raise AudioError(f"{name} says that it has {form[2]} samples a second: its header is damaged")
             return form[2], form[1], place + 8
         if head[place : place + 4] == b"fmt " and place + 24 <= len(head):
             tag, channels, rate, _, _, bits = struct.unpack_from("<HHIIHH", head, place + 8)

@@ -6,7 +6,7 @@ import numpy as np
 import soundfile
 
 from mindone_audio.inputs.audio.arrays import HIGHEST_RATE, LOWEST_RATE
-from mindone_audio.inputs.audio.errors import AudioError, NotAudioError, too_many_seconds
+from mindone_audio.inputs.audio.errors import MOST_LIMITED_CHANNELS, AudioError, NotAudioError, too_many_seconds
 
 BLOCK = 2**18  # samples of all channels together
 # Above this rate the limit in seconds is one in samples, so that its memory is bounded too: 4 hours are 2.8 GB.
@@ -50,9 +50,10 @@ def decode_file(path: str | os.PathLike, name: str, max_seconds: float) -> tuple
 def mono_blocks(blocks, rate: int, max_seconds: float, name: str):
     """The mean over the channels of each block `[samples, channels]`; `AudioError` above the limit in seconds."""
     limit, count = most_samples(rate, max_seconds), 0
+    limit_of_all = max_seconds * HIGHEST_LIMITED_RATE * MOST_LIMITED_CHANNELS
     for block in blocks:
         count += len(block)
-        if count > limit:
+        if count > limit or count * block.shape[1] > limit_of_all:
             raise too_long(name, max_seconds)
         yield block.mean(axis=1)
 

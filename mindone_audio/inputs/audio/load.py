@@ -27,6 +27,7 @@ def load_audio(
     timeout: float = 30.0,
     max_bytes: int | None = None,
     max_seconds: float = MAX_SECONDS,
+    name: str | None = None,
 ) -> np.ndarray:
     """Read one clip, mix it down to mono and resample it.
 
@@ -49,6 +50,7 @@ def load_audio(
         timeout: in seconds: for a URL, from the request to the last byte; for ffmpeg, without any output.
         max_bytes: of the encoded clip; None: 512 MiB of a URL, 4 GiB of anything else.
         max_seconds: of the decoded clip, whatever its header says; each second counts as 48,000 samples at most.
+        name: what messages call the clip (default: by what it is, as "the 9 bytes given").
 
     Returns:
         float32 `[samples]`, never empty, all finite; it shares memory with an array that needed no change.
@@ -58,11 +60,11 @@ def load_audio(
         AudioError: anything else: not audio, no samples, NaN, a URL that fails, bad base64, a wrong array, a clip above
             a limit.
     """
-    target = checked_rate(sampling_rate, describe(source))
+    target = checked_rate(sampling_rate, name or describe(source))
     if target is None:
         raise AudioError("sampling_rate=None: give the sampling rate of the result in Hz")
     source, own_rate = unwrapped(source)
-    name = describe(source)
+    name = name or describe(source)
     own_rate, source_rate = checked_rate(own_rate, name), checked_rate(source_sampling_rate, name)
     samples = as_array(source)
     if source_rate is not None and own_rate not in (None, source_rate):
