@@ -12,15 +12,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import server_stand_ins  # noqa: F401  before mindone_audio.server
 import soundfile
 import uvicorn
-from mindone_audio.server.connections import uvicorn_settings
 
-from mindone_audio.generation.scheduler import Delta, Overloaded, Token
+from mindone_audio.generation.events import Delta, Overloaded, Token
 from mindone_audio.inputs.conversation import chat_clips
 from mindone_audio.inputs.processor import AudioTextProcessor
 from mindone_audio.server.app import create_app
+from mindone_audio.server.connections import uvicorn_settings
 from mindone_audio.server.options import ServerOptions
 from mindone_audio.server.service import Service
 from mindone_audio.setting_fields import refusal

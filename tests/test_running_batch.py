@@ -13,9 +13,10 @@ from mindone_audio import AutoModelForAudioTextToText
 from mindone_audio.adapters.lora import LoraSettings, add_lora
 from mindone_audio.adapters.selection import select_adapter
 from mindone_audio.generation import engine, sequences
+from mindone_audio.generation.events import Overloaded
 from mindone_audio.generation.running_batch import RunningBatch
 from mindone_audio.generation.sampling import log_softmax
-from mindone_audio.generation.scheduler import Overloaded, Scheduler
+from mindone_audio.generation.scheduler import Scheduler
 
 SETTINGS = (
     {},

@@ -8,7 +8,7 @@ import openai
 import pytest
 from fake_service import ANSWER, POSITIONS, running, text64, until, wav
 
-from mindone_audio.generation.scheduler import Overloaded
+from mindone_audio.generation.events import Overloaded
 from mindone_audio.server.keys import read_keys
 from mindone_audio.server.options import ServerOptions
 

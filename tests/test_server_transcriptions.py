@@ -149,7 +149,7 @@ def test_silence(client, server):
 
 def test_a_later_window_waits_for_a_place(server):
     """Where the queue fills up under a transcription that has begun, it goes on when there is a place."""
-    from mindone_audio.generation.scheduler import Overloaded
+    from mindone_audio.generation.events import Overloaded
 
     scheduler, refusals = server[1].scheduler, [1]
     submit = scheduler.submit

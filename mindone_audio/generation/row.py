@@ -6,19 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mindone_audio.generation import sampling
+from mindone_audio.generation.events import Token
 from mindone_audio.generation.settings import GenerationSettings
-
-
-@dataclass(frozen=True)
-class Token:
-    """A token that was chosen. logprob: its log probability; top: (token id, log probability) of the best, best first.
-
-    Both are only there where log probabilities were asked for.
-    """
-
-    id: int
-    logprob: float | None = None
-    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True)

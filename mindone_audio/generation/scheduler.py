@@ -6,47 +6,25 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from mindone_audio.adapters.selection import select_adapter
 from mindone_audio.generation.engine import CHUNK, FIRST, TOGETHER, Engine, cache_bucket
-from mindone_audio.generation.row import GenerationRequest, Token
+from mindone_audio.generation.events import Delta, Overloaded
+from mindone_audio.generation.row import GenerationRequest
 from mindone_audio.generation.running_batch import EXPECTED_TOKENS, RunningBatch
 from mindone_audio.generation.sequences import Sequences
 from mindone_audio.generation.text_stream import TextDecoder
 from mindone_audio.machine import device
 
-__all__ = ["Delta", "Overloaded", "Scheduler", "Ticket", "Token"]
 logger = logging.getLogger(__name__)
 
-Listener = Callable[["Delta | Exception"], None]
+Listener = Callable[[Delta | Exception], None]
 _FAILURES = 3  # of steps, one after another, after which the model is taken to be broken
 _QUESTION = 64  # tokens of text beside the audio of a prompt, for which there is room from the beginning
-
-
-@dataclass(frozen=True)
-class Delta:
-    """What one answer of a request has grown by.
-
-    index: which answer, 0 to n - 1. text: never taken back, and empty where the next tokens may still change it.
-    tokens: those that were chosen since the last delta. finish_reason: "stop" or "length" in the last one of an answer.
-    """
-
-    index: int
-    text: str
-    tokens: tuple[Token, ...] = field(default=())
-    finish_reason: str | None = None
-
-
-class Overloaded(RuntimeError):
-    """A request that is not taken now. reason: "queue", "key", "deadline" or "draining"; retry_after: seconds."""
-
-    def __init__(self, message: str, reason: str, retry_after: float):
-        super().__init__(message)
-        self.reason, self.retry_after = reason, retry_after
 
 
 class Ticket:

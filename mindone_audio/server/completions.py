@@ -8,7 +8,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse, Response
 
-from mindone_audio.generation.scheduler import Delta, Token
+from mindone_audio.generation.events import Delta, Token
 from mindone_audio.inputs.conversation import chat_clips
 from mindone_audio.server.chat import ChatRequest, prepare_chat
 from mindone_audio.server.exchange import event_stream, frame

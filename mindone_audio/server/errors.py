@@ -8,7 +8,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from mindone_audio.generation.scheduler import Overloaded
+from mindone_audio.generation.events import Overloaded
 from mindone_audio.setting_fields import in_words
 
 logger = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from mindone_audio.generation.scheduler import Delta, Overloaded
+from mindone_audio.generation.events import Delta, Overloaded
 
 PREFIX = "mindone_audio:"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)

@@ -13,7 +13,7 @@ from typing import Any
 
 import jinja2
 
-from mindone_audio.generation.scheduler import Delta, Overloaded
+from mindone_audio.generation.events import Delta, Overloaded
 from mindone_audio.inputs.audio import SAMPLING_RATE
 from mindone_audio.pipelines.requests import Request
 from mindone_audio.server.errors import RequestError

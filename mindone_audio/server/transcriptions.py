@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from mindone_audio.generation.scheduler import Delta, Token
+from mindone_audio.generation.events import Delta, Token
 from mindone_audio.inputs.audio import SAMPLING_RATE
 from mindone_audio.pipelines.subtitles import subtitles
 from mindone_audio.pipelines.transcripts import is_silent, may_be_silence, without_silence
