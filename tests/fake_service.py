@@ -112,6 +112,7 @@ class Scheduler:
         self.pipe, self.alive, self.ready, self.failure, self.refuse = pipe, True, True, None, None
         self.running = self.waiting = 0
         self.submitted, self.cancelled, self.go, self.calls = [], [], threading.Event(), []
+        self.cache_usage = 0.25
         self._lock = threading.Lock()
 
     def submit(self, prepared, listener, *, adapter=None, key="", logprobs=None, deadline=None):
@@ -174,6 +175,7 @@ class Scheduler:
 class Ticket:
     def __init__(self, scheduler, asked):
         self.scheduler, self.asked, self.over = scheduler, asked, threading.Event()
+        self.submitted, self.begun, self.answered, self.ended = 1.0, 1.5, 2.0, 4.0
 
     def cancel(self):
         if not self.over.is_set():

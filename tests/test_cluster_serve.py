@@ -136,9 +136,8 @@ def test_the_deployment_and_its_service():
     (port,) = container["ports"]
     assert service["spec"]["ports"][0]["targetPort"] == port["name"]
     assert f"--port={port['containerPort']}" in container["args"] and "--host=0.0.0.0" in container["args"]
-    paths = {"startupProbe": "/ready", "readinessProbe": "/ready", "livenessProbe": "/health"}
-    for probe, path in paths.items():
-        assert container[probe]["httpGet"] == {"path": path, "port": port["name"]}
+    assert container["livenessProbe"]["httpGet"] == {"path": "/health", "port": port["name"]}
+    assert container["startupProbe"]["exec"] == container["readinessProbe"]["exec"]
     startup = container["startupProbe"]
     assert startup["periodSeconds"] * startup["failureThreshold"] >= 1200
     assert pod["terminationGracePeriodSeconds"] >= 60 and pod["securityContext"]["runAsNonRoot"] is True
@@ -149,6 +148,19 @@ def test_the_deployment_and_its_service():
     text = (SERVE / "kubernetes.yaml").read_text(encoding="utf-8")
     assert f"kubectl create secret generic {secret} --from-literal=api-key=" in text
     assert f"--api-key-file={mounts['api-key']}/api-key" in container["args"]
+
+
+@pytest.mark.parametrize(("status", "ready"), [(200, True), (503, False), (401, False), (None, False)])
+def test_the_probe_of_readiness(tmp_path, status, ready):
+    deployment, _ = yaml.safe_load_all((SERVE / "kubernetes.yaml").read_text(encoding="utf-8"))
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    python, option, code = container["readinessProbe"]["exec"]["command"]
+    (tmp_path / "api-key").write_text("secret\nanother\n")
+    code = code.replace("/etc/mindone-audio/api-key", str(tmp_path / "api-key"))
+    with contextlib.ExitStack() as stack:
+        port = stack.enter_context(running(Server("a", status=status))) if status else free_port()
+        done = subprocess.run([sys.executable, option, code.replace("8000", str(port))], capture_output=True)
+    assert (python, option) == ("python", "-c") and (done.returncode == 0) == ready
 
 
 # nginx

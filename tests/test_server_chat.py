@@ -2,12 +2,15 @@
 
 import asyncio
 import json
+import socket
+from concurrent.futures import Future
 
 import httpx
 import openai
 import pytest
 from fake_service import ANSWER, Pipe, running, text64, until, wav
 
+from mindone_audio.server import exchange
 from mindone_audio.server.options import ServerOptions
 
 
@@ -298,3 +301,35 @@ def test_a_chat_template_that_refuses():
         answer = post(server, {"model": "demo", "messages": ask("x")})
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "messages"
         assert "roles must alternate" in answer.text
+
+
+def test_a_client_that_reads_nothing_is_given_up(server, monkeypatch):
+    """Its answer is larger than what the sockets of both sides hold."""
+    monkeypatch.setattr(exchange, "STALLED", 0.3)
+    scheduler, port = server[1].scheduler, int(server[0].rpartition(":")[2])
+    before, words = len(scheduler.submitted), " ".join(["x" * 1000] * 400)
+    asked = {"model": "demo", "messages": ask(f"say {words}"), "stream": True, "max_tokens": 100_000}
+    body = json.dumps(asked | {"logprobs": True, "top_logprobs": 20})
+    head = ("POST /v1/chat/completions HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}", "", "")
+    with socket.create_connection(("127.0.0.1", port)) as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.sendall(("\r\n".join(head) + body).encode())
+        until(lambda: len(scheduler.submitted) > before and server[1].active == 0)
+    assert scheduler.submitted[before] in scheduler.cancelled
+
+
+def test_a_processor_that_computes_does_it_in_the_schedulers_thread(monkeypatch):
+    with running() as server:
+        calls = []
+
+        def run(function):
+            calls.append(function)
+            done = Future()
+            done.set_result(function())
+            return done
+
+        server[1].scheduler.run = run
+        for uses_device in (False, True):
+            monkeypatch.setattr(server[1].pipe.processor, "uses_device", uses_device)
+            assert post(server, {"model": "demo", "messages": ask("What?")}).status_code == 200
+        assert len(calls) == 1

@@ -109,6 +109,9 @@ def test_metrics(server):
     assert grown("time_to_first_token_seconds_count") == grown("request_prompt_tokens_count") == 2
     assert grown("inter_token_latency_seconds_count") == 3 and grown("request_generation_tokens_count") == 2
     assert grown("request_time_per_output_token_seconds_count") == 2
+    for phase, seconds in (("queue", 0.5), ("prefill", 0.5), ("decode", 2.0), ("inference", 2.5)):
+        assert grown(f"request_{phase}_time_seconds_sum") == 2 * seconds
+    assert value(answer.text, "kv_cache_usage_perc") == 0.25
     assert 'request_success_total{finished_reason="stop",model_name="demo"}' in answer.text
     assert value(answer.text, "num_requests_running") == value(answer.text, "num_requests_waiting") == 0
 

@@ -54,22 +54,27 @@ def add_lora(model: AudioLanguageModel, settings: LoraSettings | None = None) ->
 
 
 def load_adapter(
-    model: AudioLanguageModel, name_or_dir: str | os.PathLike, *, trainable: bool = False, **download
+    model: AudioLanguageModel,
+    name_or_dir: str | os.PathLike,
+    *,
+    adapter_name: str = "default",
+    trainable: bool = False,
+    **download,
 ) -> "AdaptedModel":
     """Put a stored adapter, ours or of PyTorch's PEFT, on its base model, which is changed in place.
 
-    name_or_dir: a folder or a Hugging Face repository; `download` as for `hub.checkpoint_folder`. trainable: whether
-    its numbers are to be trained further. Raises `hub.CheckpointError` for an adapter of another base model, with the
-    names of both (`adapter_files.module_tensors` says what decides), or of a kind that is not supported, `OSError`
-    where it cannot be had, and `ValueError` for a model that has adapters already.
+    name_or_dir: a folder or a Hugging Face repository; `download` as for `hub.checkpoint_folder`. adapter_name: what
+    the model calls it. trainable: whether its numbers are to be trained further. Raises `hub.CheckpointError` for an
+    adapter of another base model, with the names of both (`adapter_files.module_tensors` says what decides), or of a
+    kind that is not supported, `OSError` where it cannot be had, and `ValueError` for a model that has adapters.
     """
     _check_no_adapters(model)
     adapter = adapter_files.read_adapter(name_or_dir, **download)
     tensors = adapter_files.module_tensors(model, adapter)
     config = adapter.lora_config()
     config.inference_mode = not trainable
-    adapted = AdaptedModel(model, config)
-    adapter_files.assign_adapter(linear_layers(model), "default", tensors)
+    adapted = AdaptedModel(model, config, adapter_name)
+    adapter_files.assign_adapter(linear_layers(model), adapter_name, tensors)
     return adapted
 
 

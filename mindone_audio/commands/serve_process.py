@@ -119,8 +119,10 @@ def start_engine(options: ServerOptions, service: Any) -> None:
         folders = {name: folder for name, folder in options.models.items() if folder is not None}
         adapted = None
         for name, folder in folders.items():
-            adapted = adapted or load_adapter(pipe.model, folder)  # which calls it "default"
-            adapted.load_adapter(folder, name)
+            if adapted is None:
+                adapted = load_adapter(pipe.model, folder, adapter_name=name)
+            else:
+                adapted.load_adapter(folder, name)
         service.pipe = pipe
         return pipe.model
 

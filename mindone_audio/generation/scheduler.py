@@ -28,7 +28,8 @@ _QUESTION = 64  # tokens of text beside the audio of a prompt, for which there i
 
 
 class Ticket:
-    """A request in the scheduler."""
+    """A request in the scheduler. submitted, begun, answered, ended: when it came, when its prompt was taken up, when
+    its first token and its last one were chosen; None before that."""
 
     def __init__(
         self, request: GenerationRequest, listener: Listener, adapter: str | None, key: str, logprobs, expires
@@ -41,7 +42,8 @@ class Ticket:
         self.alone = False  # whether it has failed together with others, and is tried by itself
         self.cancelled = False
         self.open = len(self.rows)  # answers that have not ended
-        self.begun: float | None = None  # when its prompt was taken up
+        self.submitted = time.monotonic()
+        self.begun = self.answered = self.ended = None
 
     def cancel(self) -> None:
         """End the request, from any thread: within a step nothing more is computed for it, or told."""
@@ -54,10 +56,12 @@ class Ticket:
             if self.cancelled or self.open == 0 or not new:
                 continue
             self.told[index] += len(new)
+            self.answered = self.answered or time.monotonic()
             text = "".join(decoder.add(token.id) for token in new)
             if row.ended:
                 text += decoder.end()
                 self.open -= 1
+                self.ended = time.monotonic()
             self.listener(Delta(index, text, tuple(new), row.reason))
 
     def fail(self, error: Exception) -> None:
@@ -121,6 +125,13 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def cache_usage(self) -> float:
+        """The share of the running caches' columns that have a token, 0 to 1."""
+        running = [batch.sequences for batch in list(self._batches.values()) if batch.sequences is not None]
+        columns = sum(sequences.batch * sequences.positions for sequences in running)
+        return sum(int(sequences.lengths().sum()) for sequences in running) / columns if columns else 0.0
 
     def submit(
         self,
@@ -204,8 +215,7 @@ class Scheduler:
             self._warm_up()
             self.ready = True
         except Exception as error:
-            logger.exception("the model was not loaded")
-            self.failure = error
+            self.failure = error  # for whoever asks why there is no model
         while self.failure is None and not self._stopped and self._failures < _FAILURES:
             self._drop()
             worked = self._call() | self._step() | self._unit()

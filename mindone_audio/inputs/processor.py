@@ -100,6 +100,7 @@ class AudioTextProcessor:
         content = [[{"type": "audio", "audio": clip}, words][:: 1 if self.audio_first else -1] for clip in clips]
         return self.conversation_inputs([[{"role": "user", "content": parts}] for parts in content], chat=chat)
 
+    uses_device = False  # whether it computes with MindSpore, so that a server calls it in the thread that does
     frames_transcriptions = False  # whether the model puts words around what was said, which `transcription` takes off
 
     def transcription(self, answer: str) -> str:

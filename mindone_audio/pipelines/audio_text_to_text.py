@@ -229,15 +229,6 @@ class AudioTextToTextPipeline:
         (prepared,) = self.model.requests(**inputs, **arguments)
         return replace(prepared, decode=self._decode)
 
-    def transcription(self, text: str) -> str:
-        """A transcription without what the family puts around it; empty where it is an answer to silence."""
-        return without_silence(self.processor.transcription(text.strip()), self._silence_answers)
-
-    @property
-    def streams_transcriptions(self) -> bool:
-        """Whether a transcription's deltas, as they come, make what `transcription` makes of the whole text."""
-        return not (self.processor.frames_transcriptions or self._silence_answers)
-
     def _decode(self, ids: list[int]) -> str:
         return self.processor.decode(ids, skip_special_tokens=True)
 
@@ -273,7 +264,9 @@ class AudioTextToTextPipeline:
         chosen = request.chosen
         kept = np.flatnonzero(~np.isin(tokens, [*chosen.eos_token_ids, chosen.padding]))
         text = cut(self._decode(tokens.tolist()), request.stops).strip()
-        return self.transcription(text) if request.transcribe else text, int(kept[-1]) + 1 if len(kept) else 0
+        if request.transcribe:
+            text = without_silence(self.processor.transcription(text), self._silence_answers)
+        return text, int(kept[-1]) + 1 if len(kept) else 0
 
     def _stream(self, request: Request) -> Iterator[str]:
         """The text deltas of what `_result` makes."""

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, aclosing
+from contextlib import ExitStack, aclosing, suppress
 from typing import Any
 
 from fastapi import Request
@@ -15,6 +15,7 @@ from mindone_audio.server.errors import as_request_error, response
 from mindone_audio.server.service import Place, Service
 
 DONE = b"data: [DONE]\n\n"
+STALLED = 60.0  # seconds after which a client that reads nothing of its answer is given up
 
 
 class Exchange(Response):
@@ -74,7 +75,10 @@ def frame(content: dict) -> bytes:
 
 
 class EventStream(Response):
-    """Server-sent events, ending with [DONE]; an error among them becomes a frame before that."""
+    """Server-sent events, ending with [DONE]; an error among them becomes a frame before that.
+
+    A client that does not read is not waited for, so that its answer is not computed for nobody.
+    """
 
     media_type = "text/event-stream"
 
@@ -85,17 +89,25 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(body: bytes, more: bool = True) -> None:
-            await send({"type": "http.response.body", "body": body, "more_body": more})
+            message = {"type": "http.response.body", "body": body, "more_body": more}
+            await asyncio.wait_for(send(message), STALLED)
 
         async with aclosing(self.frames):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await write(self.first)
-            try:
-                async for made in self.frames:
+            with suppress(asyncio.TimeoutError):
+                await write(self.first)
+                async for made in _with_errors(self.frames):
                     await write(made)
-            except Exception as error:
-                await write(frame(as_request_error(error).body))
-            await write(DONE, more=False)
+                await write(DONE, more=False)
+
+
+async def _with_errors(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The frames, and one more for the error that ends them."""
+    try:
+        async for made in frames:
+            yield made
+    except Exception as error:
+        yield frame(as_request_error(error).body)
 
 
 async def event_stream(frames: AsyncIterator[bytes]) -> EventStream:

@@ -17,20 +17,30 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 class Metrics:
     """Counts of one server, in a registry of its own.
 
-    running, waiting: how many answers are computed, and how many requests wait.
+    running, waiting: how many answers are computed, and how many requests wait; cache_usage: the share of the cache.
     """
 
-    def __init__(self, running: Callable[[], int], waiting: Callable[[], int]):
+    def __init__(self, running: Callable[[], int], waiting: Callable[[], int], cache_usage: Callable[[], float]):
         self.registry = CollectorRegistry()
         for name, text, read in (
             ("num_requests_running", "Answers that are being computed", running),
             ("num_requests_waiting", "Requests that wait for a place in the batch", waiting),
+            ("kv_cache_usage_perc", "Share of the running caches that holds tokens, 0 to 1", cache_usage),
         ):
             Gauge(PREFIX + name, text, registry=self.registry).set_function(read)
         self.first = self._histogram("time_to_first_token_seconds", "From submission to the first token", _SECONDS)
         self.between = self._histogram("inter_token_latency_seconds", "From one token to the next", _SECONDS)
         self.a_token = self._histogram("request_time_per_output_token_seconds", "The mean of a request", _SECONDS)
         self.whole = self._histogram("e2e_request_latency_seconds", "From submission to the last token", _SECONDS)
+        self.phases = {
+            name: self._histogram(f"request_{name}_time_seconds", text, _SECONDS)
+            for name, text in (
+                ("queue", "From submission until its prompt is taken up"),
+                ("prefill", "From then to the first token"),
+                ("decode", "From the first token to the last"),
+                ("inference", "Prefill and decode together"),
+            )
+        }
         self.prompt_size = self._histogram("request_prompt_tokens", "Tokens of a prompt, audio included", _TOKENS)
         self.answer_size = self._histogram("request_generation_tokens", "Tokens of a request's answers", _TOKENS)
         self.prompts = self._counter("prompt_tokens", "Tokens of prompts, audio included")
@@ -73,6 +83,14 @@ class Metrics:
         self.answer_size.labels(model).observe(count)
         if count > 1:
             self.a_token.labels(model).observe((max(latest.values()) - first) / (count - 1))
+
+    def timed(self, ticket: Any, model: str) -> None:
+        """Count the times of a request that has come to its end."""
+        if ticket.ended is not None:
+            times = (ticket.submitted, ticket.begun, ticket.answered, ticket.ended)
+            for name, start, end in zip(("queue", "prefill", "decode"), times, times[1:]):
+                self.phases[name].labels(model).observe(end - start)
+            self.phases["inference"].labels(model).observe(ticket.ended - ticket.begun)
 
     def refused(self, error: BaseException) -> None:
         """Count a request that was not taken."""

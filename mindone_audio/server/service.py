@@ -51,7 +51,7 @@ class Service:
         self.draining, self.active, self.seconds = False, 0, 0.0
         self._of_key: Counter[str] = Counter()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="requests")
-        self.metrics = Metrics(*(partial(self._scheduled, name) for name in ("running", "waiting")))
+        self.metrics = Metrics(*(partial(self._scheduled, name) for name in ("running", "waiting", "cache_usage")))
         self.policy = MediaPolicy(
             allowed_domains=tuple(options.allow_media_domain),
             allowed_path=None if options.allow_media_path is None else Path(options.allow_media_path),
@@ -60,7 +60,7 @@ class Service:
             timeout=options.media_timeout,
         )
 
-    def _scheduled(self, name: str) -> int:
+    def _scheduled(self, name: str) -> float:
         return 0 if self.scheduler is None else getattr(self.scheduler, name)
 
     @property
@@ -124,8 +124,10 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._pool, partial(function, *arguments))
 
     def prepare(self, request: Request) -> Any:
-        """A request as the scheduler takes it, in any thread; `ValueError` where it cannot be."""
+        """A request as the scheduler takes it, in any thread but the scheduler's; `ValueError` where it cannot be."""
         try:
+            if self.pipe.processor.uses_device:
+                return self.scheduler.run(partial(self.pipe.prepare, request)).result()
             return self.pipe.prepare(request)
         except jinja2.TemplateError as error:  # as of roles that do not alternate
             raise RequestError(f"the model's chat template refuses these messages: {error}", "messages") from error
@@ -175,6 +177,7 @@ class Service:
                 yield event
         finally:
             ticket.cancel()
+            self.metrics.timed(ticket, model)
 
 
 async def in_order(jobs: Sequence[Job]) -> AsyncIterator[tuple[bool, Any]]:

@@ -91,6 +91,8 @@ class IchigoProcessor(AudioTextProcessor):
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
 
+    uses_device = True
+
     @classmethod
     def from_pretrained(
         cls, name_or_dir: str | os.PathLike, *, whisper_vq: WhisperVQ | str | os.PathLike | None = None, **download
