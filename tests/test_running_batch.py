@@ -392,7 +392,7 @@ def test_adapters_are_served_side_by_side(tmp_path):
     assert alone(model, 0) == plain
     expected[None] = plain
     assert len({str(tokens) for tokens in expected.values()}) == 3
-    scheduler = Scheduler(lambda: model, max_batch=2)
+    scheduler = Scheduler(lambda: model, max_batch=2, adapters=["default", "second"])
     scheduler.start()
     heard = [(name, Heard()) for name in ("default", None, "second", None, "default", "second")]
     for name, listener in heard:

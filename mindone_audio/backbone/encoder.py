@@ -51,17 +51,20 @@ class EncoderConfig:
         """Frames of one whole window: the strided convolution halves them to `max_positions`."""
         return 2 * self.max_positions
 
-    def frames_to_encode(self, frames: int) -> int:
-        """How many frames of a window are worth encoding where the longest clip has so many.
+    @property
+    def widths(self) -> list[int]:
+        """How many frames of a window may be encoded, in ascending order.
 
         Where padding is not attended to, clips of up to a sixth, a third or half of the window come out the same
         without the rest of it. Only these widths, because each is a graph to compile.
         """
-        for share in (6, 3, 2) if self.mask_padding else ():
-            width = (self.num_mel_frames // share + 7) // 4 * 4  # with what the convolutions see beyond such a clip
-            if frames <= width - 3:
-                return width
-        return self.num_mel_frames
+        shares = (6, 3, 2) if self.mask_padding else ()
+        # With what the convolutions see beyond such a clip.
+        return [(self.num_mel_frames // share + 7) // 4 * 4 for share in shares] + [self.num_mel_frames]
+
+    def frames_to_encode(self, frames: int) -> int:
+        """The one of `widths` that is enough where the longest clip has so many frames."""
+        return next((width for width in self.widths[:-1] if frames <= width - 3), self.num_mel_frames)
 
     def layer_work(self, frames: int) -> int:
         """How many multiplications a layer takes for so many mel frames of clips."""

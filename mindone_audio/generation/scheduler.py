@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -89,11 +89,14 @@ class Scheduler:
         max_queue: int = 64,
         max_per_key: int | None = None,
         max_model_len: int | None = None,
+        adapters: Sequence[str] = (),
     ):
         """load: gives the model, in the scheduler's thread. max_batch: answers at a time. max_queue: requests that may
         wait. max_per_key: requests of one key, waiting ones too. max_model_len: tokens of a prompt with its answer,
         for which there is room from the beginning; None: as many as the model can have, where room is made as needed.
+        adapters: names of the model's, which have graphs of their own.
         """
+        self._adapters = adapters
         self._load, self.max_batch, self.max_queue = load, max_batch, max_queue
         self.max_per_key, self.max_model_len = max_per_key, max_model_len
         self.model: Any = None
@@ -212,7 +215,8 @@ class Scheduler:
         """The thread."""
         try:
             self.model = self._load()
-            self._warm_up()
+            for adapter in (None, *self._adapters):
+                self._warm_up(adapter)
             self.ready = True
         except Exception as error:
             self.failure = error  # for whoever asks why there is no model
@@ -328,9 +332,8 @@ class Scheduler:
         adapter = tickets[0].adapter
         if adapter not in self._batches:
             self._batches[adapter] = RunningBatch(self._engine(adapter), self._positions())
-        # While others wait for their next token, a prompt is run in small pieces.
-        longest = CHUNK if self.running else max(FIRST)
-        self._admission = tickets, self._batches[adapter].admit([ticket.rows for ticket in tickets], longest)
+        # In small pieces, which are compiled, and for which nobody waits long for the next token.
+        self._admission = tickets, self._batches[adapter].admit([ticket.rows for ticket in tickets], CHUNK)
         return True
 
     def _give_up(self, tickets: list[Ticket], error: Exception) -> None:
@@ -385,24 +388,26 @@ class Scheduler:
         window = 0 if tower is None else int(self.model.audio_tokens(np.array(tower.config.num_mel_frames)))
         return min(window + _QUESTION + EXPECTED_TOKENS, decoder.max_positions) + 1
 
-    def _warm_up(self) -> None:
-        """Compile what most requests need: the encoder of a window, prefills, and the steps of every number of rows."""
-        engine, positions = self._engine(None), cache_bucket(self._positions())
-        tower = self.model.audio_tower
-        if tower is not None:
-            frames = tower.config.num_mel_frames
-            lengths = np.array([[frames, frames]] if tower.config.partial_windows else [frames], np.int32)
-            features = np.zeros((1, tower.config.num_mel_bins, frames), np.float32)
-            for _ in engine.encode([(features, lengths)]):
-                pass
-        rows, pieces = 1, [CHUNK, CHUNK]
-        while True:
+    def _warm_up(self, adapter: str | None) -> None:
+        """Compile what requests need that fit into the first cache: encoders of all widths, prefills, and the steps of
+        every number of rows."""
+        engine, positions = self._engine(adapter), cache_bucket(self._positions())
+        self._select(adapter)
+        if self.model.audio_tower is not None:
+            config = self.model.audio_tower.config
+            for width in config.widths:
+                features, frames = np.zeros((1, config.num_mel_bins, width), np.float32), width - 3
+                lengths = np.array([[frames, frames]] if config.partial_windows else [frames], np.int32)
+                for clips in {1, min(TOGETHER, self.max_batch)}:
+                    _finish(engine.encode([(features, lengths)] * clips))
+        for rows in [1 << power for power in range((self.max_batch - 1).bit_length() + 1)]:
             sequences = Sequences(engine, rows, positions, prefills=rows == 1)
-            if rows == 1:
-                ids = np.zeros(sum(pieces), np.int32)
-                for _ in sequences.prefill(ids, np.array([len(ids)]), None, ids - 1, pieces):
-                    pass
+            for widths in [[width] for width in FIRST if width <= CHUNK] + [[CHUNK, CHUNK]] if rows == 1 else []:
+                ids = np.zeros(sum(widths), np.int32)
+                _finish(sequences.prefill(ids, np.array([len(ids)]), None, ids - 1, widths))
             sequences.extend(np.zeros(sequences.batch, np.int32))
-            if rows >= self.max_batch:
-                return
-            rows *= 2
+
+
+def _finish(work: Iterator[None]) -> None:
+    for _ in work:
+        pass

@@ -44,6 +44,7 @@ class Sequences:
         pieces. The generator returns scores and best next tokens of each prompt, on the device.
         """
         self.slots.cache.clear()
+        self.column = 0
         padding = sum(widths) - len(input_ids)
         ends = padding + np.cumsum(lengths)
         starts = np.repeat(ends - lengths, lengths)
