@@ -247,7 +247,7 @@ class Engine:
         return self._slots[key]
 
     def has_slots(self, batch: int, positions: int) -> bool:
-        """Whether there are free slots of exactly these sizes, whose graphs are compiled or soon needed anyway."""
+        """Whether slots of exactly these sizes were made before, and nobody has them."""
         slots = self._slots.get((batch, positions))
         return slots is not None and slots.owner() is None
 

@@ -108,7 +108,7 @@ class Scheduler:
         self._batches: dict[str | None, RunningBatch] = {}
         self._engines: dict[str | None, Engine] = {}
         self._changed = threading.Condition()
-        self._draining, self._stopped, self._failures = False, False, 0
+        self._draining, self._stopped, self._over, self._failures = False, False, False, 0
         self._selected: tuple = ()
         self._seconds = 1.0  # that a request took, lately
         self._thread = threading.Thread(target=self._work, name="scheduler", daemon=True)
@@ -158,7 +158,7 @@ class Scheduler:
         expires = None if deadline is None else time.monotonic() + deadline
         ticket = Ticket(request, listener, adapter, key, logprobs, expires)
         with self._changed:
-            if self._draining or self._stopped:
+            if self._draining or self._stopped or self._over:
                 raise Overloaded("the server is being stopped: ask another one, or later", "draining", 5.0)
             if len(self._waiting) >= self.max_queue:
                 seconds = max(1.0, self._seconds * len(self._waiting) / self.max_batch)
@@ -174,6 +174,8 @@ class Scheduler:
         """Call a function that uses MindSpore in the scheduler's thread, between two turns."""
         future: Future = Future()
         with self._changed:
+            if self._over:
+                raise Overloaded("the server has stopped: ask another one", "draining", 5.0)
             self._calls.append((function, future))
             self._changed.notify()
         return future
@@ -230,6 +232,7 @@ class Scheduler:
         self.ready = False
         error = self.failure or RuntimeError("the server has stopped")
         with self._changed:
+            self._over = True
             for ticket in (*self._running, *self._waiting):
                 ticket.fail(error)
             self._running.clear()
