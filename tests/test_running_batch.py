@@ -116,6 +116,34 @@ def test_a_row_outgrows_its_cache_beside_others(small):
     assert seen >= {256, 512}
 
 
+class Counting:
+    """A constraint with a state: token n of a row must be n more than a start."""
+
+    def __init__(self, start):
+        self.start, self.made = start, 0
+
+    def __call__(self, scores, tokens):
+        allowed, self.made = self.start + self.made, self.made + 1
+        return np.where(np.arange(scores.shape[1]) == allowed, scores, -np.inf)
+
+
+def test_each_row_has_its_own_constraint(small):
+    free = text(small, 5, max_new_tokens=8)
+    requests = [
+        replace(text(small, 5, max_new_tokens=8), constraint=lambda start=start: Counting(start)) for start in (3, 40)
+    ]
+    sampled = text(small, 5, max_new_tokens=8, do_sample=True, num_return_sequences=2)
+    requests.append(replace(sampled, constraint=lambda: Counting(60)))
+    rows = [request.rows() for request in (free, *requests)]
+    running = RunningBatch(small.engine())
+    finish(running.admit(rows))
+    while running.step():
+        pass
+    found = [row.tokens for group in rows for row in group]
+    assert found[0] == generated(small, 5, max_new_tokens=8)
+    assert found[1:] == [list(range(start, start + 8)) for start in (3, 40, 60, 60)]
+
+
 def test_dropped_rows_leave_the_others_alone(small):
     requests = [text(small, n, max_new_tokens=40) for n in (3, 6, 11)]
     expected = [generated(small, n, max_new_tokens=40) for n in (3, 6, 11)]

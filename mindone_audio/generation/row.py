@@ -17,7 +17,8 @@ class GenerationRequest:
     input_ids int32 (length): what the decoder sees, without padding. audio_index int32 (length): which row of the
     encoded clips stands there, -1 where a text token does. clips: features (clips, mel bins, frames) and int32 lengths
     in frames, or None. settings: final. ended: a test of new tokens int32 (sequences, length), which have ended, by an
-    end token or a stop string. decode: from new tokens to text, None where nobody asks for text.
+    end token or a stop string. decode: from new tokens to text, None where nobody asks for text. constraint: makes for
+    each row a score function that forbids what may not come next, before all others; None: everything may.
     """
 
     input_ids: np.ndarray
@@ -26,6 +27,7 @@ class GenerationRequest:
     settings: GenerationSettings
     ended: Callable[[np.ndarray], np.ndarray]
     decode: Callable[[list[int]], str] | None = None
+    constraint: Callable[[], sampling.ScoreFunction] | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -59,7 +61,8 @@ class Row:
         self.reason: str | None = None
         self.error: Exception | None = None
         self.slot: int | None = None
-        self._chain = sampling.score_functions(settings, length)
+        constraint = [] if request.constraint is None else [request.constraint()]
+        self._chain = constraint + sampling.score_functions(settings, length)
         self._stream = sampling.random_stream(settings.seed, copy) if settings.do_sample else None
         self._history = np.concatenate([request.input_ids, np.zeros(settings.max_new_tokens, np.int32)])
 
