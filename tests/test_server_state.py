@@ -90,8 +90,10 @@ def test_while_the_model_is_loaded():
 
 
 def test_metrics(server):
-    url = server[0]
+    url, service = server
     before = httpx.get(url + "/metrics").text
+    for part, seconds in (("step", 0.004), ("unit", 0.02), ("unit", 0.03)):  # the scheduler tells this
+        service.metrics.timed(part, seconds)
     for text in ("say one two", "say one"):
         post(url, text)
     answer = httpx.get(url + "/metrics")
@@ -109,6 +111,7 @@ def test_metrics(server):
     assert grown("time_to_first_token_seconds_count") == grown("request_prompt_tokens_count") == 2
     assert grown("inter_token_latency_seconds_count") == 3 and grown("request_generation_tokens_count") == 2
     assert grown("request_time_per_output_token_seconds_count") == 2
+    assert grown("step_seconds_sum") == 0.004 and grown("unit_seconds_count") == 2
     assert 'request_success_total{finished_reason="stop",model_name="demo"}' in answer.text
     assert value(answer.text, "num_requests_running") == value(answer.text, "num_requests_waiting") == 0
 

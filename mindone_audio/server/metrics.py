@@ -11,6 +11,7 @@ from mindone_audio.generation.events import Delta, Overloaded
 
 PREFIX = "mindone_audio:"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+_PARTS = tuple(float(f"{10 ** (n / 10 - 3):.2g}") for n in range(41))  # 1 ms to 10 s, each 1.26 times the last
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
 
@@ -31,6 +32,13 @@ class Metrics:
         self.between = self._histogram("inter_token_latency_seconds", "From one token to the next", _SECONDS)
         self.a_token = self._histogram("request_time_per_output_token_seconds", "The mean of a request", _SECONDS)
         self.whole = self._histogram("e2e_request_latency_seconds", "From submission to the last token", _SECONDS)
+        self.parts = {
+            part: Histogram(f"{PREFIX}{part}_seconds", text, registry=self.registry, buckets=_PARTS)
+            for part, text in (
+                ("step", "One token more of every answer"),
+                ("unit", "Work for prompts between two steps"),
+            )
+        }
         self.prompt_size = self._histogram("request_prompt_tokens", "Tokens of a prompt, audio included", _TOKENS)
         self.answer_size = self._histogram("request_generation_tokens", "Tokens of a request's answers", _TOKENS)
         self.prompts = self._counter("prompt_tokens", "Tokens of prompts, audio included")
@@ -73,6 +81,10 @@ class Metrics:
         self.answer_size.labels(model).observe(count)
         if count > 1:
             self.a_token.labels(model).observe((max(latest.values()) - first) / (count - 1))
+
+    def timed(self, part: str, seconds: float) -> None:
+        """Count a part of the scheduler's turn, "step" or "unit"; from any thread."""
+        self.parts[part].observe(seconds)
 
     def refused(self, error: BaseException) -> None:
         """Count a request that was not taken."""
