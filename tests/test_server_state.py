@@ -158,7 +158,7 @@ def test_keys():
         assert not any(key in str(service.scheduler.submitted) for key in keys)
         wrong = ["", "first-key", "Bearer", "Bearer first-ke", "Bearer first-key2", "Basic first-key"]
         paths = (
-            "/ready",
+            "/ready/",
             "/metrics",
             "/v1/models",
             "/openapi.json",
@@ -174,7 +174,7 @@ def test_keys():
         for path in paths:
             assert httpx.get(url + path).status_code == 401
         assert httpx.options(url + CHAT).status_code == httpx.post(url + "/").status_code == 401
-        assert httpx.get(url + "/health").status_code == httpx.get(url + "/docs").status_code == 200
+        assert {httpx.get(url + path).status_code for path in ("/health", "/ready", "/docs")} == {200}
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="first-key")
         assert client.models.list().data
         with pytest.raises(openai.AuthenticationError, match="Authorization: Bearer KEY"):

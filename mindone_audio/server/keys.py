@@ -13,7 +13,7 @@ from mindone_audio.server.errors import RequestError, response
 from mindone_audio.setting_fields import refusal
 
 ENVIRONMENT = "MINDONE_AUDIO_API_KEY"
-OPEN = ("/health", "/docs")
+OPEN = ("/health", "/ready", "/docs")  # probes of Kubernetes and of load balancers bring no key
 
 
 def read_keys(file: str | os.PathLike | None, environment: Mapping[str, str]) -> list[str]:
