@@ -25,8 +25,8 @@ CLIPS = ROOT / "examples" / "audio"
 REQUESTS, AT_A_TIME, BATCH = 1000, 16, 4  # more at a time than answers side by side: most of them wait
 DROPPED = 0.1  # of the requests, by a client that leaves
 # How much the process may grow, in MiB, in the median of 50 requests of the second half: what is kept of each request
-# grows in all of them, and 50 clips' samples alone are 5 MiB. A graph for a new size grows in one of them. There are few,
-# but chance says when they come, so that all of the second half is bounded loosely.
+# grows in all of them, and 50 clips' samples alone are 5 MiB. A graph for a new size grows in one of them. There are
+# few, but chance says when they come, so that all of the second half is bounded loosely.
 INTERVAL, GROWTH, GRAPHS = 50, 1.0, 200
 LONG = {"max_tokens": 48, "logit_bias": {"785": -100, "787": -100}}
 
