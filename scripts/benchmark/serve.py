@@ -88,7 +88,7 @@ def warm_up(server: Server, requests: list[dict]) -> list[str]:
     texts = [answer.text for answer in alone]
     check_answers(server, alone, texts, 1)
     for clients in (LIMITED, 4 * LIMITED):
-        _, answers = send(server, requests, clients, 2 * clients)
+        _, answers = send(server, requests, clients, clients)
         check_answers(server, answers, texts, clients)
     return texts
 
