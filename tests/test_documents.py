@@ -3,15 +3,19 @@
 import re
 import shlex
 import shutil
+import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 
 import mindspore as ms
 import numpy as np
 import pytest
 from mindone_on_cpu import mindone_on_cpu
+from server_process import server_process
 
 from mindone_audio import Qwen2AudioForConditionalGeneration, cli
 from mindone_audio.checkpoints import demo_checkpoint
+from mindone_audio.commands import serve_process
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -110,6 +114,7 @@ def test_the_task_page(capsys):
 DOCUMENTS = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 COMMAND = "python -m mindone_audio "
+SERVER = "http://localhost:8000"  # of the pages; here it has another port
 # What a reader has and this machine has not, and what stands for it here.
 PRESENT = {
     "--device ascend ": "--device cpu ",
@@ -153,6 +158,26 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def served():
+    """Puts the address of a server, which the first call starts, into a text that names one."""
+    with ExitStack() as stack:
+        urls = []
+
+        def named(text: str) -> str:
+            if SERVER in text and not urls:
+                urls.append(stack.enter_context(server_process("--port", 0)).url)
+            return text.replace(SERVER, *urls) if urls else text
+
+        yield named
+
+
+@pytest.fixture
+def serves(monkeypatch):
+    """`serve` checks its options, and ends."""
+    monkeypatch.setattr(serve_process, "serve", lambda options, signals: print("Serving", *options.models) or 0)
+
+
 def run_command(line: str) -> int:
     try:
         return cli.main(shlex.split(line, comments=True)[3:])
@@ -161,9 +186,9 @@ def run_command(line: str) -> int:
 
 
 @pytest.mark.parametrize("name", with_block("python"))
-def test_the_python_of_a_document(capsys, folder, name):
+def test_the_python_of_a_document(capsys, folder, served, name):
     for block in blocks(name, "python"):
-        exec(present(block), {})
+        exec(served(present(block)), {})
         assert "beep" in capsys.readouterr().out.lower()
 
 
@@ -183,7 +208,7 @@ def shown_elsewhere(name: str) -> set[tuple[str, ...]]:
 
 
 @pytest.mark.parametrize("name", with_block("bash", COMMAND))
-def test_the_commands_of_a_document(capsys, folder, name):
+def test_the_commands_of_a_document(capsys, folder, serves, name):
     """In their order, in one folder. doctor has warnings on a machine without an NPU, and ends with 1 then."""
     elsewhere = shown_elsewhere(name)
     for line in [present(line) for line in commands_of(name) if words_of(line) not in elsewhere]:
@@ -200,9 +225,13 @@ CONSOLES = [
 
 
 @pytest.mark.parametrize("name, number", CONSOLES)
-def test_the_commands_answer_as_a_document_says(capsys, folder, name, number):
-    for part in blocks(name, "console")[number].split("$ ")[1:]:
+def test_the_commands_answer_as_a_document_says(capsys, folder, served, name, number):
+    for part in re.split(r"^\$ ", blocks(name, "console")[number], flags=re.MULTILINE)[1:]:
         line, expected = part.split("\n", 1)
+        if line.startswith("curl "):
+            done = subprocess.run(["bash", "-c", served(line)], capture_output=True, text=True, check=True)
+            assert done.stdout == expected.rstrip("\n"), done.stderr
+            continue
         assert run_command(line) == 0
         said = capsys.readouterr().out
         if "loss" in expected:  # a rounding in the first of 40 fast steps changes it: 0.67 and 0.47 were both seen

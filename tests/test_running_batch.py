@@ -227,12 +227,17 @@ def decode(ids):
 
 @pytest.fixture(scope="module")
 def scheduler(model):
-    made = Scheduler(lambda: model, max_batch=4, max_queue=30)
+    parts = []
+    made = Scheduler(
+        lambda: model, max_batch=4, max_queue=30, timed=lambda part, seconds: parts.append((part, seconds))
+    )
     made.start()
     wait_for(lambda: made.ready)
+    assert parts == []  # an idle turn has none
     yield made
     made.stop()
     assert not made.alive
+    assert {part for part, _ in parts} == {"step", "unit"} and all(seconds > 0 for _, seconds in parts)
 
 
 def wait_for(condition, seconds=120):

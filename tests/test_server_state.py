@@ -90,8 +90,10 @@ def test_while_the_model_is_loaded():
 
 
 def test_metrics(server):
-    url = server[0]
+    url, service = server
     before = httpx.get(url + "/metrics").text
+    for part, seconds in (("step", 0.004), ("unit", 0.02), ("unit", 0.03)):  # the scheduler tells this
+        service.metrics.timed(part, seconds)
     for text in ("say one two", "say one"):
         post(url, text)
     answer = httpx.get(url + "/metrics")
@@ -112,6 +114,7 @@ def test_metrics(server):
     for phase, seconds in (("queue", 0.5), ("prefill", 0.5), ("decode", 2.0), ("inference", 2.5)):
         assert grown(f"request_{phase}_time_seconds_sum") == 2 * seconds
     assert value(answer.text, "kv_cache_usage_perc") == 0.25
+    assert grown("step_seconds_sum") == 0.004 and grown("unit_seconds_count") == 2
     assert 'request_success_total{finished_reason="stop",model_name="demo"}' in answer.text
     assert value(answer.text, "num_requests_running") == value(answer.text, "num_requests_waiting") == 0
 
@@ -174,7 +177,7 @@ def test_keys():
         for path in paths:
             assert httpx.get(url + path).status_code == 401
         assert httpx.options(url + CHAT).status_code == httpx.post(url + "/").status_code == 401
-        assert httpx.get(url + "/health").status_code == httpx.get(url + "/docs").status_code == 200
+        assert {httpx.get(url + path).status_code for path in ("/health", "/docs")} == {200}
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="first-key")
         assert client.models.list().data
         with pytest.raises(openai.AuthenticationError, match="Authorization: Bearer KEY"):

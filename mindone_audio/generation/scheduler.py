@@ -90,13 +90,15 @@ class Scheduler:
         max_per_key: int | None = None,
         max_model_len: int | None = None,
         adapters: Sequence[str] = (),
+        timed: Callable[[str, float], None] = lambda part, seconds: None,
     ):
         """load: gives the model, in the scheduler's thread. max_batch: answers at a time. max_queue: requests that may
         wait. max_per_key: requests of one key, waiting ones too. max_model_len: tokens of a prompt with its answer,
         for which there is room from the beginning; None: as many as the model can have, where room is made as needed.
-        adapters: names of the model's, which have graphs of their own.
+        adapters: names of the model's, which have graphs of their own. timed: told how many seconds each part of a turn
+        took, which is "step" or "unit".
         """
-        self._adapters = adapters
+        self._adapters, self._timed = adapters, timed
         self._load, self.max_batch, self.max_queue = load, max_batch, max_queue
         self.max_per_key, self.max_model_len = max_per_key, max_model_len
         self.model: Any = None
@@ -224,7 +226,7 @@ class Scheduler:
             self.failure = error  # for whoever asks why there is no model
         while self.failure is None and not self._stopped and self._failures < _FAILURES:
             self._drop()
-            worked = self._call() | self._step() | self._unit()
+            worked = self._call() | self._part("step", self._step) | self._part("unit", self._unit)
             with self._changed:
                 self._changed.notify_all()
                 if not (worked or self._waiting or self._calls or self._stopped):
@@ -240,6 +242,14 @@ class Scheduler:
             for _, future in self._calls:
                 future.set_exception(error)
             self._changed.notify_all()
+
+    def _part(self, name: str, work: Callable[[], bool]) -> bool:
+        """Do a part of a turn, and say how long it took where there was something to do."""
+        start = time.monotonic()
+        worked = work()
+        if worked:
+            self._timed(name, time.monotonic() - start)
+        return worked
 
     def _call(self) -> bool:
         if not self._calls:

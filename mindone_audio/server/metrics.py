@@ -11,6 +11,7 @@ from mindone_audio.generation.events import Delta, Overloaded
 
 PREFIX = "mindone_audio:"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250)
+_PARTS = tuple(float(f"{10 ** (n / 10 - 3):.2g}") for n in range(41))  # 1 ms to 10 s, each 1.26 times the last
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000)
 
 
@@ -39,6 +40,11 @@ class Metrics:
                 ("prefill", "From then to the first token"),
                 ("decode", "From the first token to the last"),
                 ("inference", "Prefill and decode together"),
+        self.parts = {
+            part: Histogram(f"{PREFIX}{part}_seconds", text, registry=self.registry, buckets=_PARTS)
+            for part, text in (
+                ("step", "One token more of every answer"),
+                ("unit", "Work for prompts between two steps"),
             )
         }
         self.prompt_size = self._histogram("request_prompt_tokens", "Tokens of a prompt, audio included", _TOKENS)
@@ -84,13 +90,17 @@ class Metrics:
         if count > 1:
             self.a_token.labels(model).observe((max(latest.values()) - first) / (count - 1))
 
-    def timed(self, ticket: Any, model: str) -> None:
+    def over(self, ticket: Any, model: str) -> None:
         """Count the times of a request that has come to its end."""
         if ticket.ended is not None:
             times = (ticket.submitted, ticket.begun, ticket.answered, ticket.ended)
             for name, start, end in zip(("queue", "prefill", "decode"), times, times[1:]):
                 self.phases[name].labels(model).observe(end - start)
             self.phases["inference"].labels(model).observe(ticket.ended - ticket.begun)
+
+    def timed(self, part: str, seconds: float) -> None:
+        """Count a part of the scheduler's turn, "step" or "unit"; from any thread."""
+        self.parts[part].observe(seconds)
 
     def refused(self, error: BaseException) -> None:
         """Count a request that was not taken."""

@@ -177,7 +177,7 @@ class Service:
                 yield event
         finally:
             ticket.cancel()
-            self.metrics.timed(ticket, model)
+            self.metrics.over(ticket, model)
 
 
 async def in_order(jobs: Sequence[Job]) -> AsyncIterator[tuple[bool, Any]]:

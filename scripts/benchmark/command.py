@@ -11,6 +11,7 @@ from benchmark.finetune import add_finetune
 from benchmark.generate import add_generate
 from benchmark.load import add_load
 from benchmark.readme import add_readme
+from benchmark.serve import add_serve
 from benchmark.start import add_start
 
 DESCRIPTION = (
@@ -25,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = ["readme", *arguments[1:]]
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_generate, add_start, add_load, add_batch, add_features, add_finetune, add_readme):
+    for add in (add_generate, add_start, add_load, add_batch, add_features, add_finetune, add_serve, add_readme):
         add(subparsers)
     options = parser.parse_args(arguments)
     try:

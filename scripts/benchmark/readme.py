@@ -95,13 +95,13 @@ def table(results: Sequence[dict], smoke: bool = False) -> str:
     )
 
 
-def rewrite(text: str, content: str) -> str:
+def rewrite(text: str, content: str, begin: str = BEGIN, end: str = END) -> str:
     """The text with the content between its markers, and all else as it was."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(END) < text.index(BEGIN):
-        raise BenchmarkError(f"the table's place is not marked: put {BEGIN} and {END} once, each on a line of its own")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(end) < text.index(begin):
+        raise BenchmarkError(f"the table's place is not marked: put {begin} and {end} once, each on a line of its own")
     newline = "\r\n" if "\r\n" in text else "\n"
-    head, tail = text.partition(BEGIN)[0], text.partition(END)[2]
-    return newline.join([head + BEGIN, *content.split("\n"), END + tail])
+    head, tail = text.partition(begin)[0], text.partition(end)[2]
+    return newline.join([head + begin, *content.split("\n"), end + tail])
 
 
 def run_readme(options: argparse.Namespace) -> None:
