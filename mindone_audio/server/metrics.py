@@ -40,6 +40,8 @@ class Metrics:
                 ("prefill", "From then to the first token"),
                 ("decode", "From the first token to the last"),
                 ("inference", "Prefill and decode together"),
+            )
+        }
         self.parts = {
             part: Histogram(f"{PREFIX}{part}_seconds", text, registry=self.registry, buckets=_PARTS)
             for part, text in (
