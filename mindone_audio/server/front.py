@@ -29,9 +29,7 @@ from mindone_audio.server.guards import (
 )
 
 ALIVE, DEAD = b"1", b"0"  # what the server writes into the pipe
-SILENCE = (
-    300.0  # seconds without a word of the server after which it counts as dead; a compiler holds the lock for less
-)
+SILENCE = 300.0  # seconds without a word of the server that make it dead: no compiler holds the lock as long
 BACKLOG = 2048  # connections that may wait to be accepted
 GRACE = 5  # seconds for the last bytes of answers when the server has ended
 FLUSH = 60.0  # seconds for those of one answer while it works
