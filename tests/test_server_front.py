@@ -507,21 +507,6 @@ def test_the_front_imports_nothing_that_takes_long():
 # TLS, IPv6
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory):
-    """A folder with cert.pem for localhost, its key.pem, and the same key with a password."""
-    if shutil.which("openssl") is None:
-        pytest.skip("no openssl here to make a certificate")
-    folder = tmp_path_factory.mktemp("tls")
-    for command in (
-        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext subjectAltName=DNS:localhost"
-        " -keyout key.pem -out cert.pem",
-        "rsa -in key.pem -aes128 -passout pass:secret -out locked.pem",
-    ):
-        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
-    return folder
-
-
 def test_https(certificate):
     files = {"ssl_certfile": certificate / "cert.pem", "ssl_keyfile": certificate / "key.pem"}
     trusted = ssl.create_default_context(cafile=certificate / "cert.pem")
