@@ -12,6 +12,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from types import SimpleNamespace
@@ -58,6 +59,7 @@ def loop_thread():
         do(end())
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)
+        loop.close()
 
 
 def closing(handler):
@@ -107,10 +109,11 @@ def fronted_app():
 
 
 @contextlib.contextmanager
-def fronted_here(tmp_path, handler, **changes):
+def fronted_here(handler, **changes):
     """A front in this process, some of whose constants are others: (its port, the front, its end of the pipe)."""
     sock = socket.create_server(("127.0.0.1", 0), backlog=600)
-    port, path = sock.getsockname()[1], f"/tmp/{os.getpid()}-{random.getrandbits(32)}"
+    port, folder = sock.getsockname()[1], tempfile.mkdtemp()
+    path = os.path.join(folder, "server")
     reading, writing = os.pipe()
     with loop_thread() as do:
         do(asyncio.start_unix_server(closing(handler), path))
@@ -123,10 +126,9 @@ def fronted_here(tmp_path, handler, **changes):
 
         front = do(make())
         yield port, front, writing
-    os.unlink(path)
-    for descriptor in (reading, writing):
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
+    shutil.rmtree(folder)
+    os.close(reading)
+    os.close(writing)
 
 
 async def echo(reader, writer):
@@ -265,6 +267,7 @@ def test_requests_that_do_not_wait_for_the_answer():
         b"GET /health HTTP/1.1\r\nHost: localhost\r\n folded\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nno field\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\n\r\nabc",
+        b"GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 3\r\nContent-Length: 0\r\n\r\nabc",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\n\r\n",
         b"GET /health HTTP/1.1\r\nHost: localhost\r\nX: " + b"x" * 40_000,
@@ -431,8 +434,8 @@ def test_the_servers_end_is_the_clients():
 
 
 @pytest.mark.parametrize("start", [b"", b"G", HEALTH[:-2], HEALTH + HEALTH[:20]])
-def test_slow_heads_are_closed(tmp_path, start):
-    with fronted_here(tmp_path, no_server, header_timeout=0.3) as (port, front, _), connect(port, start) as link:
+def test_slow_heads_are_closed(start):
+    with fronted_here(no_server, header_timeout=0.3) as (port, front, _), connect(port, start) as link:
         if start.startswith(HEALTH):
             assert read_answer(link)[0] == 200
         assert closed(link)
@@ -445,17 +448,54 @@ def test_many_slow_connections():
         slow = [stack.enter_context(connect(port, b"GET /hea")) for _ in range(200)]
         assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
         slow += [stack.enter_context(connect(port, b"GET /hea")) for _ in range(MOST_CONNECTIONS - 200)]
-        assert closed(connect(port))
+        assert closed(connect(port, HEALTH))
         for link in slow:
             link.close()
         until(lambda: not closed(connect(port, HEALTH)))
 
 
+@pytest.mark.parametrize("size", [100 * MEGABYTE, 3 * MEGABYTE])
+def test_a_client_that_does_not_read_keeps_no_connection(monkeypatch, size):
+    """Also where the server has ended the connection, which is not seen while its bytes wait."""
+    monkeypatch.setattr("mindone_audio.server.front.STALLED", 0.5)
+
+    async def handler(reader, writer):
+        await reader.readexactly(1)
+        with contextlib.suppress(ConnectionError):
+            for _ in range(size // MEGABYTE):
+                writer.write(bytes(MEGABYTE))
+                await writer.drain()
+
+    with fronted_here(handler) as (port, front, _), socket.socket() as link:
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        link.connect(("127.0.0.1", port))
+        link.sendall(b"P")
+        until(lambda: front.clients)
+        until(lambda: not front.clients)
+
+
+def test_a_slow_reader_gets_all(monkeypatch):
+    monkeypatch.setattr("mindone_audio.server.front.STALLED", 0.5)
+
+    async def handler(reader, writer):
+        await reader.readexactly(1)
+        for index in range(16):
+            await asyncio.sleep(1.0 if index == 15 else 0.0)
+            writer.write(bytes(MEGABYTE))
+            await writer.drain()
+
+    with fronted_here(handler) as (port, _, _), connect(port, b"P") as link:
+        for _ in range(16):
+            assert len(read(link, MEGABYTE)) == MEGABYTE
+            time.sleep(0.1)
+        assert closed(link)
+
+
 # the server's word, and its end
 
 
-def test_a_server_that_says_nothing_is_dead(tmp_path):
-    with fronted_here(tmp_path, no_server, silence=0.5) as (port, front, pipe):
+def test_a_server_that_says_nothing_is_dead():
+    with fronted_here(no_server, silence=0.5) as (port, front, pipe):
 
         def status():
             return httpx.get(f"http://127.0.0.1:{port}/health").status_code

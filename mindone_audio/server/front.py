@@ -32,11 +32,12 @@ ALIVE, DEAD = b"1", b"0"  # what the server writes into the pipe
 SILENCE = 300.0  # seconds without a word of the server that make it dead: no compiler holds the lock as long
 BACKLOG = 2048  # connections that may wait to be accepted
 GRACE = 5  # seconds for the last bytes of answers when the server has ended
-FLUSH = 60.0  # seconds for those of one answer while it works
+STALLED = 120.0  # seconds for bytes that a client does not read; the server gives up such an answer before that
 _STARTS = (b"GET /health", b"HEAD /health")
 _REQUEST = re.compile(rb"(GET|HEAD) /health(?:\?[!-~]*)? HTTP/1\.([01])")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([^\0\r\n]*?)[ \t]*")
 _HEAD_END = re.compile(rb"\n\r?\n")
+_LEFT = {b"transfer-encoding", b"upgrade", b"expect"}  # fields of requests that are left to the server
 _REASONS = {200: "OK", 400: "Bad Request", 431: "Request Header Fields Too Large", 503: "Service Unavailable"}
 
 
@@ -56,8 +57,8 @@ def health(head: bytes, hosts: Collection[str], alive: bool) -> tuple[bytes, boo
         return None
     headers = [(field[1].lower(), field[2]) for field in fields]
     names = [name for name, _ in headers]
-    body = dict(headers).get(b"content-length", b"0") != b"0" or b"transfer-encoding" in names
-    if body or b"upgrade" in names or b"expect" in names or names.count(b"host") != 1:
+    has_body = any(name == b"content-length" and value != b"0" for name, value in headers)
+    if has_body or not _LEFT.isdisjoint(names) or names.count(b"host") != 1:
         return None
     status, content = (200, b'{"status":"ok"}') if alive else (503, b'{"status":"dead"}')
     wishes = [value.strip().lower() for name, given in headers if name == b"connection" for value in given.split(b",")]
@@ -110,7 +111,7 @@ class _Server(_Side):
 
     def connection_lost(self, error):
         self.other.transport.close()
-        asyncio.get_running_loop().call_later(FLUSH, self.other.transport.abort)
+        self.other.limit(STALLED)
 
 
 class _Client(_Side):
@@ -127,6 +128,21 @@ class _Client(_Side):
         self.timer = asyncio.get_running_loop().call_later(self.front.header_timeout, transport.abort)
         if len(self.front.clients) > MOST_CONNECTIONS:
             transport.abort()
+
+    def limit(self, seconds: float) -> None:
+        """End the connection after so many seconds."""
+        self.timer.cancel()
+        self.timer = asyncio.get_running_loop().call_later(seconds, self.transport.abort)
+
+    def pause_writing(self):
+        super().pause_writing()
+        if self.other is not None:
+            self.limit(STALLED)
+
+    def resume_writing(self):
+        super().resume_writing()
+        if self.other is not None and not self.transport.is_closing():
+            self.timer.cancel()
 
     def data_received(self, data):
         if self.other is not None:
@@ -147,9 +163,7 @@ class _Client(_Side):
             self._answer(*answer)
 
     def _answer(self, text: bytes, goes_on: bool) -> None:
-        self.timer.cancel()
-        seconds = self.front.header_timeout if goes_on else FLUSH
-        self.timer = asyncio.get_running_loop().call_later(seconds, self.transport.abort)
+        self.limit(self.front.header_timeout)
         self.transport.write(text)
         if not goes_on:
             self.transport.close()
