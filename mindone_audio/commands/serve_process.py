@@ -25,22 +25,27 @@ def serve(options: ServerOptions, signals: Signals) -> int:
     """Serve until a signal comes; `ValueError` where that cannot begin."""
     _require_packages()
     sock = _listen(options)
+    port, front = sock.getsockname()[1], FrontProcess(sock, options)  # before what takes long, and before other threads
+    try:
+        _warn(options)
+        affinity.bind_cores(options.device)
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        # What settings of a request have no effect, or are cut, is not news to who runs the server.
+        logging.getLogger("mindone_audio.generation.settings").setLevel(logging.ERROR)
+        with signals.hold_interrupt(lambda: None):
+            return asyncio.run(_serve(options, front, port, signals))
+    finally:
+        front.close()
+
+
+def _warn(options: ServerOptions) -> None:
+    """Say who could use this server, or read its keys, that perhaps should not; `OSError` for keys that cannot be."""
     from mindone_audio.server.keys import read_keys, readable_by_all
 
     if not read_keys(options.api_key_file, os.environ) and not _is_loopback(options.host):
         _say(f"warning: {options.host} is open to other machines, and nobody needs a key: give --api-key-file FILE")
     if options.api_key_file is not None and readable_by_all(options.api_key_file):
         _say(f"warning: every user of this machine can read {options.api_key_file}: chmod 600 it")
-    port, front = sock.getsockname()[1], FrontProcess(sock, options)  # before this process has other threads or cores
-    affinity.bind_cores(options.device)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    # What settings of a request have no effect, or are cut, is not news to who runs the server.
-    logging.getLogger("mindone_audio.generation.settings").setLevel(logging.ERROR)
-    try:
-        with signals.hold_interrupt(lambda: None):
-            return asyncio.run(_serve(options, front, port, signals))
-    finally:
-        front.close()
 
 
 def _require_packages() -> None:
