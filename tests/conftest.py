@@ -1,7 +1,11 @@
 """Settings of the whole suite."""
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
+
+import pytest
 
 # The models are tiny: threads of PyTorch and MindSpore would only wait for each other, for minutes on a busy machine.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -27,3 +31,18 @@ LONGEST = (
 def pytest_collection_modifyitems(items) -> None:
     order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))  # stable: the others stay as they were
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory):
+    """A folder with cert.pem for localhost and 127.0.0.1, its key.pem, and the same key with a password."""
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl here to make a certificate")
+    folder = tmp_path_factory.mktemp("tls")
+    for command in (
+        "req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -keyout key.pem -out cert.pem"
+        " -addext subjectAltName=DNS:localhost,IP:127.0.0.1",
+        "rsa -in key.pem -aes128 -passout pass:secret -out locked.pem",
+    ):
+        subprocess.run(["openssl", *command.split()], cwd=folder, check=True, capture_output=True)
+    return folder

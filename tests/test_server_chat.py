@@ -333,3 +333,21 @@ def test_a_processor_that_computes_does_it_in_the_schedulers_thread(monkeypatch)
             monkeypatch.setattr(server[1].pipe.processor, "uses_device", uses_device)
             assert post(server, {"model": "demo", "messages": ask("What?")}).status_code == 200
         assert len(calls) == 1
+
+
+def test_a_cancellation_at_the_end_of_a_frame_is_not_lost():
+    async def frames():
+        yield b"data: 2\n\n"
+        await asyncio.Event().wait()  # the next word
+
+    async def leave():
+        async def send(message):
+            if message.get("body"):
+                asyncio.get_running_loop().call_soon(answering.cancel)
+
+        answer = exchange.EventStream(b"data: 1\n\n", frames())
+        answering = asyncio.ensure_future(answer({}, None, send))
+        await asyncio.wait((answering,), timeout=10)
+        return answering.cancelled()
+
+    assert asyncio.run(leave())

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -14,7 +15,8 @@ import pytest
 from fake_service import ANSWER, until
 
 TESTS = Path(__file__).resolve().parent
-# The command, with a model and a scheduler that compute nothing. Loading waits for the file LOAD. SIGUSR1: go on.
+# The command, with a model and a scheduler that compute nothing. Loading waits for the file LOAD.
+# SIGUSR1: go on. SIGUSR2: die.
 SCRIPT = """
 import os, signal, sys, time
 import fake_service
@@ -31,6 +33,7 @@ def start_engine(options, service):
 pipe = fake_service.Pipe()
 scheduler = fake_service.Scheduler(pipe)
 signal.signal(signal.SIGUSR1, lambda *_: scheduler.go.set())
+signal.signal(signal.SIGUSR2, lambda *_: setattr(scheduler, "alive", False))
 serve_process.start_engine = start_engine
 sys.exit(cli.main(["serve", *sys.argv[1:]]))
 """
@@ -210,3 +213,58 @@ def test_missing_packages(monkeypatch, capsys):
     monkeypatch.setattr(util, "find_spec", lambda name: None if name == "fastapi" else find(name))
     assert cli.main(["serve"]) == 2
     assert capsys.readouterr().err == 'error: serve needs fastapi: pip install "mindone_audio[serve]"\n'
+
+
+def front_of(process):
+    """The number of the process that listens for it."""
+    script = f"{process.pid}/task/{process.pid}/children"
+    (child,) = Path("/proc", script).read_text().split()
+    return int(child)
+
+
+def test_a_killed_server_leaves_its_port_free(start):
+    process = start()
+    port = int(url_of(process).rpartition(":")[2])
+    front = front_of(process)
+    with socket.create_connection(("127.0.0.1", port)) as link:  # it is no hindrance
+        process.kill()
+        process.wait(10)
+        until(lambda: not Path(f"/proc/{front}").exists())
+        assert link.recv(1) == b""
+        assert url_of(start("--port", port)).endswith(f":{port}")
+
+
+def test_a_server_ends_where_its_front_has_ended(start):
+    process = start()
+    url_of(process)
+    os.kill(front_of(process), signal.SIGKILL)
+    assert process.wait(10) == 1
+    said = process.stderr.read()
+    assert said == "error: the process that listens for clients has ended with status -9: start the server again\n"
+
+
+def test_health_says_when_the_server_is_dead(start):
+    process = start()
+    url = url_of(process)
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    process.send_signal(signal.SIGUSR2)
+    until(lambda: httpx.get(f"{url}/health").status_code == 503)
+    assert httpx.get(f"{url}/health").json() == {"status": "dead"}
+
+
+def test_health_answers_while_the_process_is_stopped(start):
+    process = start()
+    url = url_of(process)
+    process.send_signal(signal.SIGSTOP)
+    assert httpx.get(f"{url}/health").json() == {"status": "ok"}
+    process.send_signal(signal.SIGCONT)
+    assert ask(url, "hi").status_code == 200
+
+
+def test_https_of_the_command(start, certificate):
+    process = start("--ssl-certfile", certificate / "cert.pem", "--ssl-keyfile", certificate / "key.pem")
+    line = process.stdout.readline()
+    url = re.fullmatch(r"Serving demo on (https://127\.0\.0\.1:\d+)\n", line)[1]
+    trusted = ssl.create_default_context(cafile=certificate / "cert.pem")
+    assert httpx.get(f"{url}/health", verify=trusted).status_code == 200
+    assert ask(url, "hi", verify=trusted).json()["choices"][0]["message"]["content"] == ANSWER

@@ -12,11 +12,11 @@ from typing import Any
 
 from mindone_audio.machine import affinity
 from mindone_audio.machine.signals import Signals
+from mindone_audio.server.front import BACKLOG, GRACE
+from mindone_audio.server.front_process import FrontProcess
 from mindone_audio.server.options import ServerOptions
 
 TICK = 0.05  # seconds between two looks at signals and at the scheduler
-BACKLOG = 2048  # connections that may wait to be accepted
-GRACE = 5  # seconds for the last bytes of answers
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as a shell reports them
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -25,18 +25,27 @@ def serve(options: ServerOptions, signals: Signals) -> int:
     """Serve until a signal comes; `ValueError` where that cannot begin."""
     _require_packages()
     sock = _listen(options)
+    port, front = sock.getsockname()[1], FrontProcess(sock, options)  # before what takes long, and before other threads
+    try:
+        _warn(options)
+        affinity.bind_cores(options.device)
+        logging.basicConfig(format="%(message)s", level=logging.WARNING)
+        # What settings of a request have no effect, or are cut, is not news to who runs the server.
+        logging.getLogger("mindone_audio.generation.settings").setLevel(logging.ERROR)
+        with signals.hold_interrupt(lambda: None):
+            return asyncio.run(_serve(options, front, port, signals))
+    finally:
+        front.close()
+
+
+def _warn(options: ServerOptions) -> None:
+    """Say who could use this server, or read its keys, that perhaps should not; `OSError` for keys that cannot be."""
     from mindone_audio.server.keys import read_keys, readable_by_all
 
     if not read_keys(options.api_key_file, os.environ) and not _is_loopback(options.host):
         _say(f"warning: {options.host} is open to other machines, and nobody needs a key: give --api-key-file FILE")
     if options.api_key_file is not None and readable_by_all(options.api_key_file):
         _say(f"warning: every user of this machine can read {options.api_key_file}: chmod 600 it")
-    affinity.bind_cores(options.device)
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    # What settings of a request have no effect, or are cut, is not news to who runs the server.
-    logging.getLogger("mindone_audio.generation.settings").setLevel(logging.ERROR)
-    with sock, signals.hold_interrupt(lambda: None):
-        return asyncio.run(_serve(options, sock, signals))
 
 
 def _require_packages() -> None:
@@ -69,13 +78,14 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-async def _serve(options: ServerOptions, sock: socket.socket, signals: Signals) -> int:
+async def _serve(options: ServerOptions, front: FrontProcess, port: int, signals: Signals) -> int:
     from mindone_audio.server.app import create_app
     from mindone_audio.server.service import Service
 
     service = Service(options)
-    server = _server(create_app(service, options), options)
-    serving = asyncio.create_task(server.serve(sockets=[sock]))
+    server = _server(create_app(service, options))
+    serving = asyncio.create_task(server.serve(sockets=[front.listener]))
+    watching = asyncio.create_task(_watch(service, front))
     starting = asyncio.create_task(asyncio.to_thread(start_engine, options, service))  # MindSpore's import takes long
     try:
         while not (service.ready or signals.terminated or signals.interrupted):
@@ -87,7 +97,7 @@ async def _serve(options: ServerOptions, sock: socket.socket, signals: Signals) 
         if service.ready:
             scheme = "http" if options.ssl_certfile is None else "https"
             host = f"[{options.host}]" if ":" in options.host else options.host
-            print(f"Serving {', '.join(options.models)} on {scheme}://{host}:{sock.getsockname()[1]}", flush=True)
+            print(f"Serving {', '.join(options.models)} on {scheme}://{host}:{port}", flush=True)
         while not (signals.terminated or signals.interrupted):
             await _tick(serving)
         if service.pipe is None:
@@ -98,7 +108,18 @@ async def _serve(options: ServerOptions, sock: socket.socket, signals: Signals) 
     finally:
         server.should_exit = True
         await asyncio.gather(serving, return_exceptions=True)
+        watching.cancel()
     return 0
+
+
+async def _watch(service: Any, front: FrontProcess) -> None:
+    """Tell the front that this loop turns, and whether the service works; end the process where the front has ended."""
+    while front.status is None:
+        front.tell(service.alive)
+        await asyncio.sleep(TICK)
+    _say(f"error: the process that listens for clients has ended with status {front.status}: start the server again")
+    front.close()
+    os._exit(1)  # nobody waits for an answer, and threads that compute cannot be ended otherwise
 
 
 def start_engine(options: ServerOptions, service: Any) -> None:
@@ -154,7 +175,7 @@ async def _drain(service: Any, options: ServerOptions, signals: Signals, serving
     service.scheduler.stop()
 
 
-def _server(app: Any, options: ServerOptions) -> Any:
+def _server(app: Any) -> Any:
     import uvicorn
 
     from mindone_audio.server.connections import uvicorn_settings
@@ -171,8 +192,6 @@ def _server(app: Any, options: ServerOptions) -> Any:
         access_log=False,
         timeout_graceful_shutdown=GRACE,
         backlog=BACKLOG,
-        ssl_certfile=None if options.ssl_certfile is None else os.fspath(options.ssl_certfile),
-        ssl_keyfile=options.ssl_keyfile,
         **uvicorn_settings(),
     )
     return Server(config)

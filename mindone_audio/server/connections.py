@@ -2,7 +2,7 @@
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mindone_audio.server.guards import MOST_HEADER_BYTES
+from mindone_audio.server.guards import HEADER_TIMEOUT, MOST_CONNECTIONS, MOST_HEADER_BYTES
 
 
 class TimedProtocol(H11Protocol):
@@ -11,8 +11,8 @@ class TimedProtocol(H11Protocol):
     Above `most_connections` new ones are closed at once, so that file descriptors are left for clips.
     """
 
-    header_timeout = 10.0  # seconds
-    most_connections = 512
+    header_timeout = HEADER_TIMEOUT
+    most_connections = MOST_CONNECTIONS
     timer = None
 
     def connection_made(self, transport):

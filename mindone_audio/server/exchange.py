@@ -90,7 +90,14 @@ class EventStream(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(body: bytes, more: bool = True) -> None:
             message = {"type": "http.response.body", "body": body, "more_body": more}
-            await asyncio.wait_for(send(message), STALLED)
+            sending = asyncio.ensure_future(send(message))
+            try:
+                await asyncio.wait((sending,), timeout=STALLED)  # before Python 3.12 wait_for may lose a cancellation
+                if not sending.done():
+                    raise asyncio.TimeoutError
+                sending.result()
+            finally:
+                sending.cancel()
 
         async with aclosing(self.frames):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -7,10 +7,12 @@ import asyncio
 import json
 import math
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 MOST_HEADERS, MOST_HEADER_BYTES = 100, 32 * 2**10
+HEADER_TIMEOUT = 10.0  # seconds
+MOST_CONNECTIONS = 512
 LINGER = 2.0  # seconds in which a refused client may finish sending, so that it reads the answer
 DEEPEST_JSON = 64  # lists and objects within each other
 MOST_VALUES = 1_000_000  # of one JSON body: each costs Python up to a hundred bytes
@@ -28,12 +30,18 @@ _JSON_TOKEN = re.compile(rb'"[^"]*"|[\[\]{},]')
 App = Callable[[dict, Callable, Callable], Awaitable[None]]  # ASGI
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """A request that the app does not see."""
 
     def __init__(self, status: int, code: str, message: str):
         super().__init__(message)
         self.status, self.code = status, code
+
+    @property
+    def body(self) -> bytes:
+        """OpenAI's error body."""
+        error = {"message": str(self), "type": "invalid_request_error", "param": None, "code": self.code}
+        return json.dumps({"error": error}).encode()
 
 
 def guarded(app: App, options: Any) -> App:
@@ -45,7 +53,7 @@ def guarded(app: App, options: Any) -> App:
     one piece, and is not called where the client leaves before its end. Answers get `SECURITY_HEADERS` that the app
     does not set itself, and no Server header: start uvicorn with the settings of `connections.py`.
     """
-    hosts = {host.lower() for host in (*LOCAL_HOSTS, _bracketed(options.host), *map(_bracketed, options.allowed_hosts))}
+    hosts = known_hosts(options)
 
     async def guard(scope: dict, receive: Callable, send: Callable) -> None:
         if scope["type"] == "lifespan":
@@ -54,10 +62,10 @@ def guarded(app: App, options: Any) -> App:
         if is_http:
             send = _with_security_headers(send)
         try:
-            _check(scope, hosts, options.max_body_bytes)
+            check(scope, hosts, options.max_body_bytes)
             if is_http:
                 receive = await _whole_body(receive, options.max_body_bytes, options.body_timeout)
-        except _Refused as refused:
+        except Refused as refused:
             return await (_answer(refused, receive, send) if is_http else _close(receive, send))
         if receive is not None:
             await app(scope, receive, send)
@@ -65,36 +73,41 @@ def guarded(app: App, options: Any) -> App:
     return guard
 
 
+def known_hosts(options: Any) -> set[str]:
+    """What a Host header may be, without its port."""
+    return {host.lower() for host in (*LOCAL_HOSTS, _bracketed(options.host), *map(_bracketed, options.allowed_hosts))}
+
+
 def _bracketed(host: str) -> str:
     """An address of IPv6 as a Host header has it."""
     return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
-def _check(scope: dict, hosts: set[str], max_body_bytes: int) -> None:
-    """`_Refused` for what the headers show."""
+def check(scope: dict, hosts: Collection[str], max_body_bytes: int) -> None:
+    """Raise `Refused` for what the headers show."""
     headers = scope["headers"]
     if len(headers) > MOST_HEADERS or sum(len(name) + len(value) for name, value in headers) > MOST_HEADER_BYTES:
         limits = f"{MOST_HEADERS} headers or {MOST_HEADER_BYTES} bytes of them"
-        raise _Refused(431, "headers_too_large", f"the request has more than {limits}, the limits: send fewer")
+        raise Refused(431, "headers_too_large", f"the request has more than {limits}, the limits: send fewer")
     given = [value.decode("latin-1").lower() for name, value in headers if name == b"host"]
     host = _HOST.fullmatch(given[0]) if len(given) == 1 else None
     if "*" not in hosts and (host is None or host[1].removesuffix(".") not in hosts):
-        raise _Refused(
+        raise Refused(
             400,
             "host_not_allowed",
             "the Host header of this request is not a name of this server: start it with --allowed-host NAME",
         )
     origins = [value.decode("latin-1").lower() for name, value in headers if name == b"origin"]
     if scope.get("method") not in READING and any(origin.partition("://")[2] not in given for origin in origins):
-        raise _Refused(403, "origin_not_allowed", "the Origin header is of another site, whose pages may not use this")
+        raise Refused(403, "origin_not_allowed", "the Origin header is of another site, whose pages may not use this")
     length = max((int(value) for name, value in headers if name == b"content-length" and value.isdigit()), default=0)
     if length > max_body_bytes:
         raise _too_large(max_body_bytes)
 
 
-def _too_large(limit: int) -> _Refused:
+def _too_large(limit: int) -> Refused:
     size = f"{limit} bytes ({limit / 2**20:.3g} MiB)"
-    return _Refused(413, "body_too_large", f"the body has more than {size}, the limit: send shorter clips")
+    return Refused(413, "body_too_large", f"the body has more than {size}, the limit: send shorter clips")
 
 
 async def _whole_body(receive: Callable, limit: int, timeout: float) -> Callable | None:
@@ -115,7 +128,7 @@ async def _whole_body(receive: Callable, limit: int, timeout: float) -> Callable
     try:
         complete = await asyncio.wait_for(read(), timeout)
     except asyncio.TimeoutError:
-        raise _Refused(408, "body_timeout", f"the body was not complete within {timeout:g} s: try again") from None
+        raise Refused(408, "body_timeout", f"the body was not complete within {timeout:g} s: try again") from None
     if not complete:
         return None
     first = [{"type": "http.request", "body": bytes(body), "more_body": False}]
@@ -127,14 +140,12 @@ async def _whole_body(receive: Callable, limit: int, timeout: float) -> Callable
     return receive_again
 
 
-async def _answer(refused: _Refused, receive: Callable, send: Callable) -> None:
+async def _answer(refused: Refused, receive: Callable, send: Callable) -> None:
     """OpenAI's error body. The end is held back while the client sends: a closed connection would lose the answer."""
-    error = {"message": str(refused), "type": "invalid_request_error", "param": None, "code": refused.code}
-    body = json.dumps({"error": error}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(refused.body)).encode())]
     headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body, "more_body": True})
+    await send({"type": "http.response.body", "body": refused.body, "more_body": True})
 
     async def discard() -> None:
         while (await receive()).get("more_body"):
