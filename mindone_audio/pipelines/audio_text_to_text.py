@@ -96,6 +96,7 @@ class AudioTextToTextPipeline:
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
         self.explain: Callable[[Exception], str] = str  # makes the message of on_error="return"
+        self._tokens: dict[int, str] = {}  # texts of single tokens, of which a stream asks for each one's
 
     def __call__(
         self,
@@ -230,7 +231,11 @@ class AudioTextToTextPipeline:
         return replace(prepared, decode=self._decode)
 
     def _decode(self, ids: list[int]) -> str:
-        return self.processor.decode(ids, skip_special_tokens=True)
+        if len(ids) != 1:
+            return self.processor.decode(ids, skip_special_tokens=True)
+        if ids[0] not in self._tokens:
+            self._tokens[ids[0]] = self.processor.decode(ids, skip_special_tokens=True)
+        return self._tokens[ids[0]]
 
     def _failure(self, error: Exception, on_error: str, place: int, single: bool) -> dict:
         if on_error == "return":

@@ -1,8 +1,9 @@
 """What the HTTP layer needs of models: their names, a place for a request, threads that prepare it, its deltas."""
 
 import asyncio
+import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, contextmanager, suppress
@@ -51,6 +52,8 @@ class Service:
         self.draining, self.active, self.seconds = False, 0, 0.0
         self._of_key: Counter[str] = Counter()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="requests")
+        self._heard: deque[tuple[asyncio.Queue, Delta | Exception]] = deque()
+        self._hearing = threading.Lock()
         self.metrics = Metrics(*(partial(self._scheduled, name) for name in ("running", "waiting", "cache_usage")))
         self.policy = MediaPolicy(
             allowed_domains=tuple(options.allow_media_domain),
@@ -148,8 +151,12 @@ class Service:
         loop, events = asyncio.get_running_loop(), asyncio.Queue()
 
         def listen(event: Delta | Exception) -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(events.put_nowait, event)
+            with self._hearing:
+                sleeping = not self._heard
+                self._heard.append((events, event))
+            if sleeping:  # else it has been woken: once a step, and not once for each of its tokens
+                with suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                    loop.call_soon_threadsafe(self._hand_out)
 
         submit = partial(
             self.scheduler.submit,
@@ -178,6 +185,13 @@ class Service:
         finally:
             ticket.cancel()
             self.metrics.over(ticket, model)
+
+    def _hand_out(self) -> None:
+        """Give what was heard to those who wait for it, in the event loop."""
+        while self._heard:
+            events, event = self._heard[0]
+            events.put_nowait(event)
+            self._heard.popleft()  # only now, so that `listen` wakes the loop for what comes after the last one
 
 
 async def in_order(jobs: Sequence[Job]) -> AsyncIterator[tuple[bool, Any]]:
