@@ -46,8 +46,8 @@ def finetune_command(config: FinetuneConfig, signals: Signals, say: Say) -> int:
     log.addHandler(handler)
     level = log.level
     log.setLevel(logging.INFO)
-    affinity.bind_cores(config.job.device)
     try:
+        affinity.bind_cores(config.job.device)
         return _run(config, signals, say)
     finally:
         log.removeHandler(handler)
