@@ -399,6 +399,52 @@ def test_what_fails_alone_and_what_fails_together(model, scheduler, monkeypatch)
     assert again.tokens() == expected[0][0] and scheduler.alive
 
 
+def test_a_prompt_that_fails_leaves_those_that_are_done(model, scheduler, monkeypatch):
+    """Four prompts that are too long to be run together: the third fails when the first two have their first tokens."""
+    prompts = [model.requests(**batch([prompt([150], seed)]), max_new_tokens=30)[0] for seed in range(4)]
+    expected = [generated_alone(model, scheduler, request) for request in prompts]
+    prefill = sequences.Sequences.prefill
+
+    def failing(self, input_ids, *arguments):
+        if input_ids is not None and np.array_equal(input_ids, prompts[2].input_ids):
+            raise RuntimeError("too little memory")
+        return (yield from prefill(self, input_ids, *arguments))
+
+    monkeypatch.setattr(sequences.Sequences, "prefill", failing)
+    held = threading.Event()
+    scheduler.run(lambda: held.wait(60))
+    heard = [Heard() for _ in prompts]
+    for request, listener in zip(prompts, heard):
+        scheduler.submit(replace(request, decode=decode), listener)
+    held.set()
+    assert str(heard[2].done.exception(60)) == "too little memory"
+    assert [heard[number].tokens() for number in (0, 1, 3)] == [expected[number] for number in (0, 1, 3)]
+
+
+def generated_alone(model, scheduler, request):
+    def work():
+        running, (row,) = RunningBatch(model.engine()), request.rows()
+        finish(running.admit([[row]]))
+        while running.step():
+            pass
+        return row.tokens
+
+    return scheduler.run(work).result(60)
+
+
+def test_text_that_cannot_be_decoded_fails_alone(model, scheduler):
+    def broken(ids):
+        raise KeyError(ids[0])
+
+    wrong, right = Heard(), Heard()
+    scheduler.submit(replace(request_of(model, 0), decode=broken), wrong)
+    scheduler.submit(request_of(model, 0), right)
+    assert isinstance(wrong.done.exception(60), KeyError)
+    assert len(right.tokens()) == 10 and scheduler.alive
+    with pytest.raises(ValueError, match="there is no adapter 'other': this model has none"):
+        scheduler.submit(request_of(model, 0), Heard(), adapter="other")
+
+
 def test_a_row_without_a_token_to_choose_fails_alone(model, scheduler):
     wrong, right = Heard(), Heard()
     scheduler.submit(request_of(model, 0, suppress_tokens=list(range(VOCAB))), wrong)

@@ -45,6 +45,11 @@ class Ticket:
         self.submitted = time.monotonic()
         self.begun = self.answered = self.ended = None
 
+    @property
+    def placed(self) -> bool:
+        """Whether its prompt is done: each of its answers has a slot, or has ended."""
+        return all(row.ended or row.slot is not None for row in self.rows)
+
     def cancel(self) -> None:
         """End the request, from any thread: within a step nothing more is computed for it, or told."""
         self.cancelled = True
@@ -156,6 +161,8 @@ class Scheduler:
         key: whose share it counts for. logprobs: how many of the best tokens are told beside each token, None: no log
         probabilities. Raises `Overloaded`, and `ValueError` for a request that never fits.
         """
+        if adapter not in (None, *self._adapters):
+            raise ValueError(f"there is no adapter {adapter!r}: this model has {', '.join(self._adapters) or 'none'}")
         request = self._fitting(request)
         expires = None if deadline is None else time.monotonic() + deadline
         ticket = Ticket(request, listener, adapter, key, logprobs, expires)
@@ -255,6 +262,8 @@ class Scheduler:
         if not self._calls:
             return False
         function, future = self._calls.popleft()
+        if not future.set_running_or_notify_cancel():
+            return True
         try:
             future.set_result(function())
         except Exception as error:
@@ -350,9 +359,12 @@ class Scheduler:
         return True
 
     def _give_up(self, tickets: list[Ticket], error: Exception) -> None:
-        """A unit of work has failed: each request is tried alone to find the one at fault."""
+        """A unit of work has failed: requests whose prompts are done go on, the others are tried alone, which shows the
+        one at fault."""
         if device.is_lost(error):
             self._failures = _FAILURES
+        else:
+            tickets = [ticket for ticket in tickets if not ticket.placed]
         for ticket in tickets:
             batch = self._batches[ticket.adapter]
             for row in ticket.rows:
@@ -377,8 +389,12 @@ class Scheduler:
         for ticket in tickets:
             if errors := [row.error for row in ticket.rows if row.error is not None]:
                 ticket.fail(errors[0])
-            else:
+                continue
+            try:
                 ticket.tell()
+            except Exception as error:  # as of a tokenizer that does not know a token
+                logger.exception("what was generated could not be told")
+                ticket.fail(error)
 
     def _select(self, adapter: str | None) -> None:
         """Have the adapter take part in what is compiled or computed outside graphs next."""
