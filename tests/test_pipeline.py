@@ -201,6 +201,7 @@ def scripted(pipe, monkeypatch):
 
     def both(clip, *said, **settings):
         words[:] = said
+        monkeypatch.setattr(pipe, "_tokens", {})  # the texts of the words before
         calls.clear()
         whole = pipe(clip, batch_size=1, **settings)["generated_text"]
         calls.clear()
@@ -364,3 +365,16 @@ def test_making_a_pipeline(pipe):
     finally:
         pipe.model.name_or_path = kept
     assert pipe([], text=SOUND) == []
+
+
+def test_beams_among_other_rows_are_what_each_is_alone(pipe, monkeypatch):
+    """They have caches of their own, which may be those of the rows beside them: neither disturbs the other."""
+    clips = [SIREN, BEEPS, SPEECH] * 4
+    settings = [
+        {"num_beams": 1 + i % 3, "max_new_tokens": 4 + 7 * (i % 4), "min_new_tokens": 4 + 7 * (i % 4)}
+        for i in range(12)
+    ]
+    inputs = [{"inputs": {"audio": clip, "text": SOUND}, "parameters": own} for clip, own in zip(clips, settings)]
+    expected = [pipe(item)["generated_text"] for item in inputs]
+    for size in (2, 4, 8):
+        assert pipe(inputs, batch_size=size)["generated_text"] == expected

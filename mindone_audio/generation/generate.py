@@ -149,23 +149,28 @@ def generated(
     """New tokens int32 (length) of each request, with the tag that it came with, as soon as they are known.
 
     Up to `most` requests are generated side by side, of any settings that ask for one sequence; the next ones are taken
-    when half of the places are free. Instead of tokens a `ValueError` where scores leave no token to choose.
+    when half of the places are free. Beams wait until no row is left, since both may need the same cache. Instead of
+    tokens a `ValueError` where scores leave no token to choose.
     """
-    running, waiting, tags = RunningBatch(engine), iter(requests), {}
+    running, waiting = RunningBatch(engine), iter(requests)
+    rows: dict[Any, Row] = {}
+    beams: list[tuple[Any, GenerationRequest]] = []
     while True:
-        free = most - len(running.active)
-        if free > most // 2 or not running.active:
-            group = list(islice(waiting, free))
-            yield from _beams_of([entry for entry in group if entry[1].settings.num_beams > 1], engine)
-            rows = {tag: request.rows()[0] for tag, request in group if request.settings.num_beams == 1}
-            tags |= rows
-            if rows:
-                for _ in running.admit([[row] for row in rows.values()]):
+        free = most - len(rows) - len(beams)
+        if 2 * free >= most and (group := list(islice(waiting, free))):
+            beams += [entry for entry in group if entry[1].settings.num_beams > 1]
+            new = {tag: request.rows()[0] for tag, request in group if request.settings.num_beams == 1}
+            if new:
+                rows |= new
+                for _ in running.admit([[row] for row in new.values()]):
                     pass
-            elif not group and not tags:
-                return
-        for tag in [tag for tag, row in tags.items() if row.ended]:
-            row = tags.pop(tag)
+        elif not rows and beams:
+            yield from _beams_of(beams, engine)
+            beams = []
+        elif not rows:
+            return
+        for tag in [tag for tag, row in rows.items() if row.ended]:
+            row = rows.pop(tag)
             yield tag, np.array(row.tokens, np.int32) if row.error is None else row.error
         running.step()
 

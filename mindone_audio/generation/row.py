@@ -75,11 +75,6 @@ class Row:
     def ended(self) -> bool:
         return self.reason is not None or self.error is not None
 
-    @property
-    def room(self) -> int:
-        """How many tokens may still come."""
-        return self.settings.max_new_tokens - len(self.tokens)
-
     def check(self) -> None:
         """Raise `error`, if there is one."""
         if self.error is not None:
