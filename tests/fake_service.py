@@ -115,10 +115,10 @@ class Scheduler:
         self.cache_usage = 0.25
         self._lock = threading.Lock()
 
-    def submit(self, prepared, listener, *, adapter=None, key="", logprobs=None, deadline=None):
+    def submit(self, prepared, listener, *, adapter=None, logprobs=None, deadline=None):
         if self.refuse is not None:
             raise self.refuse
-        ticket = Ticket(self, SimpleNamespace(prepared=prepared, adapter=adapter, key=key, logprobs=logprobs))
+        ticket = Ticket(self, SimpleNamespace(prepared=prepared, adapter=adapter, logprobs=logprobs))
         self.submitted.append(ticket.asked)
         threading.Thread(target=self._work, args=(ticket, prepared, listener, logprobs), daemon=True).start()
         return ticket

@@ -378,3 +378,21 @@ def test_beams_among_other_rows_are_what_each_is_alone(pipe, monkeypatch):
     expected = [pipe(item)["generated_text"] for item in inputs]
     for size in (2, 4, 8):
         assert pipe(inputs, batch_size=size)["generated_text"] == expected
+
+
+def test_a_prompt_for_a_transcription(pipe, monkeypatch):
+    """Its words follow the family's question; elsewhere it is refused."""
+    asked = []
+    given = type(pipe.processor).conversation_inputs
+    monkeypatch.setattr(
+        type(pipe.processor),
+        "conversation_inputs",
+        lambda self, messages, **settings: asked.append(messages) or given(self, messages, **settings),
+    )
+    pipe(SPEECH, task="transcribe", prompt="Names: Ada.", max_new_tokens=1)
+    words = [element["text"] for element in asked[0][0][0]["content"] if element["type"] == "text"]
+    assert words == [pipe.processor.questions["transcribe"] + " Names: Ada."]
+    with pytest.raises(ValueError, match='prompt=.* goes with task="transcribe": leave it out'):
+        pipe(SPEECH, text=WORDS, prompt="Names: Ada.")
+    with pytest.raises(ValueError, match="prompt must be a string, not 5"):
+        pipe(SPEECH, task="transcribe", prompt=5)

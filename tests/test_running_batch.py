@@ -311,22 +311,17 @@ class Words:
 
 
 def test_who_is_refused(model):
-    quiet = Scheduler(lambda: model, max_batch=2, max_queue=2, max_per_key=2, max_model_len=100)
+    quiet = Scheduler(lambda: model, max_batch=2, max_queue=2, max_model_len=100)
     held = threading.Event()
     quiet._load = lambda: held.wait(60) and model  # nothing is taken before
     quiet.start()
     request, late = request_of(model, 0), Heard()
-    quiet.submit(request, late, key="a", deadline=0.0)
+    quiet.submit(request, late, deadline=0.0)
     other = Heard()
-    quiet.submit(request, other, key="a")
-    for key, reason in (("b", "queue"), ("a", "queue")):
-        with pytest.raises(Overloaded) as error:
-            quiet.submit(request, Heard(), key=key)
-        assert error.value.reason == reason and error.value.retry_after >= 1
-    quiet.max_queue = 3
-    with pytest.raises(Overloaded, match="this key has 2 requests") as error:
-        quiet.submit(request, Heard(), key="a")
-    assert error.value.reason == "key"
+    quiet.submit(request, other)
+    with pytest.raises(Overloaded, match="2 requests are waiting") as error:
+        quiet.submit(request, Heard())
+    assert error.value.reason == "queue" and error.value.retry_after >= 1
     for wrong, message in (
         (request_of(model, 0, num_return_sequences=3, do_sample=True), "3 answers at once are more than the 2 here"),
         (request_of(model, 0, num_beams=2), "num_beams=2"),

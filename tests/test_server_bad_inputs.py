@@ -151,7 +151,6 @@ FORMS = [
     ({"file": b""}, "file"),
     ({"file": b"no clip at all"}, "file"),
     ({"language": "xx"}, "language"),
-    ({"prompt": "Names: Ada."}, "prompt"),
     ({"response_format": "pdf"}, "response_format"),
     ({"response_format": "diarized_json"}, "response_format"),
     ({"temperature": "hot"}, "temperature"),

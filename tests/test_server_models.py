@@ -2,16 +2,21 @@
 
 import base64
 import os
+import re
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import openai
 import pytest
 from helpers import shallow_demo_checkpoint
 from mindspore import Tensor
+from server_process import server_process
+from test_cluster_serve import nginx, tool
 
 from mindone_audio import pipeline
 from mindone_audio.adapters.lora import LoraSettings, add_lora
@@ -91,3 +96,37 @@ def test_a_transcription_is_the_pipelines(served):
             said = client.audio.transcriptions.create(model="base", file=file, response_format="verbose_json")
         assert said.text == expected["generated_text"]
         assert [segment.text for segment in said.segments] == [c["text"] for c in expected[0]["chunks"] if c["text"]]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(tool("nginx") is None, reason="nginx is not installed: apt-get install nginx-light")
+def test_two_servers_behind_nginx(tmp_path):
+    """Requests are spread over both, each is answered as by one, and one that is stopped costs none."""
+    base, clip = shallow_demo_checkpoint(tmp_path / "base"), base64.b64encode(CLIPS[0].read_bytes()).decode()
+    words = ("--model", base, "--port", 0, "--max-batch", 2)
+    with server_process(*words) as first, server_process(*words) as second:
+        ports = [int(server.url.rpartition(":")[2]) for server in (first, second)]
+        with nginx(tmp_path, *ports) as port:
+            client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)
+
+            def ask(number):
+                part = {"type": "input_audio", "input_audio": {"data": clip, "format": CLIPS[0].suffix[1:]}}
+                content = [part, {"type": "text", "text": QUESTIONS[number % 2]}]
+                settings = {"model": "base", "messages": [{"role": "user", "content": content}], "max_tokens": LENGTH}
+                if number % 3:
+                    return client.chat.completions.create(**settings).choices[0].message.content
+                chunks = client.chat.completions.create(**settings, stream=True)
+                return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+            expected = [ask(0), ask(1)]
+            with ThreadPoolExecutor(4) as pool:
+                assert list(pool.map(ask, range(24))) == [expected[number % 2] for number in range(24)]
+                for server in (first, second):
+                    text = httpx.get(f"{server.url}/metrics").text
+                    assert (
+                        float(re.search(r"^mindone_audio:request_success_total{.*} (\S+)$", text, re.MULTILINE)[1]) > 4
+                    )
+                answers = pool.map(ask, range(24))
+                first.send_signal(signal.SIGTERM)
+                assert list(answers) == [expected[number % 2] for number in range(24)]
+            assert first.wait(60) == 0

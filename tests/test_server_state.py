@@ -157,7 +157,6 @@ def test_keys():
         good.append({"authorization": "Bearer secönd".encode()})
         for headers in good:
             assert post(url, headers=headers).status_code == 200
-        assert len({asked.key for asked in service.scheduler.submitted}) == 2
         assert not any(key in str(service.scheduler.submitted) for key in keys)
         wrong = ["", "first-key", "Bearer", "Bearer first-ke", "Bearer first-key2", "Basic first-key"]
         paths = (

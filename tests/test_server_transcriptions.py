@@ -244,3 +244,14 @@ def test_all_inputs_together_have_a_limit():
         answer = httpx.post(server[0] + "/", json={"inputs": [item] * 3})
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "inputs"
         assert np.isclose(form(server, wav(2)).json()["usage"]["seconds"], 2)
+
+
+def test_a_prompt_follows_the_question(client, server):
+    """In the pipeline's request for a transcription, in the question of a translation."""
+    submitted = server[1].scheduler.submitted
+    client.audio.transcriptions.create(model="demo", file=("a.wav", wav(1.0)), prompt="Names: Ada.")
+    assert submitted[-1].prepared.request.prompt == "Names: Ada."
+    client.audio.transcriptions.create(model="demo", file=("a.wav", wav(1.0)), prompt="")
+    assert submitted[-1].prepared.request.prompt is None
+    client.audio.translations.create(model="demo", file=("a.wav", wav(1.0)), prompt="Names: Ada.")
+    assert submitted[-1].prepared.request.text == "Translate the speech to English. Names: Ada."

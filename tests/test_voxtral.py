@@ -158,6 +158,11 @@ def test_transcription_equals_transformers(processor, reference, clips, seconds)
     )
 
 
+def test_a_transcription_takes_no_prompt(processor, clips):
+    with pytest.raises(ValueError, match="prompt: this model family transcribes by a token, and takes no words"):
+        processor.transcription_inputs([tone(1)], language="en", chat=True, prompt="Names: Ada.")
+
+
 def test_transcriptions_in_a_batch(processor, reference, clips):
     paths = [clips[61], clips[0.5]]
     ours = processor.apply_transcription_request(paths, ["fr", "en"])

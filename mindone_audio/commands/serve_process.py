@@ -149,7 +149,6 @@ def start_engine(options: ServerOptions, service: Any) -> None:
 
     limits = {"max_batch": options.max_batch, "max_queue": options.max_queue, "max_model_len": options.max_model_len}
     limits["adapters"] = [name for name, folder in options.models.items() if folder is not None]
-    # A key's share is counted in requests, by the service.
     scheduler = Scheduler(load, timed=service.metrics.timed, **limits)
     scheduler.start()
     service.scheduler = scheduler

@@ -30,7 +30,8 @@ class Delta:
 
 
 class Overloaded(RuntimeError):
-    """A request that is not taken now. reason: "queue", "key", "deadline" or "draining"; retry_after: seconds."""
+    """A request that is not taken now. reason: "queue", "key" (that key's share), "deadline", "loading" or
+    "draining"; retry_after: seconds."""
 
     def __init__(self, message: str, reason: str, retry_after: float):
         super().__init__(message)

@@ -109,12 +109,9 @@ class GenerationMixin:
     def warm_up(self, rows: int = 1, tokens: int = 512) -> None:
         """Compile prefill and decode step for so many sequences of so many tokens, before a `generate` needs them."""
         engine = self.engine(True)
-        for count in {1, rows}:
-            sequences = Sequences(engine, count, tokens, prefills=count == 1)
-            if count == 1:
-                for _ in sequences.prefill(np.zeros(1, np.int32), np.ones(1, int), None, -np.ones(1, int), [FIRST[0]]):
-                    pass
-            sequences.extend(np.zeros(sequences.batch, np.int32))
+        Sequences(engine, 1, tokens, prefills=True).warm_up([FIRST[:1]])
+        if rows > 1:
+            Sequences(engine, rows, tokens).warm_up([])
 
     def engine(self, compiled: bool = True) -> Engine:
         """The graphs and caches of this model as it is now; compiled=False: the same, interpreted."""

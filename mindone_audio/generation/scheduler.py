@@ -32,9 +32,9 @@ class Ticket:
     its first token and its last one were chosen; None before that."""
 
     def __init__(
-        self, request: GenerationRequest, listener: Listener, adapter: str | None, key: str, logprobs, expires
+        self, request: GenerationRequest, listener: Listener, adapter: str | None, logprobs: int | None, expires
     ):
-        self.request, self.listener, self.adapter, self.key = request, listener, adapter, key
+        self.request, self.listener, self.adapter = request, listener, adapter
         self.expires: float | None = expires
         self.rows = request.rows(logprobs)
         self.decoders = [TextDecoder(request.decode, request.settings.stops, strip=True) for _ in self.rows]
@@ -92,20 +92,18 @@ class Scheduler:
         *,
         max_batch: int = 8,
         max_queue: int = 64,
-        max_per_key: int | None = None,
         max_model_len: int | None = None,
         adapters: Sequence[str] = (),
         timed: Callable[[str, float], None] = lambda part, seconds: None,
     ):
         """load: gives the model, in the scheduler's thread. max_batch: answers at a time. max_queue: requests that may
-        wait. max_per_key: requests of one key, waiting ones too. max_model_len: tokens of a prompt with its answer,
-        for which there is room from the beginning; None: as many as the model can have, where room is made as needed.
-        adapters: names of the model's, which have graphs of their own. timed: told how many seconds each part of a turn
-        took, which is "step" or "unit".
+        wait. max_model_len: tokens of a prompt with its answer, for which there is room from the beginning; None: as
+        many as the model can have, where room is made as needed. adapters: names of the model's, which have graphs of
+        their own. timed: told how many seconds each part of a turn took, which is "step" or "unit".
         """
         self._adapters, self._timed = adapters, timed
         self._load, self.max_batch, self.max_queue = load, max_batch, max_queue
-        self.max_per_key, self.max_model_len = max_per_key, max_model_len
+        self.max_model_len = max_model_len
         self.model: Any = None
         self.ready, self.failure = False, None
         self._waiting: deque[Ticket] = deque()
@@ -149,7 +147,6 @@ class Scheduler:
         listener: Listener,
         *,
         adapter: str | None = None,
-        key: str = "",
         logprobs: int | None = None,
         deadline: float | None = None,
     ) -> Ticket:
@@ -158,23 +155,20 @@ class Scheduler:
         listener: called from the scheduler's thread with each `Delta`, or with an exception after which nothing
         follows: `ValueError` for a fault of the request, `Overloaded` where it waited longer than `deadline` seconds,
         any other for a fault of the machine. It must not block. adapter: the name of one of the model's, None: none.
-        key: whose share it counts for. logprobs: how many of the best tokens are told beside each token, None: no log
-        probabilities. Raises `Overloaded`, and `ValueError` for a request that never fits.
+        logprobs: how many of the best tokens are told beside each token, None: no log probabilities. Raises
+        `Overloaded`, and `ValueError` for a request that never fits.
         """
         if adapter not in (None, *self._adapters):
             raise ValueError(f"there is no adapter {adapter!r}: this model has {', '.join(self._adapters) or 'none'}")
         request = self._fitting(request)
         expires = None if deadline is None else time.monotonic() + deadline
-        ticket = Ticket(request, listener, adapter, key, logprobs, expires)
+        ticket = Ticket(request, listener, adapter, logprobs, expires)
         with self._changed:
             if self._draining or self._stopped or self._over:
                 raise Overloaded("the server is being stopped: ask another one, or later", "draining", 5.0)
             if len(self._waiting) >= self.max_queue:
                 seconds = max(1.0, self._seconds * len(self._waiting) / self.max_batch)
                 raise Overloaded(f"{len(self._waiting)} requests are waiting: ask again later", "queue", seconds)
-            own = sum(other.key == key for other in (*self._waiting, *self._running))
-            if self.max_per_key is not None and own >= self.max_per_key:
-                raise Overloaded(f"this key has {own} requests already: wait for one to end", "key", 1.0)
             self._waiting.append(ticket)
             self._changed.notify()
         return ticket
@@ -428,15 +422,9 @@ class Scheduler:
                 features, frames = np.zeros((1, config.num_mel_bins, width), np.float32), width - 3
                 lengths = np.array([[frames, frames]] if config.partial_windows else [frames], np.int32)
                 for clips in {1, min(TOGETHER, self.max_batch)}:
-                    _finish(engine.encode([(features, lengths)] * clips))
-        for rows in [1 << power for power in range((self.max_batch - 1).bit_length() + 1)]:
-            sequences = Sequences(engine, rows, positions, prefills=rows == 1)
-            for widths in [[width] for width in FIRST if width <= CHUNK] + [[CHUNK, CHUNK]] if rows == 1 else []:
-                ids = np.zeros(sum(widths), np.int32)
-                _finish(sequences.prefill(ids, np.array([len(ids)]), None, ids - 1, widths))
-            sequences.extend(np.zeros(sequences.batch, np.int32))
-
-
-def _finish(work: Iterator[None]) -> None:
-    for _ in work:
-        pass
+                    for _ in engine.encode([(features, lengths)] * clips):
+                        pass
+        widths = [[width] for width in FIRST if width <= CHUNK]
+        Sequences(engine, 1, positions, prefills=True).warm_up([*widths, [CHUNK, CHUNK]])
+        for power in range(1, (self.max_batch - 1).bit_length() + 1):
+            Sequences(engine, 1 << power, positions).warm_up([])

@@ -72,6 +72,14 @@ class Sequences:
         scores = model.language_model.logits(msops.concat(hidden))
         return scores, _best(scores)
 
+    def warm_up(self, prompts: list[list[int]]) -> None:
+        """Compile the step, and in the slot of one the prefills of pieces of these widths."""
+        for widths in prompts:
+            ids = np.zeros(sum(widths), np.int32)
+            for _ in self.prefill(ids, np.array([len(ids)]), None, ids - 1, widths):
+                pass
+        self.extend(np.zeros(self.batch, np.int32))
+
     def extend(self, tokens: np.ndarray) -> tuple[Tensor, Tensor]:
         """Append one token, int32 (slots), to each sequence: scores and best next tokens of all slots, on the device.
 

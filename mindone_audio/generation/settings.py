@@ -291,6 +291,7 @@ class RequestOptions:
     return_full_text: bool = False
     return_token_count: bool = False
     language: str | None = None
+    prompt: str | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "stop_sequence", check_stops("stop_sequence", self.stop_sequence))
@@ -298,6 +299,8 @@ class RequestOptions:
             object.__setattr__(self, name, flag(name, getattr(self, name)))
         if self.language is not None and not (isinstance(self.language, str) and self.language):
             raise ValueError(f'language must be a string such as "en", not {self.language!r:.80}')
+        if self.prompt is not None and not isinstance(self.prompt, str):
+            raise ValueError(f"prompt must be a string, not {self.prompt!r:.80}")
 
 
 def split_request(parameters: Mapping) -> tuple[RequestOptions, dict]:

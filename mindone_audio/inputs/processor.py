@@ -92,11 +92,14 @@ class AudioTextProcessor:
             clips += found
         return self(texts, clips or None)
 
-    def transcription_inputs(self, clips: list[np.ndarray], *, language: str | None, chat: bool) -> BatchFeature:
-        """Model inputs that ask for what is said in each clip; `ValueError` where a family takes no language."""
+    def transcription_inputs(
+        self, clips: list[np.ndarray], *, language: str | None, chat: bool, prompt: str | None = None
+    ) -> BatchFeature:
+        """Model inputs that ask for what is said in each clip. prompt: words that follow the question, such as names
+        that may be said. Raises `ValueError` where a family takes no language, or no prompt."""
         if language is not None:
             raise refusal("language", f"={language!r}: this model family transcribes without being told the language")
-        words = {"type": "text", "text": self.questions["transcribe"]}
+        words = {"type": "text", "text": " ".join(filter(None, (self.questions["transcribe"], prompt)))}
         content = [[{"type": "audio", "audio": clip}, words][:: 1 if self.audio_first else -1] for clip in clips]
         return self.conversation_inputs([[{"role": "user", "content": parts}] for parts in content], chat=chat)
 

@@ -133,7 +133,7 @@ class AudioTextToTextPipeline:
             parameters: return_full_text (the prompt, or the conversation with the answer appended),
                 return_token_count (adds "tokens", how many were generated, to each answer), stop_sequence (a string or
                 a list; the text ends before it), and settings of `generate`. With task="transcribe" also language, as
-                "en", for families that take one.
+                "en", and prompt, words such as names that may be said, for families that take them.
 
         Returns:
             `Answers`: `{"generated_text": …}` for each input, in their order; a transcription has also "chunks", each
@@ -223,7 +223,8 @@ class AudioTextToTextPipeline:
         """
         chat = self.processor.answers_chats(self.model.generation_config)
         if request.transcribe:
-            inputs = self.processor.transcription_inputs(request.clips[:1], language=request.language, chat=chat)
+            words = {"language": request.language, "prompt": request.prompt}
+            inputs = self.processor.transcription_inputs(request.clips[:1], chat=chat, **words)
         else:
             inputs = self.processor.conversation_inputs([request.messages], chat=chat)
         arguments = {name: value for name, value in request.arguments.items() if name not in ("compile", "streamer")}

@@ -30,8 +30,9 @@ class Request:
     messages: as `apply_chat_template` takes them, audio elements as float32 samples once they are loaded. given: the
     conversation as it was given, None where it was a clip and a text. arguments: of `generate`, settings and others.
     chosen: the settings that they make with the model's own. transcribe: the answer is a transcription of the clip.
-    language: of the speech, as "en", where a family takes one. window: the longest audio in seconds that goes to the
-    model at a time, None for any. by_windows: a longer clip is cut into windows, and is an error otherwise.
+    language: of the speech, as "en", and prompt: words that follow the question, where a family takes them. window: the
+    longest audio in seconds that goes to the model at a time, None for any. by_windows: a longer clip is cut into
+    windows, and is an error otherwise.
     """
 
     messages: list[dict]
@@ -44,6 +45,7 @@ class Request:
     count_tokens: bool = False
     transcribe: bool = False
     language: str | None = None
+    prompt: str | None = None
     window: float | None = None
     by_windows: bool = False
 
@@ -102,6 +104,7 @@ def read_request(model: Any, processor: Any, item: Any, text: str | None, task: 
         options.return_token_count,
         task == "transcribe",
         options.language,
+        options.prompt or None,
     )
 
 
@@ -114,10 +117,13 @@ def _settings(
     shared = {name: value for name, value in settings.items() if name not in GENERATE_ARGUMENTS}
     split_request(own)  # an input may not bring the arguments that a call may
     options, asked = split_request({**shared, **own})
-    if options.language is not None and not transcribe:
-        raise SettingError(
-            lambda say: f"{say('language')}={options.language!r} goes with {say('task', 'transcribe')}: leave it out"
-        )
+    for name, value in (("language", options.language), ("prompt", options.prompt)):
+        if value is not None and not transcribe:
+            raise SettingError(
+                lambda say, name=name, value=value: (
+                    f"{say(name)}={value!r:.80} goes with {say('task', 'transcribe')}: leave it out"
+                )
+            )
     if "compile" in handed_on:
         handed_on["compile"] = flag("compile", handed_on["compile"])
     for name, methods in (("streamer", ("put", "end")), ("tokenizer", ("decode",))):

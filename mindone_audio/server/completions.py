@@ -21,7 +21,7 @@ async def chat_completion(service: Service, body: bytes, place: Place) -> Respon
     """The answer to a body of /v1/chat/completions."""
     asked, prepared = await service.in_pool(prepare_chat, body, service)
     service.hold(place, sum(map(len, chat_clips(asked.messages))))
-    deltas = service.deltas(prepared, model=asked.model, key=place.key, logprobs=asked.logprobs)
+    deltas = service.deltas(prepared, model=asked.model, logprobs=asked.logprobs)
     answer = Answer(service, asked, prepared)
     if asked.stream:
         return await event_stream(answer.chunks(deltas))

@@ -78,8 +78,6 @@ def read_transcript(form: Form, task: str, service: Service) -> Transcript:
     words = fields.get("response_format", "json")
     if words not in FORMATS:
         raise RequestError(f"response_format must be one of {', '.join(FORMATS)}", "response_format")
-    if fields.get("prompt"):
-        raise RequestError("prompt: this model family cannot take one here: leave it out", "prompt")
     if task == TRANSLATE and not _asked_by_words(service.pipe.processor):
         raise RequestError(f"model {model} has no words to ask for a translation: it only transcribes", "model")
     temperature = checked("temperature", real, _number(fields.get("temperature", "0")), 0, 1)
@@ -88,10 +86,13 @@ def read_transcript(form: Form, task: str, service: Service) -> Transcript:
     logprobs = _include(fields.get("include", []), words)
     samples = load_samples(_clip(form), "file", service.policy)
     settings: dict[str, Any] = {"do_sample": temperature > 0, "temperature": temperature}
-    if fields.get("language"):
-        settings["language"] = fields["language"]
+    question = None
+    if task == TRANSCRIBE:
+        settings |= {name: fields[name] for name in ("language", "prompt") if fields.get(name)}
+    else:
+        question = " ".join(filter(None, (QUESTION, fields.get("prompt"))))
     window = SUBTITLE_SECONDS if words in ("srt", "vtt") else None
-    parts = _parts(service, samples, task, settings, window)
+    parts = _parts(service, samples, question, settings, window)
     language = "english" if task == TRANSLATE else fields.get("language", "")
     seconds = len(samples) / SAMPLING_RATE
     return Transcript(task, model, words, language, temperature, stream, logprobs, parts, seconds)
@@ -105,14 +106,15 @@ def _asked_by_words(processor: Any) -> bool:
 
 
 def _parts(
-    service: Service, samples: Any, task: str, settings: dict, window: float | None
+    service: Service, samples: Any, question: str | None, settings: dict, window: float | None
 ) -> list[tuple[int, Request]]:
-    pipe, own = service.pipe, TRANSCRIBE if task == TRANSCRIBE else None
+    """question: instead of the family's own for a transcription."""
+    pipe, task = service.pipe, TRANSCRIBE if question is None else None
     try:
-        request = read_request(pipe.model, pipe.processor, samples, None if own else QUESTION, own, settings)
+        request = read_request(pipe.model, pipe.processor, samples, question, task, settings)
         longest = longest_window(pipe.processor, window, TRANSCRIBE)
         parts = list(windows_of(load_request(replace(request, window=longest, by_windows=True))))
-        if request.language is not None:  # refused also where all is silence, which is not prepared
+        if request.language or request.prompt:  # refused also where all is silence, which is not prepared
             service.prepare(parts[0][1])
     except ValueError as error:
         raise refused(error, param="file") from error

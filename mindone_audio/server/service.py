@@ -136,18 +136,16 @@ class Service:
             raise RequestError(f"the model's chat template refuses these messages: {error}", "messages") from error
 
     def deltas(
-        self, prepared: Any, *, model: str, key: str, logprobs: int | None = None, patient: bool = False
+        self, prepared: Any, *, model: str, logprobs: int | None = None, patient: bool = False
     ) -> AsyncIterator[Delta]:
         """What the answers to a prepared request grow by; closing it cancels the request.
 
         patient: wait where there is no place, as for a later window of a transcription that has begun. Raises
         `Overloaded`, `ValueError` for a fault of the request, and anything else for one of the server.
         """
-        return self.metrics.watched(self._deltas(prepared, model, key, logprobs, patient), prepared, model)
+        return self.metrics.watched(self._deltas(prepared, model, logprobs, patient), prepared, model)
 
-    async def _deltas(
-        self, prepared: Any, model: str, key: str, logprobs: int | None, patient: bool
-    ) -> AsyncIterator[Delta]:
+    async def _deltas(self, prepared: Any, model: str, logprobs: int | None, patient: bool) -> AsyncIterator[Delta]:
         loop, events = asyncio.get_running_loop(), asyncio.Queue()
 
         def listen(event: Delta | Exception) -> None:
@@ -162,7 +160,6 @@ class Service:
             self.scheduler.submit,
             *(prepared, listen),
             adapter=model if self.options.models[model] else None,
-            key=key,
             logprobs=logprobs,
             deadline=self.options.queue_timeout,
         )

@@ -18,7 +18,7 @@ async def predict(service: Service, body: bytes, place: Place) -> Response:
     """The answer to {"inputs": {"audio", "text"}, "parameters"}: [{"generated_text"}], one for each input of a list."""
     inputs, parameters = await service.in_pool(read_inputs, body, service)
     service.hold(place, sum(len(samples) for samples, _ in inputs))
-    jobs = [partial(_answer, service, place.key, item, parameters, n > 0) for n, item in enumerate(inputs)]
+    jobs = [partial(_answer, service, item, parameters, n > 0) for n, item in enumerate(inputs)]
     async with aclosing(in_order(jobs)) as answers:
         return JSONResponse([answer async for ended, answer in answers if ended])
 
@@ -60,7 +60,7 @@ def _input(item: Any, name: str, service: Service) -> tuple[np.ndarray, str | No
     return load_samples(item["audio"], f"{name}.audio", service.policy), text
 
 
-async def _answer(service: Service, key: str, item: tuple, parameters: dict, patient: bool, say: Any) -> dict:
+async def _answer(service: Service, item: tuple, parameters: dict, patient: bool, say: Any) -> dict:
     asked, ready = await service.in_pool(_prepared, service, item, parameters)
     texts, tokens = [], []
 
@@ -69,7 +69,7 @@ async def _answer(service: Service, key: str, item: tuple, parameters: dict, pat
         tokens.extend(delta.tokens)
 
     model = next(iter(service.options.models))
-    await collected(service.deltas(ready, model=model, key=key, patient=patient), hear)
+    await collected(service.deltas(ready, model=model, patient=patient), hear)
     text = "".join(texts).strip()
     answer = {"generated_text": asked.text + text if asked.full_text else text}
     return answer | ({"tokens": len(tokens)} if asked.count_tokens else {})

@@ -45,7 +45,7 @@ async def translation(service: Service, form: Form, place: Place) -> Response:
 async def _answer(service: Service, form: Form, place: Place, task: str) -> Response:
     asked = await service.in_pool(read_transcript, form, task, service)
     service.hold(place, round(asked.seconds * SAMPLING_RATE))
-    jobs = [partial(_segment, service, asked, place.key, number) for number in range(len(asked.parts))]
+    jobs = [partial(_segment, service, asked, number) for number in range(len(asked.parts))]
     spoken = in_order(jobs)
     if asked.stream:
         return await event_stream(_events(service, asked, spoken))
@@ -54,7 +54,7 @@ async def _answer(service: Service, form: Form, place: Place, task: str) -> Resp
     return _rendered(service, asked, [segment for segment in segments if segment.text])
 
 
-async def _segment(service: Service, asked: Transcript, key: str, number: int, say: Callable[[str], None]) -> Segment:
+async def _segment(service: Service, asked: Transcript, number: int, say: Callable[[str], None]) -> Segment:
     """The text of one window, which is also said bit by bit."""
     first, part = asked.parts[number]
     clip = part.clips[0]
@@ -66,7 +66,6 @@ async def _segment(service: Service, asked: Transcript, key: str, number: int, s
     deltas = service.deltas(
         prepared,
         model=asked.model,
-        key=key,
         logprobs=0 if asked.logprobs or asked.form == "verbose_json" else None,
         patient=number > 0,
     )

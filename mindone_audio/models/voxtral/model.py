@@ -21,6 +21,7 @@ from mindone_audio.inputs.conversation import chat_clips
 from mindone_audio.inputs.log_mel import log_mels
 from mindone_audio.inputs.processor import PADDING_KEYWORDS, AudioTextProcessor, as_list, as_sources, as_texts
 from mindone_audio.models.voxtral import tekken
+from mindone_audio.setting_fields import refusal
 from mindone_audio.weights import hub
 
 CHECKPOINTS = ("mistralai/Voxtral-Mini-3B-2507", "mistralai/Voxtral-Small-24B-2507")
@@ -102,8 +103,12 @@ class VoxtralProcessor(AudioTextProcessor, transformers.VoxtralProcessor):
         """Seconds of audio that the model hears in one prompt; the processor itself takes clips of any length."""
         return LONGEST_CLIP
 
-    def transcription_inputs(self, clips: list[np.ndarray], *, language: str | None, chat: bool) -> BatchFeature:
+    def transcription_inputs(
+        self, clips: list[np.ndarray], *, language: str | None, chat: bool, prompt: str | None = None
+    ) -> BatchFeature:
         """Transcription requests, which Voxtral has a token for."""
+        if prompt is not None:
+            raise refusal("prompt", ": this model family transcribes by a token, and takes no words: leave it out")
         return self.apply_transcription_request(clips, language)
 
     def apply_chat_template(
