@@ -1,6 +1,7 @@
 """`mindone-audio serve` at work: the socket first, then the model, then requests until a signal comes."""
 
 import asyncio
+import gc
 import ipaddress
 import logging
 import os
@@ -17,6 +18,9 @@ from mindone_audio.server.front_process import FrontProcess
 from mindone_audio.server.options import ServerOptions
 
 TICK = 0.05  # seconds between two looks at signals and at the scheduler
+# Seconds that a thread may keep the interpreter from the others. After each graph the scheduler needs it back, and at
+# Python's 5 ms a step of 2 ms often waited longer for a thread that reads a request than for its graph.
+SWITCH = 1e-4
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as a shell reports them
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 
@@ -32,6 +36,7 @@ def serve(options: ServerOptions, signals: Signals) -> int:
         logging.basicConfig(format="%(message)s", level=logging.WARNING)
         # What settings of a request have no effect, or are cut, is not news to who runs the server.
         logging.getLogger("mindone_audio.generation.settings").setLevel(logging.ERROR)
+        sys.setswitchinterval(SWITCH)
         with signals.hold_interrupt(lambda: None):
             return asyncio.run(_serve(options, front, port, signals))
     finally:
@@ -95,6 +100,7 @@ async def _serve(options: ServerOptions, front: FrontProcess, port: int, signals
                 raise service.scheduler.failure
             await _tick(serving)
         if service.ready:
+            gc.freeze()  # a collection takes as long as some steps where it looks at all that was imported and loaded
             scheme = "http" if options.ssl_certfile is None else "https"
             host = f"[{options.host}]" if ":" in options.host else options.host
             print(f"Serving {', '.join(options.models)} on {scheme}://{host}:{port}", flush=True)

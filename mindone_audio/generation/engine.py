@@ -37,7 +37,7 @@ _SMALLEST_CACHE = 512  # positions
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
 # From so many graphs on, a batch takes larger slots than it needs, new slots are as many as any before, and a prompt
 # goes through the prefill graphs that there are.
-_MANY_GRAPHS = 16
+_MANY_GRAPHS = 12
 # All caches of a model together may take these bytes, or those of its parameters if they are more.
 _LEAST_BYTES = 4 << 30
 # A clip is encoded in parts of so many multiplications for each weight of the decoder, but not of fewer than so many in
