@@ -117,14 +117,20 @@ def test_a_row_outgrows_its_cache_beside_others(small):
 
 
 class Counting:
-    """A constraint with a state: token n of a row must be n more than a start."""
+    """What stands for a `Matcher`: token n of a row must be n more than a start."""
+
+    ended = whole = False
 
     def __init__(self, start):
-        self.start, self.made = start, 0
+        self.next = start
 
-    def __call__(self, scores, tokens):
-        allowed, self.made = self.start + self.made, self.made + 1
-        return np.where(np.arange(scores.shape[1]) == allowed, scores, -np.inf)
+    def masked(self, scores):
+        return np.where(np.arange(len(scores)) == self.next, scores, -np.inf)
+
+    def take(self, token, remaining):
+        assert token == self.next
+        self.next += 1
+        return token
 
 
 def test_each_row_has_its_own_constraint(small):

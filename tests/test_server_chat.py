@@ -83,6 +83,10 @@ def test_an_answer_of_before_may_come_back(client):
     assert client.chat.completions.create(model="demo", messages=messages).choices[0].message.content == "two"
 
 
+TRUTH = {"type": "boolean"}
+SCHEMA = {"name": "truth", "schema": TRUTH, "strict": True}
+
+
 def settings_of(server, **fields):
     answer = post(server, {"model": "demo", "messages": ask("Say it"), **fields})
     assert answer.status_code == 200, answer.text
@@ -109,6 +113,14 @@ def settings_of(server, **fields):
         ({"repetition_penalty": 1.3}, {"repetition_penalty": 1.3}),
         ({"logit_bias": {"42": -100}}, {"logit_bias": {42: -100.0}}),
         ({"response_format": {"type": "text"}, "tool_choice": "none", "modalities": ["text"], "tools": []}, {}),
+        ({"response_format": {"type": "json_object"}}, {"constraint": {"json_schema": {"type": "object"}}}),
+        ({"response_format": {"type": "json_schema", "json_schema": SCHEMA}}, {"constraint": {"json_schema": TRUTH}}),
+        ({"response_format": {"type": "regex", "regex": "a+"}}, {"constraint": {"regex": "a+"}}),
+        ({"structured_outputs": {"json": TRUTH}}, {"constraint": {"json_schema": TRUTH}}),
+        ({"structured_outputs": {"choice": ["a", "b"], "json": None}}, {"constraint": {"choice": ["a", "b"]}}),
+        ({"structured_outputs": {"json_object": True}}, {"constraint": {"json_schema": {"type": "object"}}}),
+        ({"choice": ["a", "b"], "stop": "c"}, {"constraint": {"choice": ["a", "b"]}}),
+        ({"grammar": 'start: "a"'}, {"constraint": {"grammar": 'start: "a"'}}),
         ({"service_tier": "auto", "parallel_tool_calls": True, "prompt_cache_key": "x"}, {}),
     ],
 )

@@ -21,6 +21,7 @@ def add(commands) -> None:
         shared.add_model(parser)
         shared.add_generation(parser)
         parser.set_defaults(run=run)
+    shared.add_form(ask)
     caption.set_defaults(together=False)
 
 

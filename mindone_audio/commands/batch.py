@@ -3,7 +3,7 @@
 import argparse
 
 from mindone_audio.batch.job import BatchJob
-from mindone_audio.commands.options import add_field, add_generation, number
+from mindone_audio.commands.options import add_field, add_form, add_generation, number
 
 
 def add(commands) -> None:
@@ -35,6 +35,7 @@ def add(commands) -> None:
         do_sample="sample, one clip at a time; otherwise greedy",
         seed="of the first item, one more for each after it (default: 0)",
     )
+    add_form(parser)
     parser.set_defaults(run=run, hold_terminate=True)  # the batch at hand is finished first
 
 

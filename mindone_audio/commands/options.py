@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from mindone_audio.generation.constraint import KINDS, MOST_CHARACTERS
 from mindone_audio.generation.settings import GenerationSettings
 from mindone_audio.machine import affinity
 from mindone_audio.setting_fields import (
@@ -108,6 +109,30 @@ def add_generation(parser: argparse.ArgumentParser, **help_of: str) -> None:
             group.add_argument(option(name), type=number, metavar=metavar, help=help_of.get(name, text))
 
 
+def add_form(parser: argparse.ArgumentParser) -> None:
+    """The form that an answer must have, one of `KINDS`."""
+    group = parser.add_argument_group("form of the answer").add_mutually_exclusive_group()
+    group.add_argument("--json-schema", metavar="FILE", help="JSON that follows this JSON schema")
+    group.add_argument("--choice", nargs="+", metavar="TEXT", help="one of these texts")
+    group.add_argument("--regex", help="what this regular expression matches as a whole")
+    group.add_argument("--grammar", metavar="FILE", help="what this grammar, in Lark's notation, allows")
+
+
+def _form(options: argparse.Namespace) -> dict[str, Any]:
+    """The form that was asked for, read from its file; `WrongUse` for one that cannot be read."""
+    given = {name: getattr(options, name) for name in KINDS if getattr(options, name, None) is not None}
+    for name in ("json_schema", "grammar"):
+        if name in given:
+            path = given[name]
+            try:
+                with open(path, encoding="utf-8-sig") as file:
+                    given[name] = file.read(MOST_CHARACTERS + 1)
+            except (OSError, UnicodeDecodeError) as error:
+                reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+                raise WrongUse(f"{option(name)} {path} cannot be read: {reason}") from error
+    return given
+
+
 def number(text: str) -> int | float | str:
     """What was typed as a number, or as it is where it is none, so that its check says which option it is."""
     for kind in (int, float):
@@ -125,6 +150,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in SETTINGS if getattr(options, name, None) is not None}
     if given.get("temperature") == 0:  # as elsewhere on command lines: greedy
         given = {name: value for name, value in given.items() if name not in SAMPLING_ONLY} | {"do_sample": False}
+    given |= _form(options)
     settle(None, given, warn=False)
     return given
 

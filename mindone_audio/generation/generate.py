@@ -12,6 +12,7 @@ from mindone_audio.backbone.audio_language_model import to_numpy
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
 from mindone_audio.generation.engine import FIRST, Engine
+from mindone_audio.generation.matcher import compile_constraint
 from mindone_audio.generation.row import GenerationRequest, Row
 from mindone_audio.generation.running_batch import EXPECTED_TOKENS, RunningBatch, prefilled
 from mindone_audio.generation.sequences import Sequences
@@ -43,9 +44,9 @@ class GenerationMixin:
         `settings` are the fields of `GenerationSettings` and change `generation_config` (a GenerationConfig or a dict),
         which changes the checkpoint's: as in Hugging Face, what it leaves at its default is the checkpoint's.
         streamer: an object with `put` and `end` such as transformers' TextStreamer, for one prompt. tokenizer: needed
-        for stop_strings. compile=False interprets the same code, many times slower. Sequences that end early are filled
-        with the padding token. Raises `ValueError` for inputs that do not fit together or a setting that is not
-        supported.
+        for stop_strings, and for a constraint, {"json_schema": …} for example, which the new tokens then follow.
+        compile=False interprets the same code, many times slower. Sequences that end early are filled with the padding
+        token. Raises `ValueError` for inputs that do not fit together or a setting that is not supported.
         """
         requests = self.requests(input_ids, attention_mask, generation_config, tokenizer, **settings)
         chosen, given = requests[0].settings, to_numpy(input_ids).astype(np.int32)
@@ -94,7 +95,10 @@ class GenerationMixin:
         if not prompt.lengths.all():
             raise ValueError(f"prompt {int(prompt.lengths.argmin())} has no token that attention_mask lets be seen")
         chosen = chosen.resolve_length(prompt.input_ids.shape[1], self.language_model.config.max_positions)
-        ended = _end_test(chosen, tokenizer)
+        ended, constraint = _end_test(chosen, tokenizer), None
+        if chosen.constraint is not None:
+            ends, most = chosen.eos_token_ids, chosen.max_new_tokens
+            constraint = compile_constraint(chosen.constraint, tokenizer, vocabulary, ends, most)
         per_clip = 1 if features is None else int(self.audio_tokens(np.array(features.shape[2])))
         requests = []
         for ids, mask, index in zip(prompt.input_ids, prompt.mask, prompt.audio_index):
@@ -103,7 +107,7 @@ class GenerationMixin:
                 own, places = np.unique(index[index >= 0] // per_clip, return_inverse=True)
                 index[index >= 0] = places * per_clip + index[index >= 0] % per_clip
                 clips = features[own], lengths[own]
-            requests.append(GenerationRequest(ids[mask], index, clips, chosen, ended))
+            requests.append(GenerationRequest(ids[mask], index, clips, chosen, ended, constraint=constraint))
         return requests
 
     def warm_up(self, rows: int = 1, tokens: int = 512) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 
 from mindone_audio.generation import sampling
 from mindone_audio.generation.events import Token
+from mindone_audio.generation.matcher import Matcher
 from mindone_audio.generation.settings import GenerationSettings
 
 
@@ -18,7 +19,7 @@ class GenerationRequest:
     encoded clips stands there, -1 where a text token does. clips: features (clips, mel bins, frames) and int32 lengths
     in frames, or None. settings: final. ended: a test of new tokens int32 (sequences, length), which have ended, by an
     end token or a stop string. decode: from new tokens to text, None where nobody asks for text. constraint: makes for
-    each row a score function that forbids what may not come next, before all others; None: everything may.
+    each row what says which tokens may come next; None: all may.
     """
 
     input_ids: np.ndarray
@@ -27,7 +28,7 @@ class GenerationRequest:
     settings: GenerationSettings
     ended: Callable[[np.ndarray], np.ndarray]
     decode: Callable[[list[int]], str] | None = None
-    constraint: Callable[[], sampling.ScoreFunction] | None = None
+    constraint: Callable[[], Matcher] | None = None
 
     @property
     def prompt_tokens(self) -> int:
@@ -61,15 +62,15 @@ class Row:
         self.reason: str | None = None
         self.error: Exception | None = None
         self.slot: int | None = None
-        constraint = [] if request.constraint is None else [request.constraint()]
-        self._chain = constraint + sampling.score_functions(settings, length)
+        self._matcher = None if request.constraint is None else request.constraint()
+        self._chain = sampling.score_functions(settings, length)
         self._stream = sampling.random_stream(settings.seed, copy) if settings.do_sample else None
         self._history = np.concatenate([request.input_ids, np.zeros(settings.max_new_tokens, np.int32)])
 
     @property
     def reads_scores(self) -> bool:
         """Whether it needs more of a step than the best token."""
-        return bool(self._chain) or self.logprobs is not None
+        return bool(self._chain) or self._matcher is not None or self.logprobs is not None
 
     @property
     def ended(self) -> bool:
@@ -94,21 +95,29 @@ class Row:
         self._history[prompt + made - 1] = token
         self.tokens.append(token)
         self.chosen.append(Token(token) if self.logprobs is None else _with_logprobs(scores, token, self.logprobs))
-        if self.request.ended(self._history[None, prompt : prompt + made])[0]:
+        matcher = self._matcher
+        if self.request.ended(self._history[None, prompt : prompt + made])[0] or (matcher and matcher.ended):
             self.reason = "stop"
+        elif made >= self.settings.max_new_tokens and matcher and matcher.whole:
+            self.reason = "stop"  # it needs no end token
         elif made >= self.settings.max_new_tokens:
             self.reason = "length"
 
     def _choose(self, scores: np.ndarray | None, best: int) -> int:
-        if not self._chain:  # the graph has chosen
-            if not self.tokens:
-                sampling.refuse_invalid(scores[None])  # of a broken model these are NaN at once
+        if not self.tokens:
+            sampling.refuse_invalid(scores[None])  # of a broken model these are NaN at once
+        if not self._chain and self._matcher is None:  # the graph has chosen
             return int(best)
+        if self._matcher is not None:
+            scores = self._matcher.masked(scores)
         tokens = self._history[None, : len(self.request.input_ids) + len(self.tokens)]
         processed = sampling.process(self._chain, scores[None], tokens)
+        token = int(sampling.greedy(processed)[0])
         if self._stream is not None:
-            return sampling.draw(processed[0], self._stream)
-        return int(sampling.greedy(processed)[0])
+            token = sampling.draw(processed[0], self._stream)
+        if self._matcher is None:
+            return token
+        return self._matcher.take(token, self.settings.max_new_tokens - len(self.tokens) - 1)
 
 
 def _with_logprobs(scores: np.ndarray, token: int, count: int) -> Token:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from mindone_audio.generation.constraint import KINDS, check_constraint
 from mindone_audio.generation.text_stream import check_stops
 from mindone_audio.setting_fields import MAX_NEW_TOKENS, SettingError, explained, refusal, setting
 
@@ -154,6 +155,7 @@ _CHECKS = {
     "pad_token_id": _token_ids,
     **{name: _token_list for name in ("suppress_tokens", "begin_suppress_tokens")},
     "stop_strings": _stop_strings,
+    "constraint": lambda name, value: check_constraint(value),
 }
 
 
@@ -164,6 +166,9 @@ class GenerationSettings:
 
     presence_penalty, frequency_penalty and logit_bias ({token id: what is added to its score}) are OpenAI's. Their
     penalties count tokens of the answer alone.
+
+    constraint gives the answer a form: {"json_schema": …}, {"regex": …}, {"choice": […]} or {"grammar": …}, see
+    `check_constraint`; each may also be given as a setting of its own.
 
     max_length counts the prompt, max_new_tokens (which wins where both are given) does not; with neither, 20 new ones.
     Raises `ValueError` for a value of a wrong type or out of range, and for settings that do not go together. Whole
@@ -199,6 +204,7 @@ class GenerationSettings:
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | list[int] | None = None
     stop_strings: str | list[str] | None = None
+    constraint: dict[str, Any] | None = None
 
     def __post_init__(self):
         for name, check in _CHECKS.items():
@@ -217,6 +223,11 @@ class GenerationSettings:
                 lambda say: (
                     f"{say('num_beams')} > 1 with {say('do_sample', True)} is not supported: choose beams or sampling"
                 )
+            )
+        if self.num_beams > 1 and self.constraint is not None:
+            kind = next(iter(self.constraint))
+            raise SettingError(
+                lambda say: f"{say('num_beams')} > 1 with {say(kind)} is not supported: leave one of them out"
             )
         choices = self.num_beams if self.num_beams > 1 else (None if self.do_sample else 1)
         if choices is not None and self.num_return_sequences > choices:
@@ -337,7 +348,7 @@ def settle(
     values = {name: (value, "generation config") for name, value in (own | asked).items()}
     if given is not None and asked.get("temperature") == 0:
         values["do_sample"] = False, "generation config"
-    values |= {name: (value, "argument of generate") for name, value in overrides.items()}
+    values |= {name: (value, "argument of generate") for name, value in _with_constraint(overrides).items()}
     chosen = {name: value for name, (value, _) in values.items() if name in _DEFAULTS and value is not None}
     settings = GenerationSettings(**chosen)
     for name, (value, origin) in values.items():
@@ -350,6 +361,17 @@ def settle(
     if unused and warn:
         logger.warning("%s has no effect without do_sample=True", ", ".join(unused))
     return settings
+
+
+def _with_constraint(settings: Mapping) -> dict:
+    """The settings, json_schema, regex, choice and grammar among them as a constraint."""
+    forms = {kind: settings[kind] for kind in KINDS if settings.get(kind) is not None}
+    if settings.get("constraint") is not None:
+        forms["constraint"] = settings["constraint"]
+    if len(forms) > 1:
+        raise SettingError(lambda say: f"{' and '.join(map(say, forms))} were given together: give one of them")
+    rest = {name: value for name, value in settings.items() if name not in KINDS}
+    return rest if not forms or "constraint" in forms else rest | {"constraint": forms}
 
 
 def stored(what: str, config: Any) -> dict:

@@ -1,6 +1,6 @@
 """What /v1/chat/completions is asked: OpenAI's body to messages with samples, and settings of `generate`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +11,8 @@ from mindone_audio.generation.text_stream import check_stops
 from mindone_audio.inputs.audio import SAMPLING_RATE
 from mindone_audio.pipelines.requests import Request, load_request, longest_window, read_request
 from mindone_audio.server.errors import OPENAI_NAMES, RequestError, checked, refused
+from mindone_audio.server.formats import FIELDS as FORMATS
+from mindone_audio.server.formats import answer_form
 from mindone_audio.server.guards import parse_json
 from mindone_audio.server.media import MediaPolicy, media_samples
 from mindone_audio.server.service import Service
@@ -26,11 +28,10 @@ _OWN = ("model", "messages", "n", "logprobs", "top_logprobs", "stream", "stream_
 # What changes no answer.
 _IGNORED = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_options")
 _IGNORED += ("prompt_cache_retention", "parallel_tool_calls")
-# What this server cannot do, with the values that do not ask for it. Tools and other formats belong here until it can.
+# What this server cannot do, with the values that do not ask for it. Tools belong here until it can.
 _NOT_HERE: dict[str, tuple] = {
     "tools": ([],),
     "tool_choice": ("none",),
-    "response_format": ({"type": "text"},),
     "functions": ([],),
     "function_call": ("none",),
     "modalities": (["text"],),
@@ -39,7 +40,7 @@ _NOT_HERE: dict[str, tuple] = {
     "service_tier": ("auto", "default"),
     **dict.fromkeys(("audio", "prediction", "web_search_options", "moderation"), ()),
 }
-FIELDS = (*_OWN, *_LENGTHS, *_SETTINGS, *_IGNORED, *_NOT_HERE)
+FIELDS = (*_OWN, *_LENGTHS, *_SETTINGS, *FORMATS, *_IGNORED, *_NOT_HERE)
 # Of a message besides role and content: answers of this and other servers have them, at these values.
 _MESSAGE_FIELDS: dict[str, tuple] = {
     **dict.fromkeys(("refusal", "audio", "function_call", "reasoning_content"), ()),
@@ -49,16 +50,17 @@ _MESSAGE_FIELDS: dict[str, tuple] = {
 
 @dataclass(frozen=True)
 class ChatRequest:
-    """A checked body. settings: of `generate`. n: choices. logprobs: alternatives a token lists, None without."""
+    """A checked body. settings: of `generate`, and names: what the client calls them. n: choices. logprobs:
+    alternatives a token lists, None without."""
 
     model: str
     messages: list[dict]
     settings: dict
+    names: Mapping[str, str]
     n: int = 1
     logprobs: int | None = None
     stream: bool = False
     include_usage: bool = False
-    length_field: str = "max_tokens"
 
 
 def read_chat(body: bytes, service: Service) -> ChatRequest:
@@ -77,16 +79,17 @@ def read_chat(body: bytes, service: Service) -> ChatRequest:
     if len(set(map(repr, lengths.values()))) > 1:
         raise RequestError("max_tokens and max_completion_tokens differ: give one of them", "max_completion_tokens")
     settings["max_new_tokens"] = next(iter(lengths.values()), service.options.max_tokens)
+    form, names = answer_form(fields)
     stream = checked("stream", flag, fields.get("stream", False))
     return ChatRequest(
         model,
         read_messages(fields.get("messages"), service.policy),
-        sampling(settings),
+        sampling(settings) | form,
+        {**OPENAI_NAMES, "max_new_tokens": next(iter(lengths), "max_tokens"), **names},
         checked("n", whole, fields.get("n", 1), 1, MOST_ANSWERS),
         _logprobs(fields),
         stream,
         _include_usage(fields.get("stream_options"), stream),
-        next(iter(lengths), "max_tokens"),
     )
 
 
@@ -247,8 +250,7 @@ def _text(parts: list[dict]) -> str:
 def prepare_chat(body: bytes, service: Service) -> tuple[ChatRequest, Any]:
     """A body as it was read, and as the scheduler takes it."""
     asked = read_chat(body, service)
-    names = {**OPENAI_NAMES, "max_new_tokens": asked.length_field}
-    return asked, prepared(service, (asked.messages, None), asked.settings, names, "messages", asked.n)[1]
+    return asked, prepared(service, (asked.messages, None), asked.settings, asked.names, "messages", asked.n)[1]
 
 
 def prepared(

@@ -1,0 +1,183 @@
+"""Tokens that may come next in an answer of a given form, and an answer that comes to its end in time."""
+
+import json
+import weakref
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from mindone_audio.generation.constraint import grammar_of, llguidance, one_line
+from mindone_audio.setting_fields import SettingError
+
+_STEP = 1 << 20  # between two kinds of tokens, see `_rank`
+_LOOK = 16  # tokens between two looks at how an answer may end
+
+
+class Vocabulary:
+    """A tokenizer as llguidance knows it, for a model of `size` tokens of which `ends` end an answer.
+
+    rank int (size): the order in which tokens are tried where an answer must come to its end.
+    """
+
+    def __init__(self, tokenizer: Any, size: int, ends: list[int]):
+        guidance = llguidance()
+        source = tokenizer.backend_tokenizer if hasattr(tokenizer, "backend_tokenizer") else None
+        if source is not None:
+            from llguidance.hf import from_tokenizer
+
+            self.known = from_tokenizer(tokenizer, n_vocab=size, eos_token=ends or None)
+        else:
+            wrapped = guidance.TokenizerWrapper(_Tekken(tokenizer))
+            self.known = guidance.LLTokenizer(wrapped, n_vocab=size, eos_token=ends or None)
+        self.size, self.ends = size, ends or list(self.known.eos_tokens)
+        self.mask = np.zeros((1, (size + 31) // 32), np.int32)
+        pieces = [b"" if self.known.is_special_token(t) else self.known.decode_bytes([t]) for t in range(size)]
+        self.rank = np.array([_rank(piece) for piece in pieces])
+        self.free = self.rank < 3 * _STEP  # may be tried again and again
+
+    def matcher(self, kind: str, text: str) -> Any:
+        return llguidance().LLMatcher(self.known, grammar_of(kind, text), log_level=0)
+
+    def allowed(self, matcher: Any) -> np.ndarray:
+        """bool (size): the tokens that may come next. Raises `ValueError` where nothing may, or llguidance gives up."""
+        from llguidance.numpy import fill_next_token_bitmask
+
+        mask = np.zeros_like(self.mask)
+        fill_next_token_bitmask(matcher, mask)
+        if matcher.is_error():
+            raise ValueError(f"the constraint is too complex here: {one_line(matcher.get_error())}")
+        return np.unpackbits(mask.view(np.uint8), bitorder="little")[: self.size].astype(bool)
+
+
+class _Tekken:
+    """What llguidance asks a tokenizer of mistral-common's for."""
+
+    def __init__(self, tokenizer: Any):
+        tekken = self._tekken = tokenizer.tokenizer.instruct_tokenizer.tokenizer
+        special = tekken.num_special_tokens
+        self.eos_token_id, self.bos_token_id = tekken.eos_id, tekken.bos_id
+        self.special_token_ids = list(range(special))
+        words = [tekken.id_to_piece(token).encode() for token in self.special_token_ids]
+        self.tokens = words + [tekken.id_to_byte_piece(token) for token in range(special, tekken.n_words)]
+
+    def __call__(self, text: str) -> list[int]:
+        return self._tekken.encode(text, bos=False, eos=False)
+
+
+def _rank(piece: bytes) -> int:
+    """Ends of strings, objects and arrays first, then what goes on to the next value, then digits."""
+    if not piece:
+        return 5 * _STEP
+    if not piece.strip(b'"}]'):
+        return _STEP - len(piece)
+    if piece in (b",", b":"):
+        return _STEP
+    if piece in b"0123456789":
+        return 2 * _STEP + piece[0]
+    return (4 if piece.strip(b" {[\\") == b"" else 3) * _STEP + len(piece)
+
+
+_vocabularies: "weakref.WeakKeyDictionary[Any, dict[tuple, Vocabulary]]" = weakref.WeakKeyDictionary()
+
+
+def compile_constraint(
+    constraint: Mapping[str, Any], tokenizer: Any, size: int, ends: list[int], most: int
+) -> Callable[[], "Matcher"]:
+    """Makes a `Matcher` for each answer to a request.
+
+    constraint: as `check_constraint` gives it. size: tokens of the model's scores. ends: its end tokens. most: tokens
+    that an answer may have. Raises `ValueError` where no answer is as short.
+    """
+    if tokenizer is None:
+        raise ValueError("a constraint needs the tokenizer: generate(..., tokenizer=processor.tokenizer)")
+    known, key = _vocabularies.setdefault(tokenizer, {}), (size, *ends)
+    if key not in known:
+        known[key] = Vocabulary(tokenizer, size, ends)
+    vocabulary, ((kind, form),) = known[key], constraint.items()
+    text = form if isinstance(form, str) else json.dumps(form, ensure_ascii=False)
+    begin = vocabulary.matcher(kind, text)
+    shortest = closing(vocabulary, begin, most)
+    if shortest is None:
+        raise SettingError(
+            lambda say: (
+                f"{say(kind)}: no answer of at most {most} tokens was found that it allows: "
+                f"raise {say('max_new_tokens')}, or allow a shorter answer"
+            )
+        )
+    return lambda: Matcher(vocabulary, begin.deep_copy(), shortest)
+
+
+def closing(vocabulary: Vocabulary, matcher: Any, most: int) -> list[int] | None:
+    """At most so many tokens after which the answer may end; None where none were found.
+
+    Not the fewest: strings, objects and arrays are closed as soon as they may be, and what must come is taken.
+    """
+    matcher, tokens, uses = matcher.deep_copy(), [], Counter()
+    while not matcher.is_accepting():
+        step = matcher.compute_ff_tokens()  # what must come
+        if not step:
+            try:
+                allowed = np.flatnonzero(vocabulary.allowed(matcher))
+            except ValueError:
+                return None
+            step = [int(allowed[vocabulary.rank[allowed].argmin()])]
+            if not vocabulary.free[step[0]]:  # in a text with a pattern: what was not tried there yet may lead on
+                step = [min(allowed.tolist(), key=lambda token: (uses[token], vocabulary.rank[token]))]
+                uses[step[0]] += 1
+        if len(step) > 1 or vocabulary.free[step[0]]:
+            uses.clear()
+        if len(tokens) + len(step) > most or not matcher.consume_tokens(step):
+            return None
+        tokens += step
+    return tokens
+
+
+class Matcher:
+    """What one answer may go on with. end: tokens after which it may end, at first.
+
+    ended: whether nothing can follow; whole: whether it may end here.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, matcher: Any, end: list[int]):
+        self._vocabulary, self._matcher, self._watched = vocabulary, matcher, 0
+        self._watch(end)
+
+    @property
+    def ended(self) -> bool:
+        return self._matcher.is_stopped()
+
+    @property
+    def whole(self) -> bool:
+        return self._matcher.is_accepting()
+
+    def masked(self, scores: np.ndarray) -> np.ndarray:
+        """The scores fp32 (vocab), -inf of tokens that may not come next."""
+        return np.where(self._vocabulary.allowed(self._matcher), scores, np.float32(-np.inf))
+
+    def take(self, token: int, remaining: int) -> int:
+        """Go on with a token, or with another one after which the answer can end within `remaining` more tokens.
+
+        How many it needs is looked at from time to time, and for each token when few are left.
+        """
+        after = self._after(token)
+        if not after.is_stopped() and (remaining <= self._watched or remaining % _LOOK == 0):
+            end = closing(self._vocabulary, after, remaining)
+            if end is None:
+                end = closing(self._vocabulary, self._matcher, remaining + 1)
+                if end is not None:
+                    token = end[0] if end else self._vocabulary.ends[0]
+                    after = self._after(token)
+            self._watch(end)
+        self._matcher = after
+        return token
+
+    def _watch(self, end: list[int] | None) -> None:
+        self._watched = max(self._watched, 2 * len(end or ()) + _LOOK)
+
+    def _after(self, token: int) -> Any:
+        after = self._matcher.deep_copy()
+        if not after.consume_token(token):
+            raise ValueError(f"the constraint does not allow the token {token}")
+        return after
