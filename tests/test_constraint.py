@@ -3,13 +3,14 @@
 import json
 import random
 import re
+import runpy
 from pathlib import Path
 
 import jsonschema
 import numpy as np
 import pytest
 
-from mindone_audio import pipeline
+from mindone_audio import cli, pipeline
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.generation import constraint as forms
 from mindone_audio.generation.constraint import check_constraint
@@ -251,3 +252,68 @@ def test_a_wrong_form_costs_one_input(pipe):
     right = {"audio": CLIP, "text": "?"}
     answers = pipe([wrong, right], on_error="return")
     assert answers[0]["error"].startswith("regex: ") and answers[1]["generated_text"]
+
+
+def test_the_example_of_voice_commands(monkeypatch, capsys):
+    """Every clip: calls are valid, and two commands right; where nobody speaks there is none."""
+    example = ROOT / "examples" / "voice_commands.py"
+    monkeypatch.setattr("sys.argv", [str(example), *map(str, sorted((ROOT / "examples" / "audio").iterdir()))])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(example), run_name="__main__")
+    lines = {line["clip"]: line for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert end.value.code == 0 and len(lines) == 8
+    calls = runpy.run_path(str(example))["CALLS"]
+    for line in lines.values():
+        if line["heard"]:
+            jsonschema.validate(line["call"], calls)
+        else:
+            assert line["call"] is None
+    assert lines["spoken_command.wav"]["call"] == {"action": "open", "device": "door"}
+    assert lines["speech_in_noise.wav"]["call"] == {"action": "turn off", "device": "radio"}
+    monkeypatch.setattr("sys.argv", [str(example), "nothing.wav"])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_path(str(example), run_name="__main__")
+    assert capsys.readouterr().err.startswith("error: nothing.wav: ")
+
+
+def run(*arguments: str) -> int:
+    try:
+        return cli.main(list(arguments))
+    except SystemExit as end:
+        return end.code
+
+
+def test_the_command_line(tmp_path, capsys):
+    schema, wrong = tmp_path / "schema.json", tmp_path / "wrong.json"
+    schema.write_text(json.dumps(COMMAND))
+    wrong.write_text(json.dumps({"type": "object", "properties": {"n": WRONG_INTEGER}, "required": ["n"]}))
+    assert run("ask", CLIP, "What is said?", "--json-schema", str(schema)) == 0
+    jsonschema.validate(json.loads(capsys.readouterr().out), COMMAND)
+    assert run("ask", CLIP, "What is said?", "--choice", "the door", "the lights") == 0
+    assert capsys.readouterr().out in ("the door\n", "the lights\n")
+    grammar = tmp_path / "grammar.lark"
+    grammar.write_text('start: "a" | "b"')
+    assert run("batch", CLIP, "--prompt", "?", "--grammar", str(grammar), "--out", str(tmp_path / "out")) == 0
+    (line,) = (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+    assert json.loads(line)["generated_text"] in ("a", "b")
+    capsys.readouterr()
+    for arguments, said in (
+        (["--json-schema", str(wrong)], "error: --json-schema at /properties/n: "),
+        (
+            ["--json-schema", str(tmp_path / "none.json")],
+            f"error: --json-schema {tmp_path / 'none.json'} cannot be read",
+        ),
+        (["--json-schema", CLIP], f"error: --json-schema {CLIP} cannot be read: it is not UTF-8"),
+        (["--regex", "(("], "error: --regex: "),
+        (["--regex", "a", "--choice", "b"], "error: argument --choice: not allowed with argument --regex"),
+    ):
+        assert run("ask", CLIP, "?", *arguments) == 2
+        captured = capsys.readouterr()
+        assert captured.err.startswith(said) and captured.err.count("\n") == 1 and not captured.out
+
+
+def test_the_benchmark(capsys):
+    from benchmark import command
+
+    assert command.main(["constrained", "--rounds", "1", "--tokens", "16"]) == 0
+    assert capsys.readouterr().out.count("at most 1.1") == 2

@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -231,6 +232,11 @@ def test_the_commands_answer_as_a_document_says(capsys, folder, served, name, nu
         if line.startswith("curl "):
             done = subprocess.run(["bash", "-c", served(line)], capture_output=True, text=True, check=True)
             assert done.stdout == expected.rstrip("\n"), done.stderr
+            continue
+        if line.startswith("python examples/"):
+            command = [sys.executable, *shlex.split(line)[1:]]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            assert done.stdout.rstrip("\n") == expected.rstrip("\n"), done.stderr
             continue
         assert run_command(line) == 0
         said = capsys.readouterr().out

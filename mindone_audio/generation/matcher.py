@@ -12,6 +12,7 @@ from mindone_audio.generation.constraint import grammar_of, llguidance, one_line
 from mindone_audio.setting_fields import SettingError
 
 _STEP = 1 << 20  # between two kinds of tokens, see `_rank`
+_NEVER = np.float32(-np.inf)
 _LOOK = 16  # tokens between two looks at how an answer may end
 
 
@@ -23,16 +24,14 @@ class Vocabulary:
 
     def __init__(self, tokenizer: Any, size: int, ends: list[int]):
         guidance = llguidance()
-        source = tokenizer.backend_tokenizer if hasattr(tokenizer, "backend_tokenizer") else None
-        if source is not None:
+        known = {"n_vocab": size, "eos_token": ends[0] if ends else None}  # older versions know one end
+        if hasattr(tokenizer, "backend_tokenizer"):
             from llguidance.hf import from_tokenizer
 
-            self.known = from_tokenizer(tokenizer, n_vocab=size, eos_token=ends or None)
+            self.known = from_tokenizer(tokenizer, **known)
         else:
-            wrapped = guidance.TokenizerWrapper(_Tekken(tokenizer))
-            self.known = guidance.LLTokenizer(wrapped, n_vocab=size, eos_token=ends or None)
-        self.size, self.ends = size, ends or list(self.known.eos_tokens)
-        self.mask = np.zeros((1, (size + 31) // 32), np.int32)
+            self.known = guidance.LLTokenizer(guidance.TokenizerWrapper(_Tekken(tokenizer)), **known)
+        self.size, self.ends = size, ends or [self.known.eos_token]
         pieces = [b"" if self.known.is_special_token(t) else self.known.decode_bytes([t]) for t in range(size)]
         self.rank = np.array([_rank(piece) for piece in pieces])
         self.free = self.rank < 3 * _STEP  # may be tried again and again
@@ -42,13 +41,12 @@ class Vocabulary:
 
     def allowed(self, matcher: Any) -> np.ndarray:
         """bool (size): the tokens that may come next. Raises `ValueError` where nothing may, or llguidance gives up."""
-        from llguidance.numpy import fill_next_token_bitmask
-
-        mask = np.zeros_like(self.mask)
-        fill_next_token_bitmask(matcher, mask)
+        mask = np.frombuffer(matcher.compute_bitmask(), np.uint8)
         if matcher.is_error():
             raise ValueError(f"the constraint is too complex here: {one_line(matcher.get_error())}")
-        return np.unpackbits(mask.view(np.uint8), bitorder="little")[: self.size].astype(bool)
+        allowed = np.unpackbits(mask, bitorder="little")[: self.size].view(bool)
+        allowed[self.ends] = allowed[self.ends[0]]
+        return allowed
 
 
 class _Tekken:
@@ -142,6 +140,7 @@ class Matcher:
 
     def __init__(self, vocabulary: Vocabulary, matcher: Any, end: list[int]):
         self._vocabulary, self._matcher, self._watched = vocabulary, matcher, 0
+        self._allowed: np.ndarray | None = None
         self._watch(end)
 
     @property
@@ -152,9 +151,15 @@ class Matcher:
     def whole(self) -> bool:
         return self._matcher.is_accepting()
 
+    def look(self) -> np.ndarray:
+        """bool (vocab): which tokens may come next. Called while a device computes their scores, it costs no time."""
+        if self._allowed is None:
+            self._allowed = self._vocabulary.allowed(self._matcher)
+        return self._allowed
+
     def masked(self, scores: np.ndarray) -> np.ndarray:
         """The scores fp32 (vocab), -inf of tokens that may not come next."""
-        return np.where(self._vocabulary.allowed(self._matcher), scores, np.float32(-np.inf))
+        return np.where(self.look(), scores, _NEVER)
 
     def take(self, token: int, remaining: int) -> int:
         """Go on with a token, or with another one after which the answer can end within `remaining` more tokens.
@@ -170,14 +175,14 @@ class Matcher:
                     token = end[0] if end else self._vocabulary.ends[0]
                     after = self._after(token)
             self._watch(end)
-        self._matcher = after
+        self._matcher, self._allowed = after, None
         return token
 
     def _watch(self, end: list[int] | None) -> None:
         self._watched = max(self._watched, 2 * len(end or ()) + _LOOK)
 
     def _after(self, token: int) -> Any:
-        after = self._matcher.deep_copy()
-        if not after.consume_token(token):
+        after, ends = self._matcher.deep_copy(), self._vocabulary.ends
+        if not after.consume_token(ends[0] if token in ends else token):
             raise ValueError(f"the constraint does not allow the token {token}")
         return after

@@ -1,6 +1,7 @@
 """One sequence of a running batch: what was asked for, what was chosen until now, and why it has ended."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,6 +81,12 @@ class Row:
         """Raise `error`, if there is one."""
         if self.error is not None:
             raise self.error
+
+    def look_ahead(self) -> None:
+        """Do what the next token needs of those before it, while its scores are computed."""
+        if self._matcher is not None:
+            with suppress(ValueError):  # `add` says so
+                self._matcher.look()
 
     def add(self, scores: np.ndarray | None, best: int) -> None:
         """Choose the next token, of scores fp32 (vocab) and the best of them.

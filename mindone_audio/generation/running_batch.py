@@ -76,6 +76,8 @@ class RunningBatch:
         for row in active:
             tokens[row.slot] = row.tokens[-1]
         scores, best = self.sequences.extend(tokens)
+        for row in active:
+            row.look_ahead()
         best = best.asnumpy()
         scores = scores.asnumpy() if any(row.reads_scores for row in active) else None
         for row in active:

@@ -6,6 +6,7 @@ import sys
 
 from benchmark.batch import add_batch
 from benchmark.common import BenchmarkError
+from benchmark.constrained import add_constrained
 from benchmark.features import add_features
 from benchmark.finetune import add_finetune
 from benchmark.generate import add_generate
@@ -26,7 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = ["readme", *arguments[1:]]
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    for add in (add_generate, add_start, add_load, add_batch, add_features, add_finetune, add_serve, add_readme):
+    adds = (add_generate, add_start, add_load, add_batch, add_features, add_finetune, add_serve, add_constrained)
+    for add in (*adds, add_readme):
         add(subparsers)
     options = parser.parse_args(arguments)
     try:
