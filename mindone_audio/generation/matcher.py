@@ -13,7 +13,7 @@ from mindone_audio.setting_fields import SettingError
 
 _STEP = 1 << 20  # between two kinds of tokens, see `_rank`
 _NEVER = np.float32(-np.inf)
-_LOOK = 16  # tokens between two looks at how an answer may end
+_LOOK = 8  # tokens between two looks at how an answer may end
 
 
 class Vocabulary:
@@ -168,18 +168,26 @@ class Matcher:
         """
         after = self._after(token)
         if not after.is_stopped() and (remaining <= self._watched or remaining % _LOOK == 0):
-            end = closing(self._vocabulary, after, remaining)
+            end = self._ending(after, token, remaining)
             if end is None:
                 end = closing(self._vocabulary, self._matcher, remaining + 1)
                 if end is not None:
-                    token = end[0] if end else self._vocabulary.ends[0]
+                    token, end = (end[0], end[1:]) if end else (self._vocabulary.ends[0], [])
                     after = self._after(token)
-            self._watch(end)
+            self._watch(end or [])
         self._matcher, self._allowed = after, None
         return token
 
-    def _watch(self, end: list[int] | None) -> None:
-        self._watched = max(self._watched, 2 * len(end or ()) + _LOOK)
+    def _ending(self, after: Any, token: int, remaining: int) -> list[int] | None:
+        """`closing` of a matcher that has just taken the token; often what ended the answer before ends it still."""
+        for end in (self._end[1:], self._end) if self._end[:1] == [token] else (self._end,):
+            tried = after.deep_copy()
+            if len(end) <= remaining and tried.try_consume_tokens(end) == len(end) and tried.is_accepting():
+                return end
+        return closing(self._vocabulary, after, remaining)
+
+    def _watch(self, end: list[int]) -> None:
+        self._end, self._watched = end, max(self._watched, len(end) + _LOOK)
 
     def _after(self, token: int) -> Any:
         after, ends = self._matcher.deep_copy(), self._vocabulary.ends
