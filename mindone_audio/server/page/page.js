@@ -748,6 +748,10 @@ function offer(turn, outcome) {
     buttons.push(copying);
   }
   if (turn.task === "transcribe" && turn.text.trim()) {
+    const title = document.createElement("span");
+    title.className = "soft";
+    title.textContent = "Save as";
+    buttons.push(title);
     for (const form of ["txt", "srt", "vtt"]) {
       const saving = button(form, () => download(turn, form));
       saving.setAttribute("aria-label", `Download as ${form}`);
