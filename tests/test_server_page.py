@@ -117,6 +117,7 @@ def test_facts(server):
         "max_tokens": 512,
         "longest_clip": 30,
         "audio_first": True,
+        "one_clip": True,
         "questions": Pipe().processor.questions,
     }
     with running(loaded=False) as (url, _):

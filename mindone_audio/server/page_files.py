@@ -42,7 +42,8 @@ def page_facts(service: Service) -> dict:
     """What the page knows of the server.
 
     longest_clip: seconds of a clip in a conversation; audio_first: whether it goes before the question. These and the
-    family's own questions are those of the model when it is ready.
+    family's own questions are those of the model when it is ready. one_clip: the bundled model was taught to hear one
+    clip alone.
     """
     options, processor = service.options, getattr(service.pipe, "processor", None)
     return {
@@ -52,6 +53,7 @@ def page_facts(service: Service) -> dict:
         "max_tokens": options.max_tokens,
         "longest_clip": getattr(processor, "longest_clip", None),
         "audio_first": getattr(processor, "audio_first", True),
+        "one_clip": options.model is None,
         "questions": dict(getattr(processor, "questions", {})),
     }
 

@@ -112,7 +112,7 @@ function wavOf(samples) {
 }
 
 /** The loudest sample of each part of a clip, between 0 and 1. */
-function peaksOf(samples, count = 500) {
+function peaksOf(samples, count = 400) {
   const step = Math.max(1, samples.length / count);
   const peaks = [];
   for (let start = 0; start < samples.length; start += step) {
@@ -444,7 +444,8 @@ try {
 
 /** An error of the server in words, with what a caller decides by. */
 function refusal(error, status, retryAfter) {
-  const about = /input_audio|^file$/.test(error?.param ?? "") ? "The server cannot use this clip. It says: " : "The server says: ";
+  const isClip = /input_audio|^file$/.test(error?.param ?? "");
+  const about = isClip ? "The server cannot use this clip. It says: " : "The server says: ";
   const message = error?.message ? about + error.message : `The server answered with status ${status}. Try again.`;
   return new Problem(message, { status, code: error?.code, retryAfter });
 }
@@ -457,7 +458,7 @@ async function call(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (options.signal?.aborted) throw error;
-    throw new Problem("The server cannot be reached. Is it running? Check the connection and try again.", { lost: true });
+    throw new Problem("The server cannot be reached. Is it running? Check the connection and try again.");
   }
   if (response.ok) return response;
   const content = await response.json().catch(() => null);
@@ -515,9 +516,10 @@ async function* eventsOf(response, signal) {
 
 /** What the server says to a question, in pieces {text}, {note}. */
 async function* chatPieces(turn, signal, say) {
-  const body = { model: $("model").value, messages: await messagesFor(turn), stream: true, ...settingsOf(CHAT_SETTINGS) };
-  const options = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, signal };
-  const response = await patientCall("v1/chat/completions", options, say);
+  const asked = { model: $("model").value, messages: await messagesFor(turn), stream: true };
+  const body = JSON.stringify({ ...asked, ...settingsOf(CHAT_SETTINGS) });
+  const headers = { "Content-Type": "application/json" };
+  const response = await patientCall("v1/chat/completions", { method: "POST", body, headers, signal }, say);
   for await (const event of eventsOf(response, signal)) {
     const choice = event.choices?.[0];
     if (choice?.delta?.content) yield { text: choice.delta.content };
@@ -529,8 +531,8 @@ async function* chatPieces(turn, signal, say) {
 async function* spokenPieces(turn, signal, say) {
   const body = new FormData();
   body.append("file", turn.clip.blob, turn.clip.peaks ? "clip.wav" : turn.clip.name);
-  const fields = { model: $("model").value, response_format: "verbose_json", stream: "true", ...settingsOf(FORM_SETTINGS) };
-  for (const [name, value] of Object.entries(fields)) body.append(name, value);
+  const fields = { model: $("model").value, response_format: "verbose_json", stream: "true" };
+  for (const [name, value] of Object.entries({ ...fields, ...settingsOf(FORM_SETTINGS) })) body.append(name, value);
   const response = await patientCall("v1/audio/transcriptions", { method: "POST", body, signal }, say);
   for await (const event of eventsOf(response, signal)) {
     if (event.type === "transcript.text.delta") yield { text: event.delta };
@@ -543,32 +545,45 @@ const FORM_SETTINGS = { temperature: "temperature", language: "language", words:
 
 /** The settings that the user has given, by the API's names. */
 function settingsOf(names) {
-  const given = Object.entries(names).filter(([id]) => $(id).value.trim() !== "");
-  return Object.fromEntries(given.map(([id, name]) => [name, $(id).type === "number" ? Number($(id).value) : $(id).value.trim()]));
+  const given = Object.entries(names).map(([id, name]) => [name, $(id).value.trim(), $(id).type === "number"]);
+  const told = given.filter(([, value]) => value !== "");
+  return Object.fromEntries(told.map(([name, value, isNumber]) => [name, isNumber ? Number(value) : value]));
 }
 
 // ------------------------------------------------------------------------------------------------- the conversation
 
 const TASKS = {
   ask: { label: "Ask", pieces: chatPieces },
-  caption: { label: "Caption", pieces: chatPieces, purpose: "Says in a sentence what is to be heard." },
-  transcribe: { label: "Transcribe", pieces: spokenPieces, purpose: "Writes down what is said, with times." },
+  caption: {
+    label: "Caption",
+    pieces: chatPieces,
+    purpose: "Says in a sentence what is to be heard.",
+    words: "Describe the audio.",
+  },
+  transcribe: {
+    label: "Transcribe",
+    pieces: spokenPieces,
+    purpose: "Writes down what is said, with times.",
+    words: "Transcribe the speech.",
+  },
 };
 
-const wordsOf = (turn) =>
-  turn.question || state.facts.questions?.[turn.task] || (turn.task === "caption" ? "Describe the audio." : "Transcribe the speech.");
+/** What the model is asked: by the words of its family, where the user gives none. */
+const wordsOf = (turn) => turn.question || state.facts.questions?.[turn.task] || TASKS[turn.task].words;
 
 /** Whether a model can hear this clip in a conversation: each family has a longest clip. */
-const isHeardWhole = (clip) => !state.facts.longest_clip || clip.seconds === null || clip.seconds <= state.facts.longest_clip;
+const isHeardWhole = ({ seconds }) => seconds === null || seconds <= (state.facts.longest_clip || Infinity);
 
 /**
  * The turns that the server must be told before this one, as it remembers nothing. A caption needs none; turns without
- * an answer, and about clips that are too long for a conversation, are left out.
+ * an answer, and about clips that are too long for a conversation, are left out; those about other clips too, where the
+ * model was taught one clip alone.
  */
 function earlierTurns(turn) {
   if (turn.task !== "ask" || turn.isAlone || !$("earlier").checked) return [];
   const end = state.turns.includes(turn) ? state.turns.indexOf(turn) : state.turns.length;
-  return state.turns.slice(0, end).filter((past) => past.text && isHeardWhole(past.clip));
+  const isHeard = (clip) => isHeardWhole(clip) && (clip === turn.clip || !state.facts.one_clip);
+  return state.turns.slice(0, end).filter((past) => past.text && isHeard(past.clip));
 }
 
 /** The clips that a request has, each once. */
@@ -607,9 +622,11 @@ function check(turn) {
   if (seconds > facts.max_audio_seconds || bytes + FORM_BYTES > facts.max_body_bytes) {
     const size = clips.some((clip) => clip.seconds === null) ? mebibytes(bytes) : inWords(seconds);
     const limit = `at most ${inWords(facts.max_audio_seconds)} and ${mebibytes(facts.max_body_bytes)} a request`;
-    throw clips.length > 1
-      ? new Problem(`The clips of this conversation have ${size} together: this server takes ${limit}. Press Clear to begin anew, or switch off “Send the earlier turns” in the settings.`)
-      : new Problem(`This clip is too long: it has ${size}, and this server takes ${limit}. Cut it into shorter ones.`);
+    const one = `This clip is too long: it has ${size}, and this server takes ${limit}. Cut it into shorter ones.`;
+    const several =
+      `The clips of this conversation have ${size} together: this server takes ${limit}. Press Clear to begin anew, ` +
+      "or switch off “Send the earlier turns” in the settings.";
+    throw new Problem(clips.length > 1 ? several : one);
   }
 }
 
@@ -670,7 +687,8 @@ async function run(turn) {
       note = piece.note ?? note;
     }
     outcome = "done";
-    if (!turn.text.trim()) note = turn.task === "transcribe" ? "No speech was found in this clip." : "The answer is empty.";
+    const nothing = turn.task === "transcribe" ? "No speech was found in this clip." : "The answer is empty.";
+    if (!turn.text.trim()) note = nothing;
   } catch (error) {
     outcome = signal.aborted ? "stopped" : "failed";
     if (outcome === "failed") fail(turn, error);
@@ -785,10 +803,12 @@ function subtitles(segments, form) {
   };
   const escapes = { "&": "&amp;", "<": "&lt;", ">": "&gt;" };
   const plain = (text) => text.split(/\s*\n\s*/).filter(Boolean).join("\n");
-  const cue = (text) => (form === "srt" ? plain(text).replace(/-{2,}>/g, "->") : plain(text).replace(/[&<>]/g, (letter) => escapes[letter]));
-  const blocks = segments.map(
-    ({ start, end, text }, number) => `${form === "srt" ? `${number + 1}\n` : ""}${time(start)} --> ${time(end)}\n${cue(text)}\n`,
-  );
+  const cue = (text) =>
+    form === "srt" ? text.replace(/-{2,}>/g, "->") : text.replace(/[&<>]/g, (letter) => escapes[letter]);
+  const blocks = segments.map(({ start, end, text }, number) => {
+    const title = form === "srt" ? `${number + 1}\n` : "";
+    return `${title}${time(start)} --> ${time(end)}\n${cue(plain(text))}\n`;
+  });
   return (form === "vtt" ? ["WEBVTT\n", ...blocks] : blocks).join("\n");
 }
 
@@ -933,9 +953,11 @@ async function finish(why) {
   try {
     const samples = (await recording.end()).slice(0, recording.limit * RATE);
     showRow("source");
-    if (samples.length < RATE / 10) throw new Problem("The recording is empty. Press Record, wait a moment, then press Finish.");
+    if (samples.length < RATE / 10) {
+      throw new Problem("The recording is empty. Press Record, say something, then press Finish.");
+    }
     if (samples.every((value) => value === 0)) {
-      throw new Problem("The recording is silent: the microphone gave no sound. Is it muted? Try again, or choose a file.");
+      throw new Problem("The recording is silent. Is the microphone muted? Try again, or choose a file.");
     }
     const time = new Date().toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
     attach(clipOf(samples, `recording ${time}`));
@@ -1044,7 +1066,8 @@ function useExample(text) {
 }
 
 function askForKey() {
-  $("key-text").textContent = key ? "The server does not know this key. Give another one." : "This server needs a key.";
+  const unknown = "The server does not know this key. Give another one.";
+  $("key-text").textContent = key ? unknown : "This server needs a key.";
   $("keys").hidden = false;
   $("key").value = "";
   $("key").focus();
@@ -1089,6 +1112,7 @@ async function showFacts() {
     } catch {
       return; // `showModels` tells of a server that is gone
     }
+    $("small").hidden = !state.facts.one_clip;
     if (state.facts.ready !== false) break;
     notify("The model is still loading. You can record or choose a clip meanwhile.");
     await pause(2);
