@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +22,14 @@ CLIPS = ROOT / "examples" / "audio"
 MODEL = "qwen2_audio_demo"
 SECONDS = 30_000  # milliseconds that a test waits for what must come
 EMPTY_MICROPHONE = """
-navigator.mediaDevices.getUserMedia = async () => new AudioContext().createMediaStreamDestination().stream;
+if (navigator.mediaDevices) {
+    navigator.mediaDevices.getUserMedia = async () => new AudioContext().createMediaStreamDestination().stream;
+}
 """
 NO_MICROPHONE = """
-navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("none here", "NotFoundError"); };
+if (navigator.mediaDevices) {
+    navigator.mediaDevices.getUserMedia = async () => { throw new DOMException("none here", "NotFoundError"); };
+}
 """
 NO_SECURE_CONTEXT = "Object.defineProperty(navigator, 'mediaDevices', { value: undefined });"
 
@@ -46,7 +49,8 @@ def browser():
         pytest.skip(missing)
     with sync_playwright() as driver:
         flags = ("no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run", "disable-sync")
-        flags += ("disable-component-update", "use-fake-ui-for-media-stream", "use-fake-device-for-media-stream")
+        # Not use-fake-ui-for-media-stream, which allows the microphone to everybody: contexts have permissions.
+        flags += ("disable-component-update", "use-fake-device-for-media-stream")
         flags += (f"use-file-for-fake-audio-capture={CLIPS / 'spoken_command.wav'}%noloop",)
         chromium = driver.chromium.launch(executable_path=path, args=[f"--{flag}" for flag in flags])
         yield chromium
@@ -68,7 +72,6 @@ class Tab:
         self.page.set_default_timeout(SECONDS)
         self.page.on("request", lambda request: self.asked.append(request))
         self.page.goto(url)
-        self.page.wait_for_selector("#model option:text-matches('.+')", state="attached")
 
     def choose(self, name, data=None):
         """Take a clip of examples/audio, another file, or bytes with a name and a type."""
@@ -168,12 +171,6 @@ def visit(browser):
         assert wrong == []
 
 
-@contextmanager
-def fake(**more):
-    with running(**more) as (url, service):
-        yield url, service
-
-
 @pytest.fixture(scope="module")
 def quick():
     """A server whose model answers at once, by what it is told: tests/fake_service.py."""
@@ -212,8 +209,6 @@ def test_a_recording_is_transcribed(server, visit):
         name = coming.value.suggested_filename
         assert name.startswith("recording ") and name.endswith(f".{form}")
         assert re.fullmatch(pattern, Path(coming.value.path()).read_text())
-    clip = re.search(rb"RIFF.{40}", tab.asked[-2].post_data_buffer or b"", re.DOTALL)
-    assert clip is None or clip[0][20:36] == b"\1\0\1\0\x80\x3e\0\0\0\x7d\0\0\2\0\x10\0"  # PCM, mono, 16 kHz, 16 bits
 
 
 def test_questions_about_a_recording(server, visit):
@@ -292,6 +287,7 @@ def test_half_an_hour(server, visit, half_an_hour):
     tab.page.click("#go")
     assert "30:00" in tab.notice() and "at most 10 s" in tab.notice() and tab.bodies() == []
     tab.press("Take the first 10 s")
+    tab.page.wait_for_selector(".turn")
     assert tab.answer().startswith("open the door")
     tab.page.set_input_files("#file", str(half_an_hour))
     tab.page.wait_for_selector("#attached .wave")
@@ -303,13 +299,14 @@ def test_half_an_hour(server, visit, half_an_hour):
     assert heard.startswith("open the door") and "Stopped." in tab.page.inner_text(".turn:last-child")
     assert tab.page.is_visible("#go") and tab.page.is_hidden("#stop")
     tab.task("ask")
-    assert tab.send("Is anybody speaking?") == ""  # about the last clip, which is too long: a notice
-    assert "hears at most" in tab.notice()
+    tab.page.fill("#question", "Is anybody speaking?")
+    tab.page.click("#go")  # about the last clip, which is too long
+    assert "hears at most" in tab.notice() and len(tab.bodies()) == 1
 
 
 def test_limits_of_the_server(visit):
     options = ServerOptions(served_model_name="demo", max_audio_seconds=3, max_body_mb=0.05)
-    with fake(options=options) as (url, _):
+    with running(options) as (url, _):
         tab = visit(url)
         tab.choose("siren.ogg")
         tab.page.wait_for_selector("#attached .wave")
@@ -361,16 +358,12 @@ def test_nothing_can_be_recorded(quick, visit, script, words):
 
 def test_the_microphone_is_refused(quick, visit):
     tab = visit(quick[0], permissions=())
-    session = tab.page.context.new_cdp_session(tab.page)
-    refused = {"permission": {"name": "microphone"}, "setting": "denied", "origin": quick[0]}
-    session.send("Browser.setPermission", refused)
     tab.page.click("#record")
     assert "The microphone was not allowed" in tab.notice() and tab.page.is_enabled("#record")
 
 
 def test_a_recording_ends_by_itself(quick, visit):
     """At the longest clip that the model takes in a conversation."""
-    quick[1].pipe.processor.feature_extractor.chunk_length = 1
     type(quick[1].pipe.processor).longest_clip = 1
     try:
         tab = visit(quick[0])
@@ -409,7 +402,7 @@ def test_stop(quick, visit):
 
 def test_a_conversation_about_several_clips(visit):
     """The server remembers nothing: each request has the earlier turns with their clips, each clip once."""
-    with fake(options=ServerOptions(model="a/model")) as (url, _):
+    with running(ServerOptions(model="a/model")) as (url, _):
         tab = ready_tab(visit, url)
         tab.send("say one")
         tab.send("say again")
@@ -512,7 +505,7 @@ def test_an_error_says_what_the_server_says(quick, visit):
 
 def test_while_the_model_is_loaded(visit):
     """The page works, says so, and asks again by itself."""
-    with fake(loaded=False) as (url, service):
+    with running(loaded=False) as (url, service):
         tab = visit(url, faults=True)
         assert "still loading" in tab.notice()
         tab.choose("three_beeps.wav")
@@ -526,8 +519,8 @@ def test_while_the_model_is_loaded(visit):
 
 
 def test_a_key(visit):
-    with fake(keys=["right"]) as (url, _):
-        tab = visit_without_models(visit, url)
+    with running(keys=["right"]) as (url, _):
+        tab = visit(url, faults=True)
         tab.page.wait_for_selector("#keys:visible")
         for key in ("wrong", "right"):
             tab.page.fill("#key", key)
@@ -541,10 +534,6 @@ def test_a_key(visit):
         tab.page.reload()  # the tab keeps it
         tab.page.wait_for_selector("#model option:text('demo')", state="attached")
         assert tab.page.is_hidden("#keys")
-
-
-def visit_without_models(visit, url):
-    return visit(url, faults=True)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -21,6 +21,7 @@ const state = {
   recording: null,
   refused: null, // the turn that waits for a key
 };
+state.models = new Promise((resolve) => (state.modelsAreShown = resolve));
 
 // ---------------------------------------------------------------------------------------------------- small helpers
 
@@ -76,6 +77,14 @@ async function copy(text) {
     area.remove();
   }
 }
+
+/** What a promise brings, or the reason of the signal where that comes first. */
+const unless = (signal, promise) =>
+  new Promise((resolve, reject) => {
+    if (signal.aborted) reject(signal.reason);
+    signal.addEventListener("abort", () => reject(signal.reason));
+    promise.then(resolve, reject);
+  });
 
 const pause = (seconds, signal) =>
   new Promise((resolve, reject) => {
@@ -516,6 +525,7 @@ async function* eventsOf(response, signal) {
 
 /** What the server says to a question, in pieces {text}, {note}. */
 async function* chatPieces(turn, signal, say) {
+  await unless(signal, state.models);
   const asked = { model: $("model").value, messages: await messagesFor(turn), stream: true };
   const body = JSON.stringify({ ...asked, ...settingsOf(CHAT_SETTINGS) });
   const headers = { "Content-Type": "application/json" };
@@ -529,6 +539,7 @@ async function* chatPieces(turn, signal, say) {
 
 /** What the server writes down of a clip, in pieces {text}, {segment}. */
 async function* spokenPieces(turn, signal, say) {
+  await unless(signal, state.models);
   const body = new FormData();
   body.append("file", turn.clip.blob, turn.clip.peaks ? "clip.wav" : turn.clip.name);
   const fields = { model: $("model").value, response_format: "verbose_json", stream: "true" };
@@ -1102,6 +1113,7 @@ async function showModels() {
   const options = models.map(({ id }) => new Option(id, id));
   $("model").replaceChildren(...options);
   $("model").disabled = models.length < 2;
+  state.modelsAreShown();
 }
 
 /** What the server says of itself; while it loads its model, this is asked again. */
