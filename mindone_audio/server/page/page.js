@@ -150,8 +150,8 @@ function monoOf(audio) {
 
 /**
  * The clip that a file holds. It is decoded here and sent as WAV: so the server needs no ffmpeg for what browsers play
- * (webm, m4a), the upload is small, and its length is known before it. What this browser cannot decode is sent as it is:
- * the server may know it.
+ * (webm, m4a), the upload is small, and its length is known before it. What this browser cannot decode is sent as it
+ * is: the server may know it.
  */
 async function readClip(file) {
   const name = file.name || "clip";
@@ -461,7 +461,8 @@ function refusal(error, status, retryAfter) {
 
 /** The response of the server; `Problem` for anything but success. */
 async function call(path, options = {}) {
-  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${key}` }) };
+  const packed = String.fromCharCode(...new TextEncoder().encode(key)); // a header takes bytes: those of UTF-8
+  const headers = { ...options.headers, ...(key && { Authorization: `Bearer ${packed}` }) };
   let response;
   try {
     response = await fetch(path, { ...options, headers });
@@ -650,7 +651,6 @@ async function takeBeginning(turn) {
 /** Begin a turn with the clip of the composer, or the last one of the conversation. */
 function send(task, question, clip = state.clip ?? state.turns.at(-1)?.clip) {
   notify();
-  if (state.running) return;
   try {
     checkComposer(task, question, clip);
     const turn = { task, question, clip, text: "", segments: [] };
@@ -681,7 +681,7 @@ function show(turn) {
   }
   turn.clip.player.followers.push((seconds, plays) => mark(turn, plays ? seconds : -1));
   $("turns").append(turn.view);
-  turn.view.scrollIntoView({ block: "end" });
+  scrollTo(0, document.documentElement.scrollHeight);
 }
 
 /** Ask the server, and show what it says as it comes. */
@@ -796,7 +796,8 @@ function offer(turn, outcome) {
 }
 
 function again(turn) {
-  if (!state.running) run(turn);
+  if (state.running) notify(new Problem(BUSY));
+  else run(turn);
 }
 
 function download(turn, form) {
@@ -874,10 +875,18 @@ function notify(problem) {
   $("notice").replaceChildren(text);
   $("notice").hidden = text === "";
   $("notice").classList.toggle("bad", problem instanceof Error);
-  for (const [label, action] of problem?.actions ?? []) $("notice").append(button(label, action));
+  if (problem?.actions) {
+    const row = document.createElement("div");
+    row.className = "row";
+    row.append(...problem.actions.map(([label, action]) => button(label, action)));
+    $("notice").append(row);
+  }
 }
 
+const BUSY = "An answer is under way. Wait for its end, or press Stop.";
+
 function checkComposer(name, question, clip) {
+  if (state.running) throw new Problem(BUSY);
   if (!clip) throw new Problem("There is no clip yet. Record one, choose a file, or drop one here.");
   if (name === "ask" && !question) {
     $("question").focus();
@@ -918,7 +927,11 @@ function showRow(name) {
 }
 
 async function takeFile(file) {
-  if (!file || state.recording) return;
+  if (!file) return;
+  if (state.recording) {
+    notify("Finish or discard the recording first, then choose the file again.");
+    return;
+  }
   notify(file.size > 5e6 ? `Reading “${file.name}” …` : undefined);
   try {
     attach(await readClip(file));
