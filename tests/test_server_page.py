@@ -111,7 +111,7 @@ def test_facts(server):
     answer = httpx.get(server[0] + "/page/facts.json")
     assert answer.headers["cache-control"] == "no-store" and answer.headers["content-type"] == "application/json"
     assert answer.json() == {
-        "ready": True,
+        "loaded": True,
         "max_body_bytes": 64 * 2**20,
         "max_audio_seconds": 3600.0,
         "max_tokens": 512,
@@ -122,7 +122,7 @@ def test_facts(server):
     }
     with running(loaded=False) as (url, _):
         facts = httpx.get(url + "/page/facts.json").json()
-        assert facts["ready"] is False and facts["longest_clip"] is None and facts["questions"] == {}
+        assert facts["loaded"] is False and facts["longest_clip"] is None and facts["questions"] == {}
         assert httpx.get(url + "/").status_code == 200
 
 

@@ -139,16 +139,21 @@ class Tab:
 
 @pytest.fixture
 def visit(browser):
-    """Opens the page of a server in a window of its own. faults: the server is to answer with errors."""
+    """Opens the page of a server in a window of its own. script: runs before the page's. prepare: is called with the
+    context before it has a page. faults: the server is to answer with errors."""
     contexts = []
 
-    def begin(url, *, width=1280, scheme="light", script=None, faults=False, permissions=("microphone",), tabs=1):
+    def begin(
+        url, *, width=1280, scheme="light", script=None, prepare=None, faults=False, permissions=("microphone",), tabs=1
+    ):
         size = {"width": width, "height": 844}
         context = browser.new_context(viewport=size, color_scheme=scheme, permissions=list(permissions))
         wrong = []
         contexts.append((context, wrong))
         if script:
             context.add_init_script(script)
+        if prepare:
+            prepare(context)
 
         def said(message):
             is_fault = faults and message.text.startswith("Failed to load resource")
@@ -332,7 +337,7 @@ def test_a_file_that_is_no_audio(server, visit):
     for task in ("ask", "transcribe"):
         tab.task(task)
         tab.send("What's that sound?" if task == "ask" else None)
-        assert "The server cannot use this clip" in tab.notice() and "send wav, flac, mp3 or ogg" in tab.notice()
+        assert "The server says: the clip is not audio" in tab.notice() and "send wav, flac, mp3 or ogg" in tab.notice()
     tab.choose("siren.ogg")
     tab.page.wait_for_selector("#attached .wave")
     tab.task("ask")
@@ -424,6 +429,47 @@ def test_a_conversation_about_several_clips(visit):
         assert [said for role, said in told if role == "a"][:2] == ["one", "again"]
         clips = [part for _, said in told if not isinstance(said, str) for part in said if part["type"] != "text"]
         assert clips[0] == tab.bodies()[0]["messages"][0]["content"][0] != clips[1]
+
+
+def test_what_only_the_browser_can_decode(quick, visit):
+    """It becomes WAV, so that a server without ffmpeg can read it."""
+    tab = visit(quick[0])
+    tab.page.evaluate(
+        """async () => {
+            const context = new AudioContext();
+            const target = context.createMediaStreamDestination();
+            const tone = new OscillatorNode(context);
+            tone.connect(target);
+            tone.start();
+            const recorder = new MediaRecorder(target.stream, { mimeType: "audio/webm" });
+            const transfer = new DataTransfer();
+            const data = new Promise((resolve) => (recorder.ondataavailable = (event) => resolve(event.data)));
+            recorder.start();
+            setTimeout(() => recorder.stop(), 600);
+            transfer.items.add(new File([await data], "tone.webm", { type: "audio/webm" }));
+            document.body.dispatchEvent(new DragEvent("drop", { dataTransfer: transfer, bubbles: true }));
+        }"""
+    )
+    tab.page.wait_for_selector("#attached .wave")
+    assert tab.page.inner_text("#attached .name") == "tone.webm"
+    assert tab.send("say heard") == "heard"
+    clip = base64.b64decode(tab.bodies()[0]["messages"][0]["content"][0]["input_audio"]["data"])
+    assert clip[:4] == b"RIFF" and clip[8:12] == b"WAVE"
+
+
+def test_a_server_that_is_not_there_yet(quick, visit):
+    """As it is started anew: the page tells it, and goes on by itself."""
+    url, _ = quick
+    away = [True]
+
+    def route(context):
+        context.route("**/v1/models", lambda route: route.abort() if away else route.continue_())
+
+    tab = visit(url, faults=True, prepare=route)
+    assert "cannot be reached" in tab.notice() and "by itself" in tab.notice()
+    away.clear()
+    tab.page.wait_for_selector("#model option:text('demo')", state="attached")
+    tab.page.wait_for_selector("#notice", state="hidden")
 
 
 def test_what_a_model_says_is_only_text(quick, visit):

@@ -222,6 +222,7 @@ class Player {
     this.followers = [];
     this.leaving = new AbortController();
     if (clip.url === null) {
+      this.element.classList.add("bare");
       this.toggle.remove();
       this.wave.remove();
       this.time.textContent = "no preview in this browser";
@@ -453,10 +454,10 @@ try {
 
 /** An error of the server in words, with what a caller decides by. */
 function refusal(error, status, retryAfter) {
-  const isClip = /input_audio|^file$/.test(error?.param ?? "");
-  const about = isClip ? "The server cannot use this clip. It says: " : "The server says: ";
-  const message = error?.message ? about + error.message : `The server answered with status ${status}. Try again.`;
-  return new Problem(message, { status, code: error?.code, retryAfter });
+  if (!error?.message) return new Problem(`The server answered with status ${status}. Try again.`, { status });
+  const isClip = /input_audio|^file$/.test(error.param ?? ""); // the name of a field tells a user nothing
+  const message = isClip ? error.message.replace(error.param, "the clip") : error.message;
+  return new Problem(`The server says: ${message}`, { status, code: error?.code, retryAfter });
 }
 
 /** The response of the server; `Problem` for anything but success. */
@@ -1112,41 +1113,47 @@ async function useKey(event) {
   if (turn && $("keys").hidden) again(turn);
 }
 
-async function showModels() {
-  let models;
-  try {
-    const response = await call("v1/models");
-    models = (await response.json()).data;
-  } catch (error) {
-    if (error.status === 401) return;
-    notify(new Problem(`${error.message} This page tries again by itself.`));
-    await pause(3);
-    return await start();
+/** What `ask` brings, asked again and again while it fails; null where the server wants a key first. */
+async function insisting(ask) {
+  for (let problem = null; ; ) {
+    try {
+      const found = await ask();
+      if (problem && $("notice").textContent === problem.message) notify();
+      return found;
+    } catch (error) {
+      if (error.status === 401) return null;
+      const message = `${error.message} This page tries again by itself.`;
+      if (problem?.message !== message) notify((problem = new Problem(message)));
+      await pause(3);
+    }
   }
+}
+
+async function showModels() {
+  const listed = await insisting(async () => (await call("v1/models")).json());
+  if (listed === null) return;
+  const models = listed.data;
   const options = models.map(({ id }) => new Option(id, id));
   $("model").replaceChildren(...options);
   $("model").disabled = models.length < 2;
   state.modelsAreShown();
 }
 
+const LOADING = "The model is still loading. You can record or choose a clip meanwhile.";
+
 /** What the server says of itself; while it loads its model, this is asked again. */
 async function showFacts() {
-  for (;;) {
-    try {
-      state.facts = await (await call("page/facts.json")).json();
-    } catch {
-      return; // `showModels` tells of a server that is gone
-    }
+  for (let tries = 0; ; tries += 1) {
+    state.facts = await insisting(async () => (await call("page/facts.json")).json());
     $("small").hidden = !state.facts.one_clip;
-    if (state.facts.ready !== false) break;
-    notify("The model is still loading. You can record or choose a clip meanwhile.");
+    if (state.facts.loaded !== false) break;
+    if (tries === 0) notify(LOADING);
     await pause(2);
-    if ($("notice").textContent.startsWith("The model is still loading")) notify();
   }
+  if ($("notice").textContent === LOADING) notify();
 }
 
 async function start() {
-  notify();
   await showModels();
   await showFacts();
 }
