@@ -573,6 +573,8 @@ def test_a_key(visit):
     with running(keys=["rïght"]) as (url, _):
         tab = visit(url, faults=True)
         tab.page.wait_for_selector("#keys:visible")
+        field, composer = (tab.page.locator(name).bounding_box() for name in ("#key", "#composer"))
+        assert field["y"] + field["height"] < composer["y"]  # not behind it
         for key in ("wrong", "rïght"):
             tab.page.fill("#key", key)
             tab.page.keyboard.press("Enter")

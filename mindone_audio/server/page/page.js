@@ -491,7 +491,7 @@ async function patientCall(path, options, say) {
       if (!loads && !(isBusy && tries < MOST_TRIES)) throw error;
       for (let left = Math.ceil(error.retryAfter ?? 5); left > 0; left -= 1) {
         const why = loads ? "The model is still loading" : error.message.replace(/[.:] ask again.*/, "");
-        say(`${why}. Asking again in ${left} s …`);
+        say(`${why}. Asking again in ${left} s`);
         await pause(1, options.signal);
       }
       say("Asking again …");
