@@ -16,6 +16,7 @@ from mindone_audio.server.forms import read_form
 from mindone_audio.server.guards import guarded
 from mindone_audio.server.keys import KeyCheck, read_keys
 from mindone_audio.server.options import ServerOptions
+from mindone_audio.server.page_files import add_page
 from mindone_audio.server.service import Service
 from mindone_audio.server.task import predict
 from mindone_audio.server.transcriptions import transcription, translation
@@ -37,6 +38,7 @@ def create_app(service: Service, options: ServerOptions) -> FastAPI:
     async def refused(request: Request, error: HTTPException) -> Response:
         return response(error)
 
+    add_page(app, service)
     _add_posts(app, service)
     _add_models(app, service, options)
     _add_state(app, service)

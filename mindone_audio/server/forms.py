@@ -91,7 +91,8 @@ def read_transcript(form: Form, task: str, service: Service) -> Transcript:
         settings |= {name: fields[name] for name in ("language", "prompt") if fields.get(name)}
     else:
         question = " ".join(filter(None, (QUESTION, fields.get("prompt"))))
-    window = SUBTITLE_SECONDS if words in ("srt", "vtt") else None
+    # Streamed segments are to be followed by eye, as subtitles are.
+    window = SUBTITLE_SECONDS if words in ("srt", "vtt") or (stream and words == "verbose_json") else None
     parts = _parts(service, samples, question, settings, window)
     language = "english" if task == TRANSLATE else fields.get("language", "")
     seconds = len(samples) / SAMPLING_RATE
@@ -160,8 +161,9 @@ def _number(text: str) -> Any:
 def _stream(text: str, words: str) -> bool:
     if text.lower() not in ("true", "false"):
         raise RequestError(f"stream must be true or false, not {text[:80]!r}", "stream")
-    if text.lower() == "true" and words not in ("json", "text"):
-        raise RequestError(f"stream goes with response_format json or text, not {words}", "stream")
+    if text.lower() == "true" and words in ("srt", "vtt"):
+        message = f"stream goes with response_format json, text or verbose_json, not {words}"
+        raise RequestError(message, "stream")
     return text.lower() == "true"
 
 

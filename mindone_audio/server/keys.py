@@ -1,4 +1,4 @@
-"""Who may ask: every request but those for `OPEN` paths brings a key that the server knows."""
+"""Who may ask: every request brings a key that the server knows, but those for `OPEN` paths and for the page."""
 
 import hashlib
 import hmac
@@ -10,10 +10,17 @@ from pathlib import Path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mindone_audio.server.errors import RequestError, response
+from mindone_audio.server.guards import READING
+from mindone_audio.server.page_files import PATHS
 from mindone_audio.setting_fields import refusal
 
 ENVIRONMENT = "MINDONE_AUDIO_API_KEY"
 OPEN = ("/health", "/docs")
+
+
+def is_open(method: str, path: str) -> bool:
+    """Whether a request needs no key. The page asks for one itself; POST / is the task, which needs it."""
+    return path in OPEN or (path in PATHS and method in READING and method != "OPTIONS")
 
 
 def read_keys(file: str | os.PathLike | None, environment: Mapping[str, str]) -> list[str]:
@@ -44,7 +51,7 @@ class KeyCheck:
         self.app, self.digests = app, [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.digests and scope["path"] not in OPEN:
+        if scope["type"] == "http" and self.digests and not is_open(scope["method"], scope["path"]):
             name = self._name(dict(scope["headers"]).get(b"authorization", b""))
             if name is None:
                 error = RequestError(

@@ -150,7 +150,10 @@ def _logprobs(service: Service, asked: Transcript, segments: Sequence[Segment]) 
 
 
 async def _events(service: Service, asked: Transcript, spoken: AsyncIterator[tuple[bool, Any]]) -> AsyncIterator[bytes]:
-    """The transcription in server-sent events, as OpenAI's typed client reads them."""
+    """The transcription in server-sent events, as OpenAI's typed client reads them.
+
+    verbose_json has one event more for each segment, at its end: its times.
+    """
     texts, segments, separator = [], [], ""
     async with aclosing(spoken):
         async for ended, value in spoken:
@@ -159,6 +162,9 @@ async def _events(service: Service, asked: Transcript, spoken: AsyncIterator[tup
                 texts.append(separator + value)
                 separator = ""
             elif value.text:
+                if asked.form == "verbose_json":
+                    times = {"start": value.start, "end": value.end, "text": value.text}
+                    yield frame({"type": "transcript.text.segment", "id": str(len(segments))} | times)
                 segments.append(value)
                 separator = " "
     done = {"type": "transcript.text.done", "text": "".join(texts)} | _logprobs(service, asked, segments)
