@@ -225,6 +225,12 @@ def test_chats(server, fields, param):
     assert server[1].scheduler.submitted == []
 
 
+def test_the_place_in_a_tool_is_named(server):
+    body = {"model": "demo", "messages": HI, **tool(parameters={"properties": {"a": {"items": {"type": "strin"}}}})}
+    message = told(httpx.post(server[0] + CHAT, json=body), 400, "tools[0].function.parameters")
+    assert message.startswith("tools[0].function.parameters at /properties/a/items: ")
+
+
 FORMS = [
     ({"model": None}, "model"),
     ({"file": None}, "file"),

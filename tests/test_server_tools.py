@@ -193,6 +193,8 @@ def test_a_constrained_call_comes_in_pieces(plain):
     assert message.tool_calls[0].function.arguments == '{"room": "hall", "open": true}'
     cut = create(plain, text, tool_choice="required", max_tokens=5).choices[0]  # by a model that is not constrained
     assert cut.finish_reason == "length" and cut.message.tool_calls[0].function.arguments == '{"room": "hall",'
+    ended = create(plain, text, tool_choice="required", stop=' "open"').choices[0]
+    assert ended.finish_reason == "stop" and ended.message.tool_calls[0].function.arguments == '{"room": "hall",'
 
 
 def test_untrained_families_refuse_to_choose(plain):

@@ -126,6 +126,19 @@ def test_llamas_format_is_its_templates():
         assert "Given the following" not in without and '{"name": "set_door", "parameters"' in without
 
 
+def test_calls_that_were_made_together_follow_each_other():
+    """Llama's template refuses two calls in one message."""
+    ring = {"id": "b", "type": "function", "function": {"name": "ring", "arguments": "{}"}}
+    messages = conversation()
+    messages[1] = {**messages[1], "tool_calls": [*CALLS, ring]}
+    messages.insert(2, {"role": "tool", "tool_call_id": "b", "content": "rung"})
+    text = ultravox(LLAMA_TEMPLATE).apply_chat_template(messages, tools=TOOLS)
+    places = [
+        text.index(words) for words in ('"hall"}}<|eot_id|>', "done<|eot_id|>", '"ring", "param', "rung", "open.")
+    ]
+    assert places == sorted(places)
+
+
 def test_a_template_decides():
     assert ultravox(helpers_ultravox.TEMPLATE).tool_format == PLAIN
     assert ultravox({"default": PLAIN_LLAMA, "tool_use": LLAMA_TEMPLATE}).tool_format.native
@@ -222,6 +235,8 @@ def test_random_calls_are_valid():
         jsonschema.validate(call["arguments"], parameters_of(tool))
         seen.add(call["name"])
     assert seen == {"set_door", "ring"}
+    moved = constraint["json_schema"]["$defs"]["set_door"]["$defs"]["#"]
+    assert moved == ROOMS["$defs"]["#"]  # what is a value, and no reference
 
 
 def read(processor, model, inputs, tools=TOOLS, several=True, most=60):

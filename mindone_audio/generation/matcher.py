@@ -4,6 +4,7 @@ import json
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,10 @@ class Vocabulary:
         if source is not None:
             from llguidance.hf import from_tokenizer
 
-            self.known = from_tokenizer(tokenizer, n_vocab=size, eos_token=ends or None)
+            self.known = _with_ends(partial(from_tokenizer, tokenizer, n_vocab=size), ends)
         else:
             wrapped = guidance.TokenizerWrapper(_Tekken(tokenizer))
-            self.known = guidance.LLTokenizer(wrapped, n_vocab=size, eos_token=ends or None)
+            self.known = _with_ends(partial(guidance.LLTokenizer, wrapped, n_vocab=size), ends)
         self.size, self.ends = size, ends or list(self.known.eos_tokens)
         self.mask = np.zeros((1, (size + 31) // 32), np.int32)
         pieces = [b"" if self.known.is_special_token(t) else self.known.decode_bytes([t]) for t in range(size)]
@@ -49,6 +50,14 @@ class Vocabulary:
         if matcher.is_error():
             raise ValueError(f"the constraint is too complex here: {one_line(matcher.get_error())}")
         return np.unpackbits(mask.view(np.uint8), bitorder="little")[: self.size].astype(bool)
+
+
+def _with_ends(make: Callable, ends: list[int]) -> Any:
+    """llguidance's tokenizer with these end tokens; its older versions, such as 1.3, know only one."""
+    try:
+        return make(eos_token=ends or None)
+    except TypeError:
+        return make(eos_token=ends[0])
 
 
 class _Tekken:

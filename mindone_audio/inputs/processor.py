@@ -182,7 +182,7 @@ class AudioTextProcessor:
         """Conversations as the chat template takes them, and its argument for tools, where it knows them."""
         form = self.tool_format
         if form.native:
-            return [for_template(messages) for messages in conversations], {"tools": tools} if tools else {}
+            return [for_template(form, messages) for messages in conversations], {"tools": tools} if tools else {}
         if tools or any(map(has_tools, conversations)):
             conversations = [written(form, messages, tools) for messages in conversations]
         return conversations, {}

@@ -86,10 +86,13 @@ def written(form: ToolFormat, messages: list[dict], tools: list[dict] | None) ->
     return _told(form, made, tools) if tools else made
 
 
-def for_template(messages: list[dict]) -> list[dict]:
-    """Clean messages as a chat template with tools takes them: arguments as an object, results as one text."""
+def for_template(form: ToolFormat, messages: list[dict]) -> list[dict]:
+    """Clean messages as a chat template with tools takes them: arguments as an object, results as one text.
+
+    Calls that were made together follow each other, each with its result, where a family makes one at a time.
+    """
     made = []
-    for message in messages:
+    for message in messages if form.key == "arguments" else _one_by_one(messages):
         message = {name: value for name, value in message.items() if name != "tool_calls" or value}
         if message["role"] == "tool":
             message["content"] = text_of(message["content"])
@@ -99,6 +102,22 @@ def for_template(messages: list[dict]) -> list[dict]:
                 for call in calls
             ]
         made.append(message)
+    return made
+
+
+def _one_by_one(messages: list[dict]) -> list[dict]:
+    made, rest = [], list(messages)
+    while rest:
+        message = rest.pop(0)
+        calls = message.get("tool_calls") or []
+        if len(calls) < 2:
+            made.append(message)
+            continue
+        count = next((n for n, after in enumerate(rest) if after["role"] != "tool"), len(rest))
+        results, rest = rest[:count], rest[count:]
+        for call in calls:
+            made.append({**message, "tool_calls": [call]})
+            made += [result for result in results if result.get("tool_call_id") == call.get("id")]
     return made
 
 
