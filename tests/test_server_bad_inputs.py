@@ -45,6 +45,18 @@ def url(value):
     return content({"type": "audio_url", "audio_url": {"url": value}})
 
 
+def called(**fields):
+    call = {"id": "a", "type": "function", **{key: fields.pop(key) for key in ("id", "type") if key in fields}}
+    return [
+        {"role": "assistant", "tool_calls": [call | {"function": {"name": "f", "arguments": "{}", **fields}}]},
+    ]
+
+
+def tool(**fields):
+    return {"tools": [{"type": "function", "function": {"name": "f", **fields}}], "tool_choice": "required"}
+
+
+CALL = "messages[0].tool_calls[0]"
 CHATS = [
     ({"model": None}, "model"),
     ({"model": 5}, "model"),
@@ -54,14 +66,30 @@ CHATS = [
     ({"messages": "hi"}, "messages"),
     ({"messages": ["hi"]}, "messages[0]"),
     ({"messages": [{"content": "hi"}]}, "messages[0].role"),
-    ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].role"),
+    ({"messages": [{"role": "tool", "content": "hi"}]}, "messages[0].tool_call_id"),
+    ({"messages": [*HI, {"role": "tool", "content": "hi", "tool_call_id": 5}]}, "messages[1].tool_call_id"),
+    ({"messages": [*HI, {"role": "tool", "content": "hi", "tool_call_id": "a"}]}, "messages[1].tool_call_id"),
+    ({"messages": [*called(), {"role": "tool", "content": "hi", "tool_call_id": "b"}]}, "messages[1].tool_call_id"),
+    ({"messages": [*called(), {"role": "tool", "tool_call_id": "a"}]}, "messages[1].content"),
+    ({"messages": [{"role": "user", "content": "hi", "tool_calls": [{"id": "a"}]}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "function", "content": "hi", "name": "f"}]}, "messages[0].role"),
     ({"messages": [{"role": ["user"], "content": "hi"}]}, "messages[0].role"),
     ({"messages": [{"role": "user"}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": []}]}, "messages[0].content"),
     ({"messages": [{"role": "user", "content": "hi", "mood": 1}]}, "messages[0].mood"),
     ({"messages": [{"role": "user", "content": "hi", "name": 1}]}, "messages[0].name"),
-    ({"messages": [*HI, {"role": "assistant", "tool_calls": [{"id": "a"}]}]}, "messages[1].tool_calls"),
+    ({"messages": [{"role": "assistant", "tool_calls": "f"}]}, "messages[0].tool_calls"),
+    ({"messages": [{"role": "assistant", "tool_calls": [{"id": "a"}]}]}, f"{CALL}"),
+    ({"messages": called(id=None)}, f"{CALL}.id"),
+    ({"messages": called(type="custom")}, f"{CALL}"),
+    ({"messages": called(name="f g")}, f"{CALL}.function.name"),
+    ({"messages": called(arguments={})}, f"{CALL}.function.arguments"),
+    ({"messages": called(arguments="{")}, f"{CALL}.function.arguments"),
+    ({"messages": called(arguments="[1]")}, f"{CALL}.function.arguments"),
+    ({"messages": called(arguments='{"a": NaN}')}, f"{CALL}.function.arguments"),
+    ({"messages": called(arguments='{"a": "\\ud800"}')}, f"{CALL}.function.arguments"),
+    ({"messages": called(arguments="[" * 100_000)}, f"{CALL}.function.arguments"),
     ({"messages": [{"role": "user", "content": "word " * 600}]}, "messages"),
     ({"messages": [{"role": "user", "content": "a" * (2**20 + 1)}]}, "messages"),
     (content("hi"), f"{PART}.type"),
@@ -143,8 +171,39 @@ CHATS = [
     ({"choice": [1]}, "choice"),
     ({"grammar": "start: other"}, "grammar"),
     ({"constraint": {"regex": "a"}}, "constraint"),
-    ({"tools": [{"type": "function"}]}, "tools"),
+    ({"tools": {"type": "function"}}, "tools"),
+    ({"tools": ["f"]}, "tools[0]"),
+    ({"tools": [{"type": "function"}]}, "tools[0]"),
+    ({"tools": [{"type": "function", "function": {}}]}, "tools[0].function.name"),
+    ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0]"),
+    (tool(mood=1), "tools[0]"),
+    (tool(name="f g"), "tools[0].function.name"),
+    (tool(name="f" * 65), "tools[0].function.name"),
+    (tool(name="f\n"), "tools[0].function.name"),
+    (tool(name=5), "tools[0].function.name"),
+    (tool(description=5), "tools[0].function.description"),
+    (tool(strict="yes"), "tools[0].function.strict"),
+    (tool(parameters=5), "tools[0].function.parameters"),
+    (tool(parameters={"type": "string"}), "tools[0].function.parameters"),
+    (tool(parameters={"properties": {"a": {"type": "strin"}}}), "tools[0].function.parameters"),
+    (tool(parameters={"properties": {"a": {"enum": []}}, "required": ["a"]}), "tools[0].function.parameters"),
+    (tool(parameters={"properties": {"a": {"$ref": "#/$defs/b"}}}), "tools[0].function.parameters"),
+    (tool(parameters={"properties": {"a": {"const": "x" * 70_000}}}), "tools[0].function.parameters"),
+    ({"tools": [*tool()["tools"], *tool()["tools"]]}, "tools[1].function.name"),
+    ({"tools": [tool(name=f"f{i}")["tools"][0] for i in range(129)]}, "tools"),
+    ({**tool(), "tool_choice": "auto"}, "tool_choice"),
+    ({**tool(), "tool_choice": "any"}, "tool_choice"),
+    ({**tool(), "tool_choice": ["auto"]}, "tool_choice"),
+    ({**tool(), "tool_choice": {"type": "function"}}, "tool_choice"),
+    ({**tool(), "tool_choice": {"type": "function", "function": {"name": "g"}}}, "tool_choice"),
+    ({**tool(), "tool_choice": {"type": "function", "function": {"name": ["f"]}}}, "tool_choice"),
+    ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice"),
+    ({"tool_choice": "required", "tools": []}, "tool_choice"),
     ({"tool_choice": "auto"}, "tool_choice"),
+    ({**tool(), "parallel_tool_calls": "no"}, "parallel_tool_calls"),
+    ({**tool(), "response_format": {"type": "json_object"}}, "response_format"),
+    ({**tool(), "regex": "a"}, "regex"),
+    ({**tool(), "structured_outputs": {"choice": ["a"]}}, "structured_outputs"),
     ({"functions": [{"name": "f"}]}, "functions"),
     ({"function_call": "auto"}, "function_call"),
     ({"modalities": ["text", "audio"]}, "modalities"),
@@ -164,6 +223,12 @@ def test_chats(server, fields, param):
     body = {"model": "demo", "messages": HI, **fields}
     told(httpx.post(server[0] + CHAT, json=body), 400, param)
     assert server[1].scheduler.submitted == []
+
+
+def test_the_place_in_a_tool_is_named(server):
+    body = {"model": "demo", "messages": HI, **tool(parameters={"properties": {"a": {"items": {"type": "strin"}}}})}
+    message = told(httpx.post(server[0] + CHAT, json=body), 400, "tools[0].function.parameters")
+    assert message.startswith("tools[0].function.parameters at /properties/a/items: ")
 
 
 FORMS = [

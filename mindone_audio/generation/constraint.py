@@ -103,7 +103,7 @@ def grammar_of(kind: str, text: str) -> str:
     """The grammar of a constraint in llguidance's own form."""
     matcher = llguidance().LLMatcher
     if kind == "json_schema":
-        return matcher.grammar_from_json_schema(json.dumps(_closed(json.loads(text))), overrides=_JSON)
+        return matcher.grammar_from_json_schema(json.dumps(closed(json.loads(text))), overrides=_JSON)
     if kind == "regex":
         return matcher.grammar_from_regex(text)
     if kind == "choice":
@@ -111,7 +111,12 @@ def grammar_of(kind: str, text: str) -> str:
     return matcher.grammar_from_lark(text)
 
 
-def _closed(schema: dict) -> dict:
+def lark_json(schema: dict) -> str:
+    """The JSON of a schema, as a part of a grammar."""
+    return f"%json {json.dumps(closed(schema) | {'x-guidance': _JSON}, ensure_ascii=False)}"
+
+
+def closed(schema: dict) -> dict:
     """The schema without properties that it does not name, where it says nothing about them.
 
     They are allowed by JSON Schema, but nobody who lists properties expects more of them. A schema that joins others

@@ -57,6 +57,8 @@ def clean_messages(messages: list[dict]) -> list[dict]:
     clean = []
     for number, message in enumerate(messages):
         content = message.get("content") if isinstance(message, dict) and "role" in message else None
+        if content is None and isinstance(message, dict) and message.get("tool_calls"):
+            content = ""
         if isinstance(content, (list, tuple)):
             content = [_clean_element(element, number) for element in content]
         elif not isinstance(content, str):

@@ -11,6 +11,7 @@ from transformers.utils import PROCESSOR_NAME
 from mindone_audio.inputs.audio import AudioError, describe, is_one_clip, load_clips
 from mindone_audio.inputs.conversation import chat_clips, clean_messages
 from mindone_audio.inputs.log_mel import log_mels
+from mindone_audio.inputs.tools import PLAIN, ToolFormat, for_template, has_tools, written
 from mindone_audio.setting_fields import refusal
 from mindone_audio.weights import hub
 
@@ -72,15 +73,27 @@ class AudioTextProcessor:
         """Whether the model was tuned for conversations, so that it is asked by its chat template."""
         return True
 
-    def conversation_inputs(self, conversations: list[list[dict]], *, chat: bool) -> BatchFeature:
+    @property
+    def tool_format(self) -> ToolFormat:
+        """How the model is told of tools, and calls them."""
+        return PLAIN
+
+    def conversation_inputs(
+        self, conversations: list[list[dict]], *, chat: bool, tools: list[dict] | None = None
+    ) -> BatchFeature:
         """Model inputs of a batch of conversations, by the chat template or, for a base model, as raw prompts.
 
-        Raises `ValueError` for a base model and a conversation that is not one user message.
+        tools: as for `apply_chat_template`. Raises `ValueError` for a base model and a conversation that is not one
+        user message.
         """
         if chat:
-            return self.apply_chat_template(conversations, add_generation_prompt=True, tokenize=True, return_dict=True)
+            told = {"tools": tools} if tools else {}
+            return self.apply_chat_template(
+                conversations, add_generation_prompt=True, tokenize=True, return_dict=True, **told
+            )
         texts, clips = [], []
         for messages in map(clean_messages, conversations):
+            messages = written(PLAIN, messages, tools)
             if [message["role"] for message in messages] != ["user"]:
                 raise ValueError(
                     "this is a base model, which continues one prompt and has no chat format: give one user message, "
@@ -115,6 +128,7 @@ class AudioTextProcessor:
         conversation: list[dict] | list[list[dict]],
         chat_template: str | None = None,
         *,
+        tools: list[dict] | None = None,
         add_generation_prompt: bool = False,
         continue_final_message: bool = False,
         tokenize: bool = False,
@@ -128,7 +142,10 @@ class AudioTextProcessor:
                 `{"type": "text", "text": …}` and `{"type": "audio", KEY: clip}` with one KEY of audio, audio_url, url,
                 path, base64; the clip is anything `mindone_audio.load_audio` takes. OpenAI's
                 `{"type": "audio_url", "audio_url": {"url": …}}` and
-                `{"type": "input_audio", "input_audio": {"data": …, "format": …}}` are clips too.
+                `{"type": "input_audio", "input_audio": {"data": …, "format": …}}` are clips too. A message of the
+                assistant may have OpenAI's `tool_calls`, and one of the role "tool" answers to a `tool_call_id`.
+            tools: functions that the model may call, in OpenAI's form: `{"type": "function", "function": {"name": …,
+                "description": …, "parameters": JSON schema}}`. `tool_format` says how they are written.
             tokenize: False returns the text (a list for a batch). True loads the clips and returns `input_ids`, or
                 with `return_dict=True` everything that `__call__` returns.
             processor_kwargs: with `tokenize=True`, those of `__call__` (truncation, padding, …).
@@ -138,9 +155,11 @@ class AudioTextProcessor:
             ValueError: an element of an unknown type, or an audio element without exactly one clip.
         """
         clean, batched = self._conversations(conversation, tokenize, processor_kwargs)
+        clean, told = self._with_tools(clean, tools)
         text = self._render(
             clean if batched else clean[0],
             chat_template,
+            **told,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
@@ -159,7 +178,16 @@ class AudioTextProcessor:
         batched = bool(conversation) and isinstance(conversation[0], (list, tuple))
         return [clean_messages(messages) for messages in (conversation if batched else [conversation])], batched
 
-    def _render(self, conversation: list, chat_template: str | None, **settings: bool) -> str | list[str]:
+    def _with_tools(self, conversations: list[list[dict]], tools: list[dict] | None) -> tuple[list[list[dict]], dict]:
+        """Conversations as the chat template takes them, and its argument for tools, where it knows them."""
+        form = self.tool_format
+        if form.native:
+            return [for_template(form, messages) for messages in conversations], {"tools": tools} if tools else {}
+        if tools or any(map(has_tools, conversations)):
+            conversations = [written(form, messages, tools) for messages in conversations]
+        return conversations, {}
+
+    def _render(self, conversation: list, chat_template: str | None, **settings: Any) -> str | list[str]:
         """The text of a checked conversation or a batch of them, with one placeholder a clip."""
         return super().apply_chat_template(conversation, chat_template, tokenize=False, **settings)
 

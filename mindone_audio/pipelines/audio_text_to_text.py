@@ -226,7 +226,8 @@ class AudioTextToTextPipeline:
             words = {"language": request.language, "prompt": request.prompt}
             inputs = self.processor.transcription_inputs(request.clips[:1], chat=chat, **words)
         else:
-            inputs = self.processor.conversation_inputs([request.messages], chat=chat)
+            told = {"tools": list(request.tools)} if request.tools else {}
+            inputs = self.processor.conversation_inputs([request.messages], chat=chat, **told)
         arguments = {name: value for name, value in request.arguments.items() if name not in ("compile", "streamer")}
         (prepared,) = self.model.requests(**inputs, **arguments)
         return replace(prepared, decode=self._decode)

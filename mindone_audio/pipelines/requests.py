@@ -32,7 +32,7 @@ class Request:
     chosen: the settings that they make with the model's own. transcribe: the answer is a transcription of the clip.
     language: of the speech, as "en", and prompt: words that follow the question, where a family takes them. window: the
     longest audio in seconds that goes to the model at a time, None for any. by_windows: a longer clip is cut into
-    windows, and is an error otherwise.
+    windows, and is an error otherwise. tools: functions that the model is told of, as `apply_chat_template` takes them.
     """
 
     messages: list[dict]
@@ -48,6 +48,7 @@ class Request:
     prompt: str | None = None
     window: float | None = None
     by_windows: bool = False
+    tools: tuple[dict, ...] = ()
 
     @property
     def clips(self) -> list[np.ndarray]:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from mindone_audio.generation.constraint import KINDS
 from mindone_audio.generation.settings import flag, real, whole
 from mindone_audio.generation.text_stream import check_stops
 from mindone_audio.inputs.audio import SAMPLING_RATE
@@ -16,10 +17,12 @@ from mindone_audio.server.formats import answer_form
 from mindone_audio.server.guards import parse_json
 from mindone_audio.server.media import MediaPolicy, media_samples
 from mindone_audio.server.service import Service
+from mindone_audio.server.tools import FIELDS as TOOLS
+from mindone_audio.server.tools import ToolUse, read_call_id, read_calls, read_tools
 
 MOST_ANSWERS = 128  # OpenAI's limit of n
 LONGEST_TEXT = 2**20  # characters of all messages; no model takes as many, and a tokenizer needs long for more
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 # Settings of `generate` under their own names, and under OpenAI's.
 _SAME = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
 _SETTINGS = {**{name: name for name in (*_SAME, "logit_bias", "seed")}, "stop": "stop_sequence"}
@@ -27,11 +30,9 @@ _LENGTHS = ("max_completion_tokens", "max_tokens")
 _OWN = ("model", "messages", "n", "logprobs", "top_logprobs", "stream", "stream_options")
 # What changes no answer.
 _IGNORED = ("user", "metadata", "store", "safety_identifier", "prompt_cache_key", "prompt_cache_options")
-_IGNORED += ("prompt_cache_retention", "parallel_tool_calls")
-# What this server cannot do, with the values that do not ask for it. Tools belong here until it can.
+_IGNORED += ("prompt_cache_retention",)
+# What this server cannot do, with the values that do not ask for it.
 _NOT_HERE: dict[str, tuple] = {
-    "tools": ([],),
-    "tool_choice": ("none",),
     "functions": ([],),
     "function_call": ("none",),
     "modalities": (["text"],),
@@ -40,18 +41,18 @@ _NOT_HERE: dict[str, tuple] = {
     "service_tier": ("auto", "default"),
     **dict.fromkeys(("audio", "prediction", "web_search_options", "moderation"), ()),
 }
-FIELDS = (*_OWN, *_LENGTHS, *_SETTINGS, *FORMATS, *_IGNORED, *_NOT_HERE)
+FIELDS = (*_OWN, *_LENGTHS, *_SETTINGS, *FORMATS, *TOOLS, *_IGNORED, *_NOT_HERE)
 # Of a message besides role and content: answers of this and other servers have them, at these values.
 _MESSAGE_FIELDS: dict[str, tuple] = {
     **dict.fromkeys(("refusal", "audio", "function_call", "reasoning_content"), ()),
-    **dict.fromkeys(("tool_calls", "annotations"), ([],)),
+    "annotations": ([],),
 }
 
 
 @dataclass(frozen=True)
 class ChatRequest:
     """A checked body. settings: of `generate`, and names: what the client calls them. n: choices. logprobs:
-    alternatives a token lists, None without."""
+    alternatives a token lists, None without. tools: None where none may be called."""
 
     model: str
     messages: list[dict]
@@ -61,6 +62,7 @@ class ChatRequest:
     logprobs: int | None = None
     stream: bool = False
     include_usage: bool = False
+    tools: ToolUse | None = None
 
 
 def read_chat(body: bytes, service: Service) -> ChatRequest:
@@ -80,6 +82,9 @@ def read_chat(body: bytes, service: Service) -> ChatRequest:
         raise RequestError("max_tokens and max_completion_tokens differ: give one of them", "max_completion_tokens")
     settings["max_new_tokens"] = next(iter(lengths.values()), service.options.max_tokens)
     form, names = answer_form(fields)
+    tools = read_tools(fields, service.pipe.processor.tool_format, names.values())
+    if tools is not None and tools.certain:
+        form, names = tools.constraint, dict.fromkeys(KINDS, "tools")
     stream = checked("stream", flag, fields.get("stream", False))
     return ChatRequest(
         model,
@@ -90,6 +95,7 @@ def read_chat(body: bytes, service: Service) -> ChatRequest:
         _logprobs(fields),
         stream,
         _include_usage(fields.get("stream_options"), stream),
+        tools,
     )
 
 
@@ -154,8 +160,14 @@ def read_messages(messages: Any, policy: MediaPolicy) -> list[dict]:
     """Messages as the pipeline takes them, clips as float32 `[samples]`; `RequestError` for a wrong one."""
     if not isinstance(messages, list) or not messages:
         raise RequestError("messages must be a list of at least one message", "messages")
-    read = [_message(message, f"messages[{number}]") for number, message in enumerate(messages)]
-    texts = [m["content"] if isinstance(m["content"], str) else _text(m["content"]) for m in read]
+    read, texts, calls = [], [], []
+    for number, message in enumerate(messages):
+        message = _message(message, f"messages[{number}]", [call["id"] for call in calls])
+        own = message.get("tool_calls", [])
+        texts += [message["content"] if isinstance(message["content"], str) else _text(message["content"])]
+        texts += [call["function"]["arguments"] for call in own]
+        calls += own
+        read.append(message)
     if sum(map(len, texts)) > LONGEST_TEXT:
         raise RequestError(f"messages have more than {LONGEST_TEXT} characters: give less text", "messages")
     seconds = 0.0
@@ -182,15 +194,17 @@ def check_seconds(seconds: float, policy: MediaPolicy, param: str) -> None:
         raise RequestError(f"the clips are longer than {policy.max_seconds:g} s together: give fewer", param)
 
 
-def _message(message: Any, name: str) -> dict:
-    """A message whose clips are (source, field), not loaded yet."""
+def _message(message: Any, name: str, calls: list[str]) -> dict:
+    """A message whose clips are (source, field), not loaded yet. calls: ids of those in earlier ones."""
     if not isinstance(message, dict):
         raise RequestError(f'{name} must be {{"role": …, "content": …}}', name)
     role = message.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         raise RequestError(f"{name}.role must be one of {', '.join(_ROLES)}", f"{name}.role")
     for field, value in message.items():
-        if field in ("role", "content") or value is None or (field == "name" and isinstance(value, str)):
+        if field in ("role", "content", _OF_TOOLS.get(role)) or value is None:
+            continue
+        if field == "name" and isinstance(value, str) or (field == "tool_calls" and value == []):
             continue
         if value not in _MESSAGE_FIELDS.get(field, ()):
             field = f"{name}.{field[:100]}"
@@ -204,7 +218,15 @@ def _message(message: Any, name: str) -> dict:
             content = content[0]["text"]
     elif not isinstance(content, str):
         raise RequestError(f"{name}.content must be a string or a list of parts", f"{name}.content")
-    return {"role": _ROLES[role], "content": content}
+    own: dict[str, Any] = {}
+    if role == "tool":
+        own = {"tool_call_id": read_call_id(message.get("tool_call_id"), calls, f"{name}.tool_call_id")}
+    elif role == "assistant" and message.get("tool_calls"):
+        own = {"tool_calls": read_calls(message["tool_calls"], f"{name}.tool_calls")}
+    return {"role": _ROLES[role], "content": content, **own}
+
+
+_OF_TOOLS = {"tool": "tool_call_id", "assistant": "tool_calls"}  # a field of such messages
 
 
 def _part(part: Any, role: str, name: str) -> dict:
@@ -250,20 +272,29 @@ def _text(parts: list[dict]) -> str:
 def prepare_chat(body: bytes, service: Service) -> tuple[ChatRequest, Any]:
     """A body as it was read, and as the scheduler takes it."""
     asked = read_chat(body, service)
-    return asked, prepared(service, (asked.messages, None), asked.settings, asked.names, "messages", asked.n)[1]
+    tools = () if asked.tools is None else asked.tools.tools
+    made = prepared(service, (asked.messages, None), asked.settings, asked.names, "messages", n=asked.n, tools=tools)
+    return asked, made[1]
 
 
 def prepared(
-    service: Service, item: tuple[Any, str | None], settings: dict, names: dict[str, str], param: str, n: int = 1
+    service: Service,
+    item: tuple[Any, str | None],
+    settings: dict,
+    names: Mapping[str, str],
+    param: str,
+    *,
+    n: int = 1,
+    tools: tuple[dict, ...] = (),
 ) -> tuple[Request, Any]:
     """An input of the pipeline with its text, clips as samples: its request, and that as the scheduler takes it.
 
-    n: answers, of which greedy decoding computes one. Raises `RequestError` with the settings called as in `names`, and
-    about `param` where it is about no setting.
+    n: answers, of which greedy decoding computes one. tools: that the model is told of. Raises `RequestError` with the
+    settings called as in `names`, and about `param` where it is about no setting.
     """
     pipe = service.pipe
     try:
-        request = read_request(pipe.model, pipe.processor, *item, None, settings)
+        request = replace(read_request(pipe.model, pipe.processor, *item, None, settings), tools=tools)
         if n > 1 and request.chosen.do_sample:
             if n > service.options.max_batch:
                 raise RequestError(f"n must be at most {service.options.max_batch}, this server's batch", "n")

@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from fastapi.responses import JSONResponse, Response
@@ -13,6 +14,7 @@ from mindone_audio.inputs.conversation import chat_clips
 from mindone_audio.server.chat import ChatRequest, prepare_chat
 from mindone_audio.server.exchange import event_stream, frame
 from mindone_audio.server.service import Place, Service, collected
+from mindone_audio.server.tools import Choice
 
 IMPOSSIBLE = -9999.0  # what OpenAI gives for a probability of 0, whose logarithm JSON cannot write
 
@@ -49,29 +51,41 @@ class Answer:
             own = heard[0 if self.same else index]
             tokens = [token for delta in own for token in delta.tokens]
             self.tokens += len(tokens)
-            message = {"role": "assistant", "content": "".join(delta.text for delta in own), "refusal": None}
-            choice = {"index": index, "message": message, "logprobs": self._logprobs(tokens)}
-            choices.append(choice | {"finish_reason": own[-1].finish_reason})
+            made = self._choice()
+            for delta in own:
+                made.add(delta)
+            choice = {"index": index, "message": made.message, "logprobs": self._logprobs(tokens)}
+            choices.append(choice | {"finish_reason": made.finish_reason(own[-1].finish_reason)})
         return self._object("chat.completion") | {"choices": choices, "usage": self._usage()}
 
     async def chunks(self, deltas: AsyncIterator[Delta]) -> AsyncIterator[bytes]:
         """The answer in server-sent events. The first one waits for the first delta, so that it may fail before."""
         every, started = range(self.asked.n), False
+        made = [self._choice() for _ in every]
+        begin = {"role": "assistant", "content": "" if self.asked.tools is None else None, "refusal": None}
         async with aclosing(deltas):
             async for delta in deltas:
                 if not started:
                     started = True
                     for index in every:
-                        yield self._chunk(index, {"role": "assistant", "content": "", "refusal": None})
+                        yield self._chunk(index, begin)
                 for index in every if self.same else (delta.index,):
                     self.tokens += len(delta.tokens)
                     logprobs = self._logprobs(delta.tokens)
-                    if delta.text or (logprobs and logprobs["content"]):
-                        yield self._chunk(index, {"content": delta.text}, logprobs)
+                    told = made[index].add(delta)
+                    if not told and logprobs and logprobs["content"]:
+                        told = [{"content": ""} if self.asked.tools is None else {}]
+                    for own in told:
+                        yield self._chunk(index, own, logprobs)
+                        logprobs = logprobs and {"content": [], "refusal": None}  # each token once
                     if delta.finish_reason is not None:
-                        yield self._chunk(index, {}, None, delta.finish_reason)
+                        yield self._chunk(index, {}, None, made[index].finish_reason(delta.finish_reason))
         if self.asked.include_usage:
             yield frame(self._object("chat.completion.chunk") | {"choices": [], "usage": self._usage()})
+
+    def _choice(self) -> Choice:
+        decode = partial(self.service.pipe.processor.decode, skip_special_tokens=True)
+        return Choice(None if self.asked.tools is None else self.asked.tools.reader(decode))
 
     def _chunk(self, index: int, delta: dict, logprobs: dict | None = None, finish_reason: str | None = None) -> bytes:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}

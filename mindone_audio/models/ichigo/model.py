@@ -12,6 +12,7 @@ from mindone_audio.backbone.decoder import Decoder
 from mindone_audio.backbone.published_config import decoder_config
 from mindone_audio.generation import GenerationMixin
 from mindone_audio.inputs.processor import AudioTextProcessor
+from mindone_audio.inputs.tools import ToolFormat, template_format
 from mindone_audio.models.ichigo.whisper_vq import CONVERT, WhisperVQ
 from mindone_audio.weights import hub
 
@@ -155,6 +156,11 @@ class IchigoProcessor(AudioTextProcessor):
             inputs["labels"] = np.where(ignored, -100, inputs["input_ids"])
         return BatchFeature(inputs)
 
+    @property
+    def tool_format(self) -> ToolFormat:
+        """Llama's."""
+        return template_format(self.tokenizer, self.tokenizer.chat_template)
+
     def _expand(self, text: str, sounds) -> str:
         """Write the next clip's tokens in the place of each placeholder."""
         first, *rest = text.split(self.audio_token)
@@ -162,7 +168,7 @@ class IchigoProcessor(AudioTextProcessor):
             SOUND_START + "".join(map(sound_token, next(sounds).tolist())) + SOUND_END + part for part in rest
         )
 
-    def _render(self, conversation: list, chat_template: str | None, **settings: bool) -> str | list[str]:
+    def _render(self, conversation: list, chat_template: str | None, **settings: Any) -> str | list[str]:
         """By the tokenizer's template, which knows only text: elements are joined, a clip is its placeholder."""
         flat = [
             [self._flat(message) for message in item] if isinstance(item, (list, tuple)) else self._flat(item)

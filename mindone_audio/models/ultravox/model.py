@@ -35,6 +35,7 @@ from mindone_audio.generation import GenerationMixin
 from mindone_audio.inputs.audio import fit_window
 from mindone_audio.inputs.log_mel import log_mels
 from mindone_audio.inputs.processor import PADDING_KEYWORDS, AudioTextProcessor, StringContent, token_arrays
+from mindone_audio.inputs.tools import ToolFormat, template_format
 from mindone_audio.models.ultravox import sources
 from mindone_audio.models.ultravox.sources import complete_config, named
 from mindone_audio.weights import hub
@@ -326,6 +327,11 @@ class UltravoxProcessor(AudioTextProcessor, StringContent, ProcessorMixin):
         if output_labels:
             data["labels"] = np.where(is_audio | (data["attention_mask"] == 0), -100, data["input_ids"])
         return BatchFeature({**data, **(_collate(samples) if clips else {})})
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """That of its language model."""
+        return template_format(self.tokenizer, self.chat_template or self.tokenizer.chat_template)
 
     def _sample(self, text: str, clips: list[np.ndarray]) -> dict[str, Any]:
         """One prompt as Ultravox's own processor makes it: its ids, and an entry for each window of its clips."""

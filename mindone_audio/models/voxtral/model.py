@@ -20,6 +20,7 @@ from mindone_audio.inputs.audio import load_clips
 from mindone_audio.inputs.conversation import chat_clips
 from mindone_audio.inputs.log_mel import log_mels
 from mindone_audio.inputs.processor import PADDING_KEYWORDS, AudioTextProcessor, as_list, as_sources, as_texts
+from mindone_audio.inputs.tools import PLAIN, ToolFormat
 from mindone_audio.models.voxtral import tekken
 from mindone_audio.setting_fields import refusal
 from mindone_audio.weights import hub
@@ -103,6 +104,12 @@ class VoxtralProcessor(AudioTextProcessor, transformers.VoxtralProcessor):
         """Seconds of audio that the model hears in one prompt; the processor itself takes clips of any length."""
         return LONGEST_CLIP
 
+    @property
+    def tool_format(self) -> ToolFormat:
+        """mistral-common's, for a tokenizer of version 7; in later versions a call is written in another way."""
+        mark = tekken.calls_token(self.tokenizer)
+        return PLAIN if mark is None else ToolFormat(native=True, listed=True, mark=mark)
+
     def transcription_inputs(
         self, clips: list[np.ndarray], *, language: str | None, chat: bool, prompt: str | None = None
     ) -> BatchFeature:
@@ -115,6 +122,7 @@ class VoxtralProcessor(AudioTextProcessor, transformers.VoxtralProcessor):
         self,
         conversation: list[dict] | list[list[dict]],
         *,
+        tools: list[dict] | None = None,
         tokenize: bool = True,
         return_dict: bool = True,
         add_generation_prompt: bool = False,
@@ -126,6 +134,7 @@ class VoxtralProcessor(AudioTextProcessor, transformers.VoxtralProcessor):
         Args:
             conversation: as in `AudioTextProcessor.apply_chat_template`. Audio goes with the user's messages, and not
                 together with a system message.
+            tools: as there.
             tokenize: True loads the clips and returns everything that `__call__` does, or with `return_dict=False`
                 `input_ids`. False returns the text (a list for a batch), with one [AUDIO] for each clip.
             add_generation_prompt: True refuses a conversation that the assistant ends. There is nothing to add.
@@ -139,7 +148,8 @@ class VoxtralProcessor(AudioTextProcessor, transformers.VoxtralProcessor):
         clean, batched = self._conversations(conversation, tokenize, processor_kwargs)
         if add_generation_prompt and any(messages[-1]["role"] == "assistant" for messages in clean):
             raise ValueError("add_generation_prompt=True, but the assistant has the last word: leave it out")
-        rows = [tekken.chat_ids(self.tokenizer, messages, continue_final_message) for messages in clean]
+        clean, told = self._with_tools(clean, tools)
+        rows = [tekken.chat_ids(self.tokenizer, messages, continue_final_message, **told) for messages in clean]
         if not tokenize:
             texts = self.batch_decode(rows)
             return texts if batched else texts[0]

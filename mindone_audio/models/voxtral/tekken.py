@@ -5,6 +5,7 @@ out as [BEGIN_AUDIO] and a single [AUDIO], which a processor repeats once it kno
 """
 
 import base64
+import hashlib
 import io
 import os
 import re
@@ -15,10 +16,13 @@ import soundfile
 from mistral_common.exceptions import MistralCommonException
 from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.protocol.transcription.request import TranscriptionRequest
+from mistral_common.tokens.tokenizers.base import TokenizerVersion
 from transformers import MistralCommonTokenizer
 
 TEKKEN_FILE = "tekken.json"
 AUDIO, BEGIN_AUDIO, BOS = "[AUDIO]", "[BEGIN_AUDIO]", "<s>"
+TOOL_CALLS = "[TOOL_CALLS]"
+_CALL_ID = re.compile("[a-zA-Z0-9]{9}")
 
 
 def load_tokenizer(path: str | os.PathLike) -> MistralCommonTokenizer:
@@ -32,8 +36,19 @@ def load_tokenizer(path: str | os.PathLike) -> MistralCommonTokenizer:
     return tokenizer
 
 
-def chat_ids(tokenizer: MistralCommonTokenizer, messages: list[dict], continue_final_message: bool) -> list[int]:
-    """Token ids of a conversation (`chat.clean_messages`), one [AUDIO] for each clip.
+def calls_token(tokenizer: MistralCommonTokenizer) -> int | None:
+    """The token before the calls of an answer, which are a JSON list in version 7; None for another version."""
+    tekken = tokenizer.tokenizer.instruct_tokenizer.tokenizer
+    return tekken.get_special_token(TOOL_CALLS) if tekken.version == TokenizerVersion.v7 else None
+
+
+def chat_ids(
+    tokenizer: MistralCommonTokenizer,
+    messages: list[dict],
+    continue_final_message: bool,
+    tools: list[dict] | None = None,
+) -> list[int]:
+    """Token ids of a conversation (`chat.clean_messages`), one [AUDIO] for each clip. tools: in OpenAI's form.
 
     A last message of the assistant's is closed by the end token, or with continue_final_message left open. Raises
     `ValueError` for a conversation that mistral-common refuses.
@@ -47,7 +62,9 @@ def chat_ids(tokenizer: MistralCommonTokenizer, messages: list[dict], continue_f
     try:
         # mistral-common allows an answer at the end only if it is to be continued; closing it is one token more.
         request = ChatCompletionRequest.from_openai(
-            messages=[_openai_message(message) for message in messages], continue_final_message=ends_with_answer
+            messages=[_openai_message(message) for message in messages],
+            tools=tools,
+            continue_final_message=ends_with_answer,
         )
         tokens = tokenizer.tokenizer.encode_chat_completion(request).tokens
     except (MistralCommonException, ValueError, KeyError) as error:
@@ -120,6 +137,13 @@ def _silence() -> bytes:
 
 def _openai_message(message: dict) -> dict:
     """A message in the format that mistral-common takes, with silence for each clip."""
+    if message.get("tool_calls"):
+        message = {
+            **message,
+            "tool_calls": [{**call, "id": _call_id(call.get("id"))} for call in message["tool_calls"]],
+        }
+    if message["role"] == "tool":
+        message = {**message, "tool_call_id": _call_id(message.get("tool_call_id"))}
     if isinstance(message["content"], str):
         return message
     silence = {"data": base64.b64encode(_silence()).decode(), "format": "wav"}
@@ -130,6 +154,12 @@ def _openai_message(message: dict) -> dict:
         for element in message["content"]
     ]
     return {**message, "content": elements}
+
+
+def _call_id(given: str | None) -> str:
+    """An id of a call as Voxtral knows them: of another form, as other servers have them, 9 letters that it makes."""
+    given = given or ""
+    return given if _CALL_ID.fullmatch(given) else hashlib.sha256(given.encode()).hexdigest()[:9]
 
 
 def _one_token_a_clip(tokenizer: MistralCommonTokenizer, tokens: list[int]) -> list[int]:
