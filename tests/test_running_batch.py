@@ -127,6 +127,9 @@ class Counting:
     def look(self):
         pass
 
+    def best(self, scores):
+        return self.next
+
     def masked(self, scores):
         return np.where(np.arange(len(scores)) == self.next, scores, -np.inf)
 

@@ -12,7 +12,6 @@ from mindone_audio.generation.constraint import grammar_of, llguidance, one_line
 from mindone_audio.setting_fields import SettingError
 
 _STEP = 1 << 20  # between two kinds of tokens, see `_rank`
-_NEVER = np.float32(-np.inf)
 _LOOK = 8  # tokens between two looks at how an answer may end
 
 
@@ -152,14 +151,21 @@ class Matcher:
         return self._matcher.is_accepting()
 
     def look(self) -> np.ndarray:
-        """bool (vocab): which tokens may come next. Called while a device computes their scores, it costs no time."""
+        """int (n): the tokens that may come next. Called while a device computes their scores, it costs no time."""
         if self._allowed is None:
-            self._allowed = self._vocabulary.allowed(self._matcher)
+            self._allowed = np.flatnonzero(self._vocabulary.allowed(self._matcher))
         return self._allowed
+
+    def best(self, scores: np.ndarray) -> int:
+        """Of scores fp32 (vocab) the best token that may come next."""
+        allowed = self.look()
+        return int(allowed[scores[allowed].argmax()])
 
     def masked(self, scores: np.ndarray) -> np.ndarray:
         """The scores fp32 (vocab), -inf of tokens that may not come next."""
-        return np.where(self.look(), scores, _NEVER)
+        allowed, masked = self.look(), np.full_like(scores, -np.inf)
+        masked[allowed] = scores[allowed]
+        return masked
 
     def take(self, token: int, remaining: int) -> int:
         """Go on with a token, or with another one after which the answer can end within `remaining` more tokens.

@@ -115,16 +115,18 @@ class Row:
             sampling.refuse_invalid(scores[None])  # of a broken model these are NaN at once
         if not self._chain and self._matcher is None:  # the graph has chosen
             return int(best)
-        if self._matcher is not None:
-            scores = self._matcher.masked(scores)
+        if self._matcher is None:
+            return self._draw(scores)
+        plain = not self._chain and self._stream is None
+        token = self._matcher.best(scores) if plain else self._draw(self._matcher.masked(scores))
+        return self._matcher.take(token, self.settings.max_new_tokens - len(self.tokens) - 1)
+
+    def _draw(self, scores: np.ndarray) -> int:
         tokens = self._history[None, : len(self.request.input_ids) + len(self.tokens)]
         processed = sampling.process(self._chain, scores[None], tokens)
-        token = int(sampling.greedy(processed)[0])
         if self._stream is not None:
-            token = sampling.draw(processed[0], self._stream)
-        if self._matcher is None:
-            return token
-        return self._matcher.take(token, self.settings.max_new_tokens - len(self.tokens) - 1)
+            return sampling.draw(processed[0], self._stream)
+        return int(sampling.greedy(processed)[0])
 
 
 def _with_logprobs(scores: np.ndarray, token: int, count: int) -> Token:
