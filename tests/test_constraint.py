@@ -91,6 +91,16 @@ def test_random_schemas(tokenizer, first):
         assert not re.search(r"\s{2}", re.sub(r'"(\\.|[^"\\])*"', "", text)), text
 
 
+FORMATS = {
+    "type": "object",
+    "properties": {
+        "at": {"type": "string", "format": "date-time"},
+        "size": {"type": "integer", "format": "int32"},
+        "format": {"const": {"format": "int32"}},
+        "secret": {"type": "string", "format": "password", "maxLength": 4},
+    },
+    "required": ["at", "size", "format", "secret"],
+}
 RECURSIVE = {
     "$defs": {
         "node": {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#/$defs/node"}, {"type": "null"}]}}}
@@ -106,8 +116,8 @@ JOINED = {
 NEEDS_MORE = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a", "b"]}
 
 
-@pytest.mark.parametrize("schema", [RECURSIVE, JOINED, NEEDS_MORE, {}, True, {"type": ["array", "null"]}])
-@pytest.mark.parametrize("most", [40, 200])
+@pytest.mark.parametrize("schema", [FORMATS, RECURSIVE, JOINED, NEEDS_MORE, {}, True, {"type": ["array", "null"]}])
+@pytest.mark.parametrize("most", [90, 200])
 def test_schemas_of_other_kinds(tokenizer, schema, most):
     for seed in range(5):
         text = answer(tokenizer, {"json_schema": schema}, np.random.default_rng(seed), most)
@@ -155,6 +165,7 @@ WRONG_INTEGER = {"type": "integer", "minimum": 5, "maximum": 3}
             "/properties/n: Unsatisfiable",
         ),
         ({"json_schema": {"anyOf": [{"type": "null"}, {"pattern": "(("}]}}, "--json-schema at /anyOf/1: "),
+        ({"json_schema": {"type": "string", "format": "nonsense"}}, "--json-schema: Unknown format: nonsense"),
         ({"json_schema": {"enum": []}}, "--json-schema: Unsatisfiable"),
         ({"json_schema": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
         ({"json_schema": {"$ref": "https://example.com/x"}}, "https://example.com/x"),

@@ -18,6 +18,13 @@ INSTALL = 'pip install "mindone_audio[serve]"'
 _JSON = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _CHILDREN, _LISTS = ("properties", "patternProperties", "$defs", "definitions"), ("anyOf", "oneOf", "allOf")
 _SINGLE = ("items", "additionalProperties", "prefixItems", "not")
+# Formats of JSON Schema, OpenAPI and pydantic that only say what a value is for: annotations, as the standard has it.
+_ANNOTATIONS = frozenset(
+    "int32 int64 uint32 uint64 float double decimal password binary byte base64url json-string path file-path "
+    "directory-path multi-host-uri idn-email idn-hostname uri-reference iri iri-reference uri-template json-pointer "
+    "relative-json-pointer regex ipvanyaddress ipvanyinterface ipvanynetwork ipv4interface ipv4network ipv6interface "
+    "ipv6network".split()
+)
 _MOST_PLACES = 500  # parts of a schema that are looked at to find the wrong one
 
 
@@ -122,6 +129,7 @@ def closed(schema: dict) -> dict:
     They are allowed by JSON Schema, but nobody who lists properties expects more of them. A schema that joins others
     stays as it is: each of its parts must bear the properties of the others.
     """
+    schema = _without_annotations(schema)
     if '"allOf"' in json.dumps(schema):
         return schema
 
@@ -145,6 +153,19 @@ def closed(schema: dict) -> dict:
         return made
 
     return close(schema)
+
+
+def _without_annotations(part: Any) -> Any:
+    """The schema without formats that llguidance does not know, but others write, as OpenAPI and pydantic."""
+    if isinstance(part, list):
+        return [_without_annotations(each) for each in part]
+    if not isinstance(part, dict):
+        return part
+    return {
+        key: value if key in ("const", "enum", "default", "examples") else _without_annotations(value)
+        for key, value in part.items()
+        if not (key == "format" and isinstance(value, str) and value in _ANNOTATIONS)
+    }
 
 
 def _says_more(part: dict) -> bool:
