@@ -256,6 +256,8 @@ def test_generate_takes_a_constraint(pipe):
     assert re.fullmatch("[0-9]{4}", new[0])
     with pytest.raises(ValueError, match="needs the tokenizer"):
         model.generate(**inputs, **settings)
+    with pytest.raises(ValueError, match="needs a fast tokenizer or mistral-common's, not a Path"):
+        model.generate(**inputs, **settings, tokenizer=ROOT)
 
 
 def test_a_wrong_form_costs_one_input(pipe):

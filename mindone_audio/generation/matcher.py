@@ -89,6 +89,10 @@ def compile_constraint(
     """
     if tokenizer is None:
         raise ValueError("a constraint needs the tokenizer: generate(..., tokenizer=processor.tokenizer)")
+    if not (
+        hasattr(tokenizer, "backend_tokenizer") or hasattr(getattr(tokenizer, "tokenizer", 0), "instruct_tokenizer")
+    ):
+        raise ValueError(f"a constraint needs a fast tokenizer or mistral-common's, not a {type(tokenizer).__name__}")
     known, key = _vocabularies.setdefault(tokenizer, {}), (size, *ends)
     if key not in known:
         known[key] = Vocabulary(tokenizer, size, ends)
