@@ -14,6 +14,7 @@ import httpx
 import pytest
 from fake_service import ANSWER, until
 
+ALONE = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 TESTS = Path(__file__).resolve().parent
 # The command, with a model and a scheduler that compute nothing. Loading waits for the file LOAD.
 # SIGUSR1: go on. SIGUSR2: die.
@@ -51,7 +52,8 @@ def start(tmp_path):
         process = subprocess.Popen(
             [sys.executable, "-c", SCRIPT, "--port", "0", "--served-model-name", "demo", *map(str, words)],
             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True},
-            env={**os.environ, "PYTHONPATH": paths, "LOAD": str(file), "USE_TORCH": "0", **environment},
+            # One thread: SCRIPT imports NumPy before the command, whose threads would take its signals.
+            env={**os.environ, **ALONE, "PYTHONPATH": paths, "LOAD": str(file), "USE_TORCH": "0", **environment},
         )
         processes.append(process)
         return process
