@@ -168,6 +168,7 @@ WRONG_INTEGER = {"type": "integer", "minimum": 5, "maximum": 3}
         ),
         ({"json_schema": {"anyOf": [{"type": "null"}, {"pattern": "(("}]}}, "--json-schema at /anyOf/1: "),
         ({"json_schema": {"type": "string", "format": "nonsense"}}, "--json-schema: Unknown format: nonsense"),
+        ({"json_schema": {"type": "strin", "properties": [1], "anyOf": 5}}, "--json-schema: "),
         ({"json_schema": {"enum": []}}, "--json-schema: Unsatisfiable"),
         ({"json_schema": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
         ({"json_schema": {"$ref": "https://example.com/x"}}, "https://example.com/x"),

@@ -18,8 +18,8 @@ from mindone_audio.server.front_process import FrontProcess
 from mindone_audio.server.options import ServerOptions
 
 TICK = 0.05  # seconds between two looks at signals and at the scheduler
-# Seconds that a thread may keep the interpreter from the others. After each graph the scheduler needs it back, and at
-# Python's 5 ms a step of 2 ms often waited longer for a thread that reads a request than for its graph.
+# Seconds that a thread may keep the interpreter from the others. After each graph the scheduler needs it back, which
+# takes less time than Python leaves a thread that reads a request.
 SWITCH = 1e-4
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as a shell reports them
 _PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")

@@ -11,7 +11,7 @@ from typing import Any
 from mindone_audio.setting_fields import SettingError, refusal
 
 KINDS = ("json_schema", "regex", "choice", "grammar")
-MOST_CHARACTERS = 2**16  # of a constraint; one of 64 KiB is compiled in less than a second
+MOST_CHARACTERS = 2**16  # of a constraint
 MOST_LEVELS = 64  # of a schema
 INSTALL = 'pip install "mindone_audio[serve]"'
 # One space at most: a model that is free to write white space may write nothing else.
@@ -213,7 +213,8 @@ def _place(schema: dict, error: str) -> tuple[str, str]:
 
 def _parts(schema: dict) -> list[tuple[str, dict]]:
     """The schemas within a schema, with their places."""
-    parts = [(f"{name}/{key}", part) for name in _CHILDREN for key, part in dict(schema.get(name) or {}).items()]
+    named = [(name, schema[name]) for name in _CHILDREN if isinstance(schema.get(name), dict)]
+    parts = [(f"{name}/{key}", part) for name, some in named for key, part in some.items()]
     for name in (*_LISTS, *_SINGLE):
         some = schema.get(name)
         parts += [(f"{name}/{i}", part) for i, part in enumerate(some)] if isinstance(some, list) else [(name, some)]
