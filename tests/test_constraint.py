@@ -205,13 +205,18 @@ def test_forms_that_cannot_be(settings, said):
         {"json_schema": {"type": "object", "properties": {"c": {"$ref": "#"}}, "required": ["c"]}},
         {"json_schema": {"$ref": "#"}},
         {"json_schema": {"type": "string", "minLength": 100_000}},
-        {"regex": "a{300}"},
         {"regex": r"[^\x00-\U0010FFFF]"},
     ],
 )
 def test_no_answer_is_short_enough(tokenizer, constraint):
     with pytest.raises(SettingError, match="no answer of at most 20 tokens"):
         compile_constraint(check_constraint(constraint), tokenizer, SIZE, ENDS, 20)
+
+
+@pytest.mark.parametrize("pattern", [r"^\S+@\S+\.\S+$", r"^\d+-\d+$", r"^.*a.{5}$", r"^(\w+ )+end$", r"^[^:]+:[^:]+$"])
+def test_a_pattern_is_not_refused_where_no_end_is_found(tokenizer, pattern):
+    for constraint in ({"json_schema": {"type": "string", "pattern": pattern}}, {"regex": pattern.strip("^$")}):
+        compile_constraint(check_constraint(constraint), tokenizer, SIZE, ENDS, 64)
 
 
 def test_without_llguidance(monkeypatch):

@@ -12,6 +12,7 @@ from mindone_audio.generation.constraint import grammar_of, llguidance, one_line
 from mindone_audio.setting_fields import SettingError
 
 _STEP = 1 << 20  # between two kinds of tokens, see `_rank`
+_SIGNS = b"@.-:/=_ #+1a"
 _LOOK = 8  # tokens between two looks at how an answer may end
 
 
@@ -33,7 +34,16 @@ class Vocabulary:
         self.size, self.ends = size, ends or [self.known.eos_token]
         pieces = [b"" if self.known.is_special_token(t) else self.known.decode_bytes([t]) for t in range(size)]
         self.rank = np.array([_rank(piece) for piece in pieces])
-        self.free = self.rank < 3 * _STEP  # may be tried again and again
+        self.structural = self.rank < 2 * _STEP
+        self.ends_text = np.array([piece.startswith(b'"') for piece in pieces])
+        self.letters = np.array([token for token, piece in enumerate(pieces) if piece in (b"q", b"Z", b"k")], int)
+        self._signs = {token for token, piece in enumerate(pieces) if len(piece) == 1 and piece in _SIGNS}
+
+    def order(self, token: int, inside: bool) -> int:
+        """`rank`, inside of a text with an end of it first, and then signs that patterns often ask for."""
+        if inside and not self.ends_text[token]:
+            return int(self.rank[token]) if token in self._signs else int(self.rank[token]) + 9 * _STEP
+        return int(self.rank[token])
 
     def matcher(self, kind: str, text: str) -> Any:
         return llguidance().LLMatcher(self.known, grammar_of(kind, text), log_level=0)
@@ -85,7 +95,7 @@ def compile_constraint(
     """Makes a `Matcher` for each answer to a request.
 
     constraint: as `check_constraint` gives it. size: tokens of the model's scores. ends: its end tokens. most: tokens
-    that an answer may have. Raises `ValueError` where no answer is as short.
+    that an answer may have. Raises `ValueError` where no answer is as short, or there is none.
     """
     if tokenizer is None:
         raise ValueError("a constraint needs the tokenizer: generate(..., tokenizer=processor.tokenizer)")
@@ -100,34 +110,47 @@ def compile_constraint(
     text = form if isinstance(form, str) else json.dumps(form, ensure_ascii=False)
     begin = vocabulary.matcher(kind, text)
     shortest = closing(vocabulary, begin, most)
-    if shortest is None:
+    certain = kind == "choice" or (kind == "json_schema" and '"pattern"' not in text)
+    if shortest is None and (certain or not _goes_on(vocabulary, begin)):
         raise SettingError(
             lambda say: (
                 f"{say(kind)}: no answer of at most {most} tokens was found that it allows: "
                 f"raise {say('max_new_tokens')}, or allow a shorter answer"
             )
         )
-    return lambda: Matcher(vocabulary, begin.deep_copy(), shortest)
+    return lambda: Matcher(vocabulary, begin.deep_copy(), shortest or [])
+
+
+def _goes_on(vocabulary: Vocabulary, matcher: Any) -> bool:
+    """Whether an answer may begin at all. With a pattern `closing` may find no end where there is one."""
+    try:
+        return bool(vocabulary.allowed(matcher).any())
+    except ValueError:
+        return False
 
 
 def closing(vocabulary: Vocabulary, matcher: Any, most: int) -> list[int] | None:
     """At most so many tokens after which the answer may end; None where none were found.
 
-    Not the fewest: strings, objects and arrays are closed as soon as they may be, and what must come is taken.
+    Not the fewest: strings, objects and arrays are closed as soon as they may be, and what must come is taken. In a
+    text that has a pattern, signs and letters that were not tried in it yet may lead on, so each is tried in turn.
     """
     matcher, tokens, uses = matcher.deep_copy(), [], Counter()
     while not matcher.is_accepting():
         step = matcher.compute_ff_tokens()  # what must come
         if not step:
             try:
-                allowed = np.flatnonzero(vocabulary.allowed(matcher))
+                allowed = vocabulary.allowed(matcher)
             except ValueError:
                 return None
-            step = [int(allowed[vocabulary.rank[allowed].argmin()])]
-            if not vocabulary.free[step[0]]:  # in a text with a pattern: what was not tried there yet may lead on
-                step = [min(allowed.tolist(), key=lambda token: (uses[token], vocabulary.rank[token]))]
-                uses[step[0]] += 1
-        if len(step) > 1 or vocabulary.free[step[0]]:
+            inside = allowed[vocabulary.letters].any()  # of a text, where brackets are signs as others
+            allowed = np.flatnonzero(allowed)
+            best = int(allowed[vocabulary.rank[allowed].argmin()])
+            if inside or not vocabulary.structural[best] or tokens[-1:] == [best]:
+                best = min(allowed.tolist(), key=lambda token: (uses[token], vocabulary.order(token, inside)))
+                uses[best] += 1
+            step = [best]
+        if len(step) > 1 or vocabulary.ends_text[step[0]]:
             uses.clear()
         if len(tokens) + len(step) > most or not matcher.consume_tokens(step):
             return None
