@@ -88,7 +88,12 @@ def answer(tokenizer, constraint: dict, rng, most: int = MOST) -> str:
 def test_random_schemas(tokenizer, first):
     for number in range(first, first + 50):
         schema = some_schema(random.Random(number))
-        text = answer(tokenizer, {"json_schema": schema}, np.random.default_rng(number))
+        most = MOST if number % 2 else random.Random(number).randint(12, 90)
+        try:
+            text = answer(tokenizer, {"json_schema": schema}, np.random.default_rng(number), most)
+        except SettingError as error:
+            assert most < MOST and "no answer of at most" in error.worded(option)
+            continue
         jsonschema.validate(json.loads(text), schema)
         assert not re.search(r"\s{2}", re.sub(r'"(\\.|[^"\\])*"', "", text)), text
 
@@ -213,10 +218,86 @@ def test_no_answer_is_short_enough(tokenizer, constraint):
         compile_constraint(check_constraint(constraint), tokenizer, SIZE, ENDS, 20)
 
 
-@pytest.mark.parametrize("pattern", [r"^\S+@\S+\.\S+$", r"^\d+-\d+$", r"^.*a.{5}$", r"^(\w+ )+end$", r"^[^:]+:[^:]+$"])
-def test_a_pattern_is_not_refused_where_no_end_is_found(tokenizer, pattern):
-    for constraint in ({"json_schema": {"type": "string", "pattern": pattern}}, {"regex": pattern.strip("^$")}):
-        compile_constraint(check_constraint(constraint), tokenizer, SIZE, ENDS, 64)
+PATTERNS = [
+    *(
+        r"^\S+@\S+\.\S+$",
+        r"^\d+-\d+$",
+        r"^(\w+ )+end$",
+        r"^.*a.{5}$",
+        r"^[^:]+:[^:]+$",
+        r"^v\d+\.\d+\.\d+$",
+        r"abc",
+        r"\d",
+    ),
+    *(r"^(a|bb|c{3})+x[yz]{2}$", r"^(ab{2}c|x[yz]{3}w)$", r"^[{}]+$", r"^\d+,\d+(,\d+)*$", r"^\[\d+\]$", r'^"[a-z]+"$'),
+    *(
+        r"^\\[a-z]+\\$",
+        r"^(foo|bar)?-(baz|qux)$",
+        r"^[一-鿿]{2,4}$",
+        r"^[^\x00-\x7f]{3}$",
+        r"^.{20,}z$",
+        r"^.*foo.*bar.*$",
+    ),
+    *(
+        r"^[^a]*a[^a]*a[^a]*$",
+        r"^(?:(?:25[0-5]|2[0-4]\d|1?\d?\d)\.){3}(?:25[0-5]|2[0-4]\d|1?\d?\d)$",
+        r"^(?i:yes|no)!$",
+    ),
+    *(r"^(?P<h>[01]\d|2[0-3]):[0-5]\d$", r"^[A-F0-9]{8}-[A-F0-9]{4}$", r"^https?://[^\s/]+\.[a-z]{2,}(/\S*)?$"),
+]
+
+
+@pytest.mark.parametrize("most", [64, 160])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_come_to_their_end(tokenizer, pattern, most):
+    text = {"type": "string", "pattern": pattern}
+    pair = {"type": "object", "properties": {"a": text, "n": {"type": "integer"}, "b": text}, "required": ["a", "b"]}
+    for schema in (text, {"type": "array", "items": text, "minItems": 1}, pair):
+        found = json.loads(answer(tokenizer, {"json_schema": schema}, np.random.default_rng(most), most))
+        jsonschema.validate(found, schema)
+    answer(tokenizer, {"regex": pattern.strip("^$")}, np.random.default_rng(most), most)  # its classes are Unicode's
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"^\p{L}+ \p{Lu}\p{Ll}+$", r"^[[:alpha:]]+=\pN$", r"^(?<n>a|b)+-\p{Han}$", "(?i)^yes!$"]
+)
+def test_patterns_that_python_writes_otherwise(tokenizer, pattern):
+    for seed in range(5):
+        schema = {"type": "array", "items": {"type": "string", "pattern": pattern}, "minItems": 1}
+        json.loads(answer(tokenizer, {"json_schema": schema}, np.random.default_rng(seed), 48))
+
+
+@pytest.mark.parametrize(
+    "name", ["date", "time", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri"]
+)
+def test_formats_come_to_their_end(tokenizer, name):
+    schema = {"type": "object", "properties": {"x": {"type": "string", "format": name}}, "required": ["x"]}
+    for seed in range(5):
+        json.loads(answer(tokenizer, {"json_schema": schema}, np.random.default_rng(seed), 90))
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        'start: WORD "=" NUM ";"\nWORD: /[a-z]+/\nNUM: /[0-9]{3,5}/',
+        'start: expr\nexpr: NUM | "(" expr ")" | expr "+" expr\nNUM: /\\d+/',
+        'start: item ("," item){2,4} "."\nitem: /[a-z]{3}\\d/',
+        'start: "call " /[a-z_]+/ "(" %json {"type": "string", "pattern": "^\\\\d+-\\\\d+$"} ")"',
+        'start: "<" TAG ">" /[^<]+/ "</" TAG ">"\nTAG: /[a-z]+/',
+        'start: stmt+\nstmt: /[a-z]+/ ":" /[^;]+/ ";"',
+    ],
+)
+def test_grammars_come_to_their_end(tokenizer, grammar):
+    for seed in range(6):
+        answer(tokenizer, {"grammar": grammar}, np.random.default_rng(seed), 40 + 20 * seed)
+
+
+def test_a_pattern_whose_end_is_not_found_is_followed_all_the_same(tokenizer, monkeypatch):
+    monkeypatch.setattr("mindone_audio.generation.matcher.ends_of_constraint", lambda *form: ([], [], False))
+    matcher = compile_constraint({"regex": r".*a.{5}"}, tokenizer, SIZE, ENDS, 16)()
+    for taken in range(16):
+        token = int(matcher.look()[-1])
+        assert matcher.take(token, 15 - taken) == token
 
 
 def test_without_llguidance(monkeypatch):

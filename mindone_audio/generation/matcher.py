@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from mindone_audio.generation.constraint import grammar_of, llguidance, one_line
+from mindone_audio.generation.pattern_ends import ends_of_constraint
 from mindone_audio.setting_fields import SettingError
 
 _STEP = 1 << 20  # between two kinds of tokens, see `_rank`
-_SIGNS = b"@.-:/=_ #+1a"
-_LOOK = 8  # tokens between two looks at how an answer may end
+_LOOK = 8  # tokens between two looks at how an answer may end, of which no end is known
 
 
 class Vocabulary:
@@ -32,18 +32,14 @@ class Vocabulary:
         else:
             self.known = guidance.LLTokenizer(guidance.TokenizerWrapper(_Tekken(tokenizer)), **known)
         self.size, self.ends = size, ends or [self.known.eos_token]
-        pieces = [b"" if self.known.is_special_token(t) else self.known.decode_bytes([t]) for t in range(size)]
-        self.rank = np.array([_rank(piece) for piece in pieces])
-        self.structural = self.rank < 2 * _STEP
-        self.ends_text = np.array([piece.startswith(b'"') for piece in pieces])
-        self.letters = np.array([token for token, piece in enumerate(pieces) if piece in (b"q", b"Z", b"k")], int)
-        self._signs = {token for token, piece in enumerate(pieces) if len(piece) == 1 and piece in _SIGNS}
+        self.pieces = [b"" if self.known.is_special_token(t) else self.known.decode_bytes([t]) for t in range(size)]
+        self.rank = np.array([_rank(piece) for piece in self.pieces])
 
-    def order(self, token: int, inside: bool) -> int:
-        """`rank`, inside of a text with an end of it first, and then signs that patterns often ask for."""
-        if inside and not self.ends_text[token]:
-            return int(self.rank[token]) if token in self._signs else int(self.rank[token]) + 9 * _STEP
-        return int(self.rank[token])
+    def place(self, token: int, place: int) -> int:
+        """Where in JSON a token leads to: 0 outside of strings, 1 in a string, 2 in one after a backslash."""
+        for byte in self.pieces[token] if token < self.size else b"":
+            place = 1 if place == 2 else 1 - place if byte == 0x22 else 2 * place if byte == 0x5C else place
+        return place
 
     def matcher(self, kind: str, text: str) -> Any:
         return llguidance().LLMatcher(self.known, grammar_of(kind, text), log_level=0)
@@ -108,66 +104,84 @@ def compile_constraint(
         known[key] = Vocabulary(tokenizer, size, ends)
     vocabulary, ((kind, form),) = known[key], constraint.items()
     text = form if isinstance(form, str) else json.dumps(form, ensure_ascii=False)
-    begin = vocabulary.matcher(kind, text)
-    shortest = closing(vocabulary, begin, most)
-    certain = kind == "choice" or (kind == "json_schema" and '"pattern"' not in text)
-    if shortest is None and (certain or not _goes_on(vocabulary, begin)):
+    begin, ends = vocabulary.matcher(kind, text), Ends(vocabulary, kind, form)
+    shortest = ends.closing(begin, 0, most)
+    if shortest is None and (ends.certain or not _begins(vocabulary, begin)):
         raise SettingError(
             lambda say: (
                 f"{say(kind)}: no answer of at most {most} tokens was found that it allows: "
                 f"raise {say('max_new_tokens')}, or allow a shorter answer"
             )
         )
-    return lambda: Matcher(vocabulary, begin.deep_copy(), shortest or [])
+    return lambda: Matcher(vocabulary, ends, begin.deep_copy(), shortest)
 
 
-def _goes_on(vocabulary: Vocabulary, matcher: Any) -> bool:
-    """Whether an answer may begin at all. With a pattern `closing` may find no end where there is one."""
+def _begins(vocabulary: Vocabulary, matcher: Any) -> bool:
     try:
-        return bool(vocabulary.allowed(matcher).any())
+        return matcher.is_accepting() or bool(vocabulary.allowed(matcher).any())
     except ValueError:
         return False
 
 
-def closing(vocabulary: Vocabulary, matcher: Any, most: int) -> list[int] | None:
-    """At most so many tokens after which the answer may end; None where none were found.
+class Ends:
+    """How an answer of a form comes to its end.
 
-    Not the fewest: strings, objects and arrays are closed as soon as they may be, and what must come is taken. In a
-    text that has a pattern, signs and letters that were not tried in it yet may lead on, so each is tried in turn.
+    certain: whether there is no end where none is found.
     """
-    matcher, tokens, uses = matcher.deep_copy(), [], Counter()
-    while not matcher.is_accepting():
-        step = matcher.compute_ff_tokens()  # what must come
-        if not step:
-            try:
-                allowed = vocabulary.allowed(matcher)
-            except ValueError:
+
+    def __init__(self, vocabulary: Vocabulary, kind: str, form: Any):
+        plain, quoted, self.certain = ends_of_constraint(kind, form)
+        self._vocabulary, self._whole = vocabulary, kind == "regex"
+        self._plain, self._quoted = ([vocabulary.known.tokenize_str(end) for end in ends] for ends in (plain, quoted))
+
+    def closing(self, matcher: Any, place: int, most: int) -> list[int] | None:
+        """At most so many tokens after which the answer may end; None where none were found.
+
+        matcher: it stays as it is. place: see `Vocabulary.place`. Not the fewest: strings, objects and arrays are
+        closed as soon as they may be, what must come is taken, and what has not been tried is tried first.
+        """
+        matcher, tokens, uses = matcher.deep_copy(), [], Counter()
+        while not matcher.is_accepting():
+            step = matcher.compute_ff_tokens() or self._step(matcher, place, uses)
+            if not step or len(tokens) + len(step) > most or not matcher.consume_tokens(step):
                 return None
-            inside = allowed[vocabulary.letters].any()  # of a text, where brackets are signs as others
-            allowed = np.flatnonzero(allowed)
-            best = int(allowed[vocabulary.rank[allowed].argmin()])
-            if inside or not vocabulary.structural[best] or tokens[-1:] == [best]:
-                best = min(allowed.tolist(), key=lambda token: (uses[token], vocabulary.order(token, inside)))
-                uses[best] += 1
-            step = [best]
-        if len(step) > 1 or vocabulary.ends_text[step[0]]:
-            uses.clear()
-        if len(tokens) + len(step) > most or not matcher.consume_tokens(step):
+            tokens += step
+            for token in step:
+                place = self._vocabulary.place(token, place)
+            if not place and self._quoted:
+                uses.clear()
+        return tokens
+
+    def _step(self, matcher: Any, place: int, uses: Counter) -> list[int] | None:
+        """Tokens of an end that may come here, else the token that leads to one soonest."""
+        inside = bool(place and self._quoted)
+        ends = self._quoted if inside else self._plain
+        for end in ends if inside or self._whole else sorted(ends, key=lambda end: uses[tuple(end)]):
+            whole = [*end, self._vocabulary.ends[0]] if self._whole else end
+            if matcher.validate_tokens(whole) == len(whole):
+                uses[tuple(end)] += 1
+                return end
+        try:
+            allowed = np.flatnonzero(self._vocabulary.allowed(matcher))
+        except ValueError:
             return None
-        tokens += step
-    return tokens
+        rank = self._vocabulary.rank
+        best = int(allowed[rank[allowed].argmin()])
+        if inside or rank[best] >= 2 * _STEP or not self._quoted:
+            best = min(allowed.tolist(), key=lambda token: (uses[(token,)], rank[token]))
+            uses[(best,)] += 1
+        return [best]
 
 
 class Matcher:
-    """What one answer may go on with. end: tokens after which it may end, at first.
+    """What one answer may go on with. end: tokens after which it may end, at first; None where none is known.
 
     ended: whether nothing can follow; whole: whether it may end here.
     """
 
-    def __init__(self, vocabulary: Vocabulary, matcher: Any, end: list[int]):
-        self._vocabulary, self._matcher, self._watched = vocabulary, matcher, 0
+    def __init__(self, vocabulary: Vocabulary, ends: Ends, matcher: Any, end: list[int] | None):
+        self._vocabulary, self._ends, self._matcher, self._end, self._place = vocabulary, ends, matcher, end, 0
         self._allowed: np.ndarray | None = None
-        self._watch(end)
 
     @property
     def ended(self) -> bool:
@@ -195,35 +209,30 @@ class Matcher:
         return masked
 
     def take(self, token: int, remaining: int) -> int:
-        """Go on with a token, or with another one after which the answer can end within `remaining` more tokens.
-
-        How many it needs is looked at from time to time, and for each token when few are left.
-        """
-        after = self._after(token)
-        if not after.is_stopped() and (remaining <= self._watched or remaining % _LOOK == 0):
-            end = self._ending(after, token, remaining)
-            if end is None:
-                end = closing(self._vocabulary, self._matcher, remaining + 1)
-                if end is not None:
-                    token, end = (end[0], end[1:]) if end else (self._vocabulary.ends[0], [])
-                    after = self._after(token)
-            self._watch(end or [])
-        self._matcher, self._allowed = after, None
+        """Go on with a token, or with another one after which the answer can end within `remaining` more tokens."""
+        place = self._vocabulary.place(token, self._place)
+        self._take(token)
+        if not self.ended and (self._end is not None or remaining % _LOOK == 0):
+            end = self._ending(token, place, remaining)
+            if end is None and self._end is not None:  # the token leads too far: the known end begins here
+                self._matcher.rollback(1)
+                token, end = (self._end[0], self._end[1:]) if self._end else (self._vocabulary.ends[0], [])
+                place = self._vocabulary.place(token, self._place)
+                self._take(token)
+            self._end = end
+        self._place, self._allowed = place, None
         return token
 
-    def _ending(self, after: Any, token: int, remaining: int) -> list[int] | None:
-        """`closing` of a matcher that has just taken the token; often what ended the answer before ends it still."""
-        for end in (self._end[1:], self._end) if self._end[:1] == [token] else (self._end,):
-            tried = after.deep_copy()
-            if len(end) <= remaining and tried.try_consume_tokens(end) == len(end) and tried.is_accepting():
-                return end
-        return closing(self._vocabulary, after, remaining)
+    def _ending(self, token: int, place: int, most: int) -> list[int] | None:
+        """What ended the answer before the token if it ends it still, as it often does, else `Ends.closing`."""
+        known = self._end or []
+        known = known[known[:1] == [token] :]
+        whole = [*known, self._vocabulary.ends[0]]
+        if len(known) <= most and self._matcher.validate_tokens(whole) == len(whole):
+            return known
+        return self._ends.closing(self._matcher, place, most)
 
-    def _watch(self, end: list[int]) -> None:
-        self._end, self._watched = end, max(self._watched, len(end) + _LOOK)
-
-    def _after(self, token: int) -> Any:
-        after, ends = self._matcher.deep_copy(), self._vocabulary.ends
-        if not after.consume_token(ends[0] if token in ends else token):
+    def _take(self, token: int) -> None:
+        ends = self._vocabulary.ends
+        if not self._matcher.consume_token(ends[0] if token in ends else token):
             raise ValueError(f"the constraint does not allow the token {token}")
-        return after
