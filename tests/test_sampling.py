@@ -83,7 +83,8 @@ def test_the_order_is_that_of_transformers():
     config._eos_token_tensor = torch.tensor([0])
     for prompt_length in (9, 7):
         theirs = transformers.GenerationMixin()._get_logits_processor(config, prompt_length, device="cpu")
-        chain = sampling.score_functions(GenerationSettings(**settings), prompt_length)
+        chosen = GenerationSettings(**settings)
+        chain = sampling.score_functions(chosen, prompt_length) + sampling.draw_functions(chosen)
         ours = sampling.process(chain, SCORES, TOKENS)
         np.testing.assert_allclose(ours, theirs(torch.from_numpy(TOKENS), torch.from_numpy(SCORES)), rtol=1e-6)
 
@@ -95,7 +96,7 @@ def test_nothing_is_drawn_from_nothing():
     broken[1, 2] = np.nan
     settings = GenerationSettings(num_beams=2, max_new_tokens=3)
     sampled = {"do_sample": True, "top_p": 0.5, "top_k": 2, "min_p": 0.1}
-    chain = sampling.score_functions(GenerationSettings(**sampled), 1)
+    chain = sampling.draw_functions(GenerationSettings(**sampled))
     for choose in (sampling.greedy, lambda scores: sampling.process(chain, scores, None)):
         with pytest.raises(ValueError, match="every token of row 1 is forbidden: suppress_tokens"):
             choose(nothing)

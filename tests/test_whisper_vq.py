@@ -21,7 +21,7 @@ from helpers_whisper_vq import CONVERTED, GOLDEN, VQ_FILE, WHISPER, WINDOW
 from safetensors.numpy import load_file, save_file
 
 from mindone_audio import WhisperVQ
-from mindone_audio.backbone.audio_language_model import to_numpy
+from mindone_audio.backbone.checkpoint_model import to_numpy
 from mindone_audio.inputs.audio import AudioError
 from mindone_audio.weights.hub import CheckpointError
 

@@ -20,7 +20,8 @@ from mindspore import ops as msops
 from safetensors.numpy import save_file
 
 from mindone_audio.adapters.mindone_peft import LoraConfig, LoraLayer, check_target_module_exists, get_pattern_key
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel, to_numpy
+from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.backbone.checkpoint_model import to_numpy
 from mindone_audio.backbone.layers import Linear, QuantizedLinear
 from mindone_audio.machine.files import filling, replacing
 from mindone_audio.weights import hub

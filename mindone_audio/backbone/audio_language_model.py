@@ -1,39 +1,18 @@
-"""Encoder, projector and decoder put together: the model that every family is, even one whose audio is tokens."""
+"""The decoder-only body: encoder, projector and decoder put together, even for families whose audio is tokens."""
 
-import os
-from pathlib import Path
-
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
+from mindone_audio.backbone.checkpoint_model import CheckpointModel, audio_frames, to_numpy
 from mindone_audio.backbone.decoder import Decoder, causal_mask, rotation_at
 from mindone_audio.backbone.encoder import AudioEncoder
-from mindone_audio.backbone.layers import QuantizedLinear, name_parameters
-from mindone_audio.backbone.loading import load_checkpoint
-from mindone_audio.backbone.packed_weights import PackedWeights
-from mindone_audio.backbone.pretrained_model import CausalLMOutput, PreTrainedModel
+from mindone_audio.backbone.pretrained_model import CausalLMOutput
 from mindone_audio.backbone.prompt import Prompt, build_prompt
-from mindone_audio.backbone.weights_state import WeightsState
-from mindone_audio.machine import device
-from mindone_audio.weights.parameters import Prefixes, Source, mark_as_pytorch, replace_prefix
 
 # What PEFT's wrapper for causal language models hands on, None unless its caller gave it.
 _PEFT_KEYWORDS = ("inputs_embeds", "output_attentions", "output_hidden_states", "return_dict")
-
-
-def to_numpy(value) -> np.ndarray | None:
-    """A NumPy array of a MindSpore tensor (bfloat16 as float32), an array or nested lists; None stays None."""
-    if isinstance(value, Tensor):
-        return (value.astype(ms.float32) if value.dtype == ms.bfloat16 else value).asnumpy()
-    return None if value is None else np.asarray(value)
-
-
-def audio_frames(lengths: np.ndarray) -> np.ndarray:
-    """The frames of audio of each clip, of what `AudioLanguageModel.clips` gives as lengths."""
-    return lengths if lengths.ndim == 1 else lengths[:, 0]
 
 
 def audio_rows(audio: Tensor, audio_index: Tensor) -> Tensor:
@@ -46,25 +25,11 @@ def merge_audio(text: Tensor, rows: Tensor, audio_index: Tensor) -> Tensor:
     return msops.where((audio_index >= 0).expand_dims(-1), rows.astype(text.dtype), text)
 
 
-class AudioLanguageModel(PreTrainedModel):
-    """An audio encoder, a projector and a language model with Hugging Face's parameter names.
+class AudioLanguageModel(CheckpointModel):
+    """A decoder-only model: audio becomes rows of embeddings, or tokens, in front of its language model.
 
-    A family subclasses it with `config_class`, and an `__init__(config)` that describes its parts. One that hears only
-    tokens has no encoder and no projector. The class takes part in MindONE: `save_pretrained`, `mindone.peft` and its
-    Trainer accept it.
+    A family describes its encoder, projector and decoder; one that hears only tokens has no encoder and no projector.
     """
-
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    # What the family's processor calls the features of the clips and, where there is one, their mask.
-    audio_inputs: tuple[str, ...] = ("input_features", "feature_attention_mask")
-
-    # How the names of a checkpoint begin where they are not the published layout's: (on disk, here).
-    weight_prefixes: Prefixes = ()
-
-    # How the modules of transformers' class are called, after which adapters are named, where that differs from names
-    # on disk: (there, here).
-    adapter_prefixes: Prefixes = ()
 
     def __init__(
         self,
@@ -74,128 +39,8 @@ class AudioLanguageModel(PreTrainedModel):
         language_model: Decoder,
         audio_token_id: int | None,
     ):
-        device.prepare()
-        super().__init__(config)
+        super().__init__(config, audio_tower, projector, language_model)
         self.audio_token_id = audio_token_id
-        self.audio_tower, self.multi_modal_projector, self.language_model = audio_tower, projector, language_model
-        self._packed: list[PackedWeights] = []  # a list, since the cell's parameters are the model's own under others
-        self._weights_state, self._weights_version = None, 0
-        self.post_init()
-
-    @classmethod
-    def can_generate(cls) -> bool:
-        return True
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        *,
-        config=None,
-        mindspore_dtype: ms.Type | dict[str, ms.Type] | None = None,
-        attn_implementation: str | None = "eager",
-        tie_word_embeddings: bool | None = None,
-        device_map: str | None = None,
-        keep_quantized: bool = False,
-        **download,
-    ):
-        """Load a checkpoint from a local folder or the Hugging Face hub.
-
-        mindspore_dtype: dtype of the weights, None for the stored one, or one for each part: {"audio_tower":
-        mindspore.float32, "": mindspore.float16}, where "audio_tower" counts the projector, "language_model" is the
-        rest, and "" is for what is not named. On CPU half precision becomes float32, on an NPU without bfloat16 that
-        becomes float16, which one log line says. attn_implementation: "eager". tie_word_embeddings: False gives the
-        output layer its own copy where the checkpoint ties it. device_map: "auto" or None, both the current MindSpore
-        device. keep_quantized: linear layers that the checkpoint has in bitsandbytes' NF4 keep their 4 bits in memory
-        and are dequantised in every call, which is slower, instead of once here; such a model cannot be saved.
-        download: revision, cache_dir, token, local_files_only, subfolder. Raises `hub.CheckpointError` (missing,
-        unexpected or wrongly shaped tensors), `FileNotFoundError`, `ValueError`, or on Ascend
-        `device.UnsupportedEnvironment`; no keyword is ignored.
-        """
-        if attn_implementation not in (None, "eager"):
-            raise ValueError(f"attn_implementation {attn_implementation!r} is not supported: use 'eager'")
-        if device_map not in (None, "auto"):
-            raise ValueError(f"device_map {device_map!r} is not supported: call mindspore.set_device before loading")
-        return load_checkpoint(
-            cls, pretrained_model_name_or_path, config, mindspore_dtype, tie_word_embeddings, keep_quantized, **download
-        )
-
-    @property
-    def dtype(self) -> ms.Type:
-        """That of the language model's weights."""
-        return self.language_model.model.embed_tokens.weight.dtype
-
-    @property
-    def audio_dtype(self) -> ms.Type:
-        """That of the encoder's weights."""
-        return self.dtype if self.audio_tower is None else self.audio_tower.conv1.weight.dtype
-
-    @property
-    def packed_weights(self) -> PackedWeights | None:
-        """The decoder's weights in fewer matrices, which `generate` reads; None where they are not packed."""
-        return self._packed[0] if self._packed else None
-
-    def pack_weights(self, packed: bool = True) -> None:
-        """Put the decoder's weights, which have no memory yet, into fewer matrices. False: forget these matrices."""
-        self._packed = [PackedWeights(self.language_model)] if packed else []
-
-    @property
-    def weights_version(self) -> int:
-        """A number that is another one after each change that compiled graphs do not see.
-
-        Adapters that are added, removed, activated, disabled, scaled or merged are such changes, and parameters whose
-        memory is another one; values that are written in place are not.
-        """
-        state = WeightsState(self)
-        if state != self._weights_state:
-            self._weights_state, self._weights_version = state, self._weights_version + 1
-            name_parameters(self)
-        return self._weights_version
-
-    def weights_changed(self) -> None:
-        """Say that `set_data` has given a parameter other memory, after `generate` has been called.
-
-        On a CPU it is noticed without this. On Ascend a parameter's address also changes when MindSpore moves it there.
-        """
-        self._weights_state = None
-
-    def save_pretrained(
-        self, save_directory: str | os.PathLike, is_main_process=True, state_dict=None, **kwargs
-    ) -> None:
-        """MindONE's `save_pretrained`, and transformers on PyTorch loads what it writes.
-
-        Raises `ValueError` for a model that was loaded with `keep_quantized`.
-        """
-        if any(isinstance(cell, QuantizedLinear) for _, cell in self.cells_and_names()):
-            raise ValueError(
-                "a model with weights in 4 bits cannot be saved: copy its checkpoint, or load it without "
-                "keep_quantized=True to save it dequantised"
-            )
-        state_dict = dict(self.parameters_and_names()) if state_dict is None else state_dict
-        prefixes = tuple((here, on_disk) for on_disk, here in self.weight_prefixes)
-        state_dict = {replace_prefix(name, prefixes): value for name, value in state_dict.items()}
-        super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
-        for file in Path(save_directory).glob("*.safetensors"):
-            mark_as_pytorch(file)
-
-    def weight_sources(self, folder: Path, **access) -> list[Source]:
-        """Other checkpoints with what a repository leaves out; `access` are `hub.ACCESS_KEYWORDS`. Most have none."""
-        return []
-
-    def prepare_inputs_for_generation(self, input_ids, **inputs) -> dict:
-        """The arguments of `construct`, unchanged. PEFT asks for this method; `generate` here does not call it."""
-        return {"input_ids": input_ids, **inputs}
-
-    def get_input_embeddings(self) -> nn.Cell:
-        return self.language_model.model.embed_tokens
-
-    def get_output_embeddings(self) -> nn.Cell | None:
-        """The output layer; None where it is tied to the input embeddings."""
-        return self.language_model.lm_head
-
-    def audio_tokens(self, frames: np.ndarray) -> np.ndarray:
-        """How many tokens the decoder sees of clips of so many mel frames."""
-        return self.audio_tower.output_lengths(frames)
 
     def encode_audio(self, input_features: Tensor, lengths: Tensor) -> Tensor:
         """Clips (clips, mel bins, frames), lengths int32 in frames, to decoder embeddings (clips, tokens, hidden)."""
@@ -240,37 +85,6 @@ class AudioLanguageModel(PreTrainedModel):
         """Where the prompts have audio embeddings instead of text: bool (batch, length)."""
         return (input_ids == self.audio_token_id) & mask
 
-    def clips(self, audio: dict) -> tuple[np.ndarray | None, np.ndarray]:
-        """The features of all clips (clips, mel bins, frames), or None; int32 (clips), how many frames are audio.
-
-        Frames are those of the window, or what `EncoderConfig.frames_to_encode` finds enough for these clips.
-        Where the encoder takes partial windows, lengths are (clips, 2), as `AudioEncoder.construct` says.
-        """
-        if self.audio_tower is None:
-            return None, np.zeros(0, np.int32)
-        features_name, mask_name = (*self.audio_inputs, None)[:2]
-        input_features, feature_mask = audio.get(features_name), to_numpy(audio.get(mask_name))
-        if input_features is None:
-            return None, np.zeros(0, np.int32)
-        config = self.audio_tower.config
-        expected = (config.num_mel_bins, config.num_mel_frames)
-        shape = tuple(np.shape(input_features))
-        if len(shape) != 3 or shape[1:] != expected:
-            raise ValueError(
-                f"{features_name} has shape {shape}, this model takes (clips, {expected[0]}, {expected[1]}): "
-                "use the checkpoint's own processor, which pads each clip to the window"
-            )
-        if feature_mask is None:
-            feature_mask = np.ones((shape[0], shape[2]), np.int32)
-        if feature_mask.shape != (shape[0], shape[2]):
-            raise ValueError(f"{mask_name} has shape {feature_mask.shape}, not {(shape[0], shape[2])}")
-        lengths = (feature_mask != 0).sum(1).astype(np.int32)
-        return to_numpy(input_features)[:, :, : config.frames_to_encode(int(lengths.max(initial=0)))], lengths
-
-    def features_tensor(self, features: np.ndarray) -> Tensor:
-        """Features of clips as the encoder takes them."""
-        return Tensor(np.ascontiguousarray(features)).astype(self.audio_dtype)
-
     def construct(self, input_ids, attention_mask=None, labels=None, **audio) -> CausalLMOutput:
         """Scores of every next token, and the loss where labels are given.
 
@@ -283,7 +97,7 @@ class AudioLanguageModel(PreTrainedModel):
         came singly, and the mean cross-entropy of each label given the tokens before it, padding left out.
         """
         prompt, features, lengths = self.prompt(input_ids, attention_mask, labels, **audio)
-        tables = self.language_model.rotation_tables(prompt.input_ids.shape[1], self.dtype)
+        tables = self.language_model.position_tables(prompt.input_ids.shape[1], self.dtype)
         audio = None if features is None else self.encode_audio(self.features_tensor(features), Tensor(lengths))
         tokens = Tensor(prompt.input_ids), Tensor(prompt.positions), Tensor(prompt.mask)
         hidden = self.hidden_states(*tokens, tables, audio, Tensor(prompt.audio_index))

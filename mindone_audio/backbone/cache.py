@@ -16,7 +16,8 @@ class KVCache(nn.Cell):
     keys with the last two axes transposed, which makes a decode step faster. A CPU writes in place by adding along any
     axis, so a table must be zero where nothing is written yet: see `clear`. On Ascend the tables are `flat`, both
     (batch * key_value_heads * positions, head_dim), because a scatter along the first axis is the in-place write that
-    Ascend has for every dtype. flat: None chooses by the device.
+    Ascend has for every dtype. flat: None chooses by the device. name: of its
+    parameters, since a graph refuses two of one name.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class KVCache(nn.Cell):
         head_dim: int,
         dtype: ms.Type,
         flat: bool | None = None,
+        name: str = "kv_cache",
     ):
         super().__init__()
         self.flat = device.scatters_rows() if flat is None else flat
@@ -37,8 +39,8 @@ class KVCache(nn.Cell):
         flattened = (batch * key_value_heads * positions, head_dim)
         keys = flattened if self.flat else (batch, key_value_heads, head_dim, positions)
         values = flattened if self.flat else self.shape
-        self.keys = ParameterTuple([self._table(keys, dtype, f"kv_cache.keys.{i}") for i in range(layers)])
-        self.values = ParameterTuple([self._table(values, dtype, f"kv_cache.values.{i}") for i in range(layers)])
+        self.keys = ParameterTuple([self._table(keys, dtype, f"{name}.keys.{i}") for i in range(layers)])
+        self.values = ParameterTuple([self._table(values, dtype, f"{name}.values.{i}") for i in range(layers)])
 
     @staticmethod
     def _table(shape: tuple[int, ...], dtype: ms.Type, name: str) -> Parameter:
@@ -113,3 +115,22 @@ def update(cache: KVCache, layer: int, indices: Tensor, key: Tensor, value: Tens
     keys = ops.write_rows(cache.keys[layer], indices, key.reshape((-1, cache.head_dim)))
     values = ops.write_rows(cache.values[layer], indices, value.reshape((-1, cache.head_dim)))
     return keys.reshape(cache.shape), values.reshape(cache.shape)
+
+
+def stored(cache: KVCache, layer: int) -> tuple[Tensor, Tensor, bool]:
+    """All keys and values of a layer, and whether the keys are transposed."""
+    if not cache.flat:
+        return cache.keys[layer], cache.values[layer], True
+    return cache.keys[layer].reshape(cache.shape), cache.values[layer].reshape(cache.shape), False
+
+
+def through_cache(
+    cache: KVCache, layer: int, indices: Tensor, key: Tensor, value: Tensor, keys: int
+) -> tuple[Tensor, Tensor, bool]:
+    """`update`, and what attention with a mask of so many keys reads: all keys and values of the layer and whether the
+    keys are transposed, or the new ones alone."""
+    all_keys, all_values = update(cache, layer, indices, key, value)
+    if keys == cache.positions:
+        return all_keys, all_values, not cache.flat
+    # The tokens attend to each other alone, but a graph leaves out a write that nothing waits for.
+    return ops.not_before(all_keys, key), ops.not_before(all_values, value), False

@@ -7,7 +7,7 @@ from mindspore import Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.cache import KVCache, update
+from mindone_audio.backbone.cache import KVCache, through_cache
 from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm
 from mindone_audio.backbone.packed_weights import PackedWeights, query_key_value
 from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables
@@ -76,11 +76,7 @@ class DecoderAttention(nn.Cell):
             query, mask = msops.gather(query, chosen, 2), msops.gather(mask, chosen, 2)
         transposed = False
         if cache is not None:
-            keys, values = update(cache, self.layer, indices, key, value)
-            if mask.shape[3] == cache.positions:
-                key, value, transposed = keys, values, not cache.flat
-            else:  # the tokens attend to each other alone, but a graph leaves out a write that nothing waits for
-                key, value = ops.not_before(keys, key), ops.not_before(values, value)
+            key, value, transposed = through_cache(cache, self.layer, indices, key, value, mask.shape[3])
         return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask, transposed)))
 
 
@@ -196,9 +192,13 @@ class Decoder(nn.Cell):
         scores = ops.linear(hidden, self.model.embed_tokens.weight) if self.lm_head is None else self.lm_head(hidden)
         return scores.astype(ms.float32)
 
-    def rotation_tables(self, positions: int, dtype: ms.Type) -> list[Tensor]:
+    def position_tables(self, positions: int, dtype: ms.Type) -> list[Tensor]:
         """`rotary.rotation_tables` of this model as tensors."""
         return [to_mindspore(table, dtype) for table in rotation_tables(positions, self.frequencies)]
+
+    def positions_at(self, tables: list[Tensor], places: Tensor) -> tuple:
+        """`rotation_at` of int32 places (batch, length)."""
+        return rotation_at(tables, places)
 
 
 def for_all_heads(rotation: tuple, mask: Tensor, heads: int, key_value_heads: int) -> tuple[tuple, Tensor]:

@@ -254,6 +254,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, tr
     return mixed.reshape((batch, heads, queries, head_dim))
 
 
+def attention_weights(query: Tensor, key: Tensor) -> Tensor:
+    """How much `attention` takes of each key, fp32 (batch, heads, queries, keys): of as many query as key heads."""
+    return _softmax(_scores(query, key).astype(ms.float32))
+
+
 def conv1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
     """1-D convolution with kernel 3 and padding 1 as one matrix product: x (batch, time, in) to (batch, time', out).
 

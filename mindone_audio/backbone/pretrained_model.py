@@ -10,7 +10,7 @@ with (
     without_init("mindone.transformers.generation"),
 ):
     from mindone.transformers.generation.configuration_utils import GenerationConfig
-    from mindone.transformers.modeling_outputs import CausalLMOutput
+    from mindone.transformers.modeling_outputs import CausalLMOutput, Seq2SeqLMOutput
     from mindone.transformers.modeling_utils import MSPreTrainedModel, PreTrainedModel
 
-__all__ = ["CausalLMOutput", "GenerationConfig", "MSPreTrainedModel", "PreTrainedModel"]
+__all__ = ["CausalLMOutput", "GenerationConfig", "MSPreTrainedModel", "PreTrainedModel", "Seq2SeqLMOutput"]

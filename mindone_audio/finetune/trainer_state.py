@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor
 from mindspore import ops as msops
 
-from mindone_audio.backbone.audio_language_model import to_numpy
+from mindone_audio.backbone.checkpoint_model import to_numpy
 from mindone_audio.machine.files import UNFINISHED, sync, sync_tree, unfinished_name
 
 OPTIMIZER, STATE = "optimizer.safetensors", "trainer_state.json"

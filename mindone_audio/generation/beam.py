@@ -90,11 +90,13 @@ class BeamSearch:
         full = self.is_finished.all() and settings.early_stopping is True
         self.done = bool(not self.can_improve.any() or full or ended.all())
 
-    def result(self) -> np.ndarray:
-        """The best sequences of new tokens, int32 (batch * num_return_sequences, length), padded after their end."""
-        kept = self.finished[:, : self.settings.num_return_sequences]
-        longest = self.finished_lengths[:, : kept.shape[1]].max()
-        return kept.reshape(-1, kept.shape[2])[:, :longest]
+    def result(self) -> tuple[np.ndarray, np.ndarray]:
+        """The best sequences of new tokens, int32 (batch * num_return_sequences, length), padded after their end, and
+        the mean log probability of the tokens of each."""
+        count = self.settings.num_return_sequences
+        kept, lengths = self.finished[:, :count], self.finished_lengths[:, :count]
+        sums = self.finished_scores[:, :count] * lengths**self.settings.length_penalty
+        return kept.reshape(-1, kept.shape[2])[:, : lengths.max()], (sums / lengths).reshape(-1)
 
 
 def _candidates(totals: np.ndarray, keep: int) -> np.ndarray:

@@ -9,8 +9,9 @@ cache, so a cache begins small and is exchanged for a larger one when it is full
 
 import logging
 import math
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import mindspore as ms
 import numpy as np
@@ -18,10 +19,12 @@ from mindspore import Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel, merge_audio
+from mindone_audio.backbone.audio_language_model import merge_audio
 from mindone_audio.backbone.cache import KVCache
+from mindone_audio.backbone.checkpoint_model import CheckpointModel
 from mindone_audio.backbone.compiled import one_graph
-from mindone_audio.backbone.decoder import Decoder, ring_mask, ring_places, rotation_at
+from mindone_audio.backbone.decoder import ring_mask, ring_places
+from mindone_audio.backbone.text_decoder import TextDecoder
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +36,7 @@ PACK = 480  # columns that several prompts share, at most
 PACKS = (160, 320, PACK)  # widths of their graphs: few, because a batch's lengths are different each time
 PACKED = 16  # prompts that share them, at most
 TOGETHER = 4  # clips that are encoded at a time, if they are much shorter than a window
+_HEARD = 16  # clips whose encoding is kept, for another prompt about them
 _SMALLEST_CACHE = 512  # positions
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
 # From so many graphs on, a batch takes larger slots than it needs, new slots are as many as any before, and a prompt
@@ -77,7 +81,7 @@ class EncodeAudio(nn.Cell):
     layers: (first, beyond the last) of them. Clips become rows of decoder embeddings (clips * tokens, hidden).
     """
 
-    def __init__(self, model: AudioLanguageModel, layers: tuple[int, int] | None = None):
+    def __init__(self, model: CheckpointModel, layers: tuple[int, int] | None = None):
         super().__init__(auto_prefix=False)
         tower = model.audio_tower
         first, last = (0, len(tower.layers)) if layers is None else layers
@@ -92,7 +96,9 @@ class EncodeAudio(nn.Cell):
         x = self.audio_tower.through(x, lengths, self.first, self.last)
         if not self.ends:
             return x
-        audio = self.multi_modal_projector(self.audio_tower.end(x, lengths))
+        audio = self.audio_tower.end(x, lengths)
+        if self.multi_modal_projector is not None:
+            audio = self.multi_modal_projector(audio)
         return audio.reshape((-1, audio.shape[-1]))
 
 
@@ -103,9 +109,10 @@ class Forward(nn.Cell):
     so that they attend to each other alone.
     """
 
-    def __init__(self, language_model: Decoder, cache: KVCache, tables: list[Tensor], packed, step: bool, first=False):
+    def __init__(self, slots: "Slots", packed, step: bool, first=False):
         super().__init__(auto_prefix=False)
-        self.language_model, self.cache, self.tables, self.packed = language_model, cache, tables, packed
+        self.language_model, self.packed = slots.engine.model.language_model, packed
+        self.cache, self.context, self.tables = slots.cache, slots.context, slots.tables
         self.scores, self.first = step, first
 
     def construct(self, input_ids: Tensor, offset: Tensor, start: Tensor, chosen=None, audio=None, audio_index=None):
@@ -123,8 +130,11 @@ class Forward(nn.Cell):
         embeddings = self.language_model.embed(input_ids)
         if audio is not None:
             embeddings = merge_audio(embeddings, audio, audio_index)
-        indices, rotation = self.cache.write_indices(columns), rotation_at(self.tables, places)
-        hidden = self.language_model(embeddings, rotation, mask, self.cache, indices, self.packed, chosen)
+        indices, at = self.cache.write_indices(columns), self.language_model.positions_at(self.tables, places)
+        if self.context is None:
+            hidden = self.language_model(embeddings, at, mask, self.cache, indices, self.packed, chosen)
+        else:
+            hidden = self.language_model(embeddings, at, mask, self.cache, indices, chosen, self.context)
         hidden = hidden.reshape((-1, hidden.shape[-1]))
         if not self.scores:
             return hidden
@@ -132,29 +142,57 @@ class Forward(nn.Cell):
         return scores, _best(scores)
 
 
+class WriteContext(nn.Cell):
+    """`TextDecoder.write_context` as one graph."""
+
+    def __init__(self, language_model: TextDecoder, context: KVCache):
+        super().__init__(auto_prefix=False)
+        self.language_model, self.context = language_model, context
+
+    def construct(self, rows: Tensor) -> Tensor:
+        return self.language_model.write_context(self.context, rows)
+
+
 class Slots:
     """A cache of `batch` slots, and the graphs that write it: the decode step, and for one slot the prefills.
 
-    prefills: by how many columns they take, and whether these begin a prompt. owner(): the `Sequences` that have the
-    slots, None if they are gone.
+    context: the keys and values that encoder-decoder models attend to in each slot; None for others. prefills: by how
+    many columns they take, and whether these begin a prompt. owner(): the `Sequences` that have the slots, None if they
+    are gone.
     """
 
     def __init__(self, engine: "Engine", batch: int, positions: int):
         decoder, dtype = engine.model.language_model, engine.model.dtype
         sizes = decoder.config
         self.engine = engine
-        self.cache = KVCache(sizes.num_layers, batch, sizes.num_key_value_heads, positions, sizes.head_dim, dtype)
-        self._tables = decoder.rotation_tables(positions, dtype)
-        step = Forward(decoder, self.cache, self._tables, engine.packed, step=True)
+        shape = sizes.num_layers, batch, sizes.num_key_value_heads
+        self.cache, self.context = KVCache(*shape, positions, sizes.head_dim, dtype), None
+        if engine.model.context_positions:
+            self.context = KVCache(*shape, engine.model.context_positions, sizes.head_dim, dtype, name="context")
+        self.tables = decoder.position_tables(positions, dtype)
+        step = Forward(self, engine.packed, step=True)
         self.step = engine.graph(step, f"the decode step of {_counted(batch, 'sequence')}, {positions} tokens")
         self.prefills: dict[tuple[int, bool], Callable] = {}
         self.owner: Callable = lambda: None
+        self._write_context: Callable | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what the slots hold."""
+        return self.cache.nbytes + (0 if self.context is None else self.context.nbytes)
+
+    def write_context(self, rows: Tensor) -> None:
+        """Let the sequence of the only slot attend to rows (source positions, hidden)."""
+        if self._write_context is None:
+            cell = WriteContext(self.engine.model.language_model, self.context)
+            self._write_context = self.engine.graph(cell, "the keys and values of what is heard")
+        self.context.clear()
+        self._write_context(rows)
 
     def prefill(self, width: int, first: bool) -> Callable:
         """The graph for so many columns. It reads no packed weights: many rows gain nothing from them."""
         if (width, first) not in self.prefills:
-            decoder = self.engine.model.language_model
-            cell = Forward(decoder, self.cache, self._tables, None, step=False, first=first)
+            cell = Forward(self, None, step=False, first=first)
             what = f"the prefill of {'the first ' if first else ''}{width} tokens, {self.cache.positions} in all"
             self.prefills[width, first] = self.engine.graph(cell, what)
         return self.prefills[width, first]
@@ -163,16 +201,24 @@ class Slots:
 class Engine:
     """Owns the caches and graphs of one model; `compiled=False` runs the same cells interpreted."""
 
-    def __init__(self, model: AudioLanguageModel, compiled: bool):
+    def __init__(self, model: CheckpointModel, compiled: bool):
         self.model, self.compiled = model, compiled
         packed = model.packed_weights
         self.packed = packed if packed is not None and packed.is_current(model.language_model) else None
         self._encoders: dict[tuple[int, ...], list[Callable]] = {}
         self._slots: OrderedDict[tuple[int, int], Slots] = OrderedDict()
+        self._others: dict[Any, Callable] = {}
+        self._heard: deque[tuple[tuple, Tensor]] = deque(maxlen=_HEARD)
 
     def graph(self, cell: nn.Cell, what: str) -> Callable:
         """The cell as one graph, or as it is. what: as for `one_graph`."""
         return one_graph(cell, what) if self.compiled else cell
+
+    def other(self, key: Any, make: Callable[[], nn.Cell], what: str) -> Callable:
+        """A graph of the family's own, made when it is first asked for by this key."""
+        if key not in self._others:
+            self._others[key] = self.graph(make(), what)
+        return self._others[key]
 
     def encode(self, clips: list[tuple[np.ndarray, np.ndarray] | None]) -> Iterator[None]:
         """Encode the clips of some prompts, a unit of work each time that the generator goes on.
@@ -193,7 +239,7 @@ class Engine:
             while some:
                 parts, count = self._encoder(width, len(some), found[some[0]][1].shape[1:])
                 now = [found[number] for number in (some + some[-1:] * count)[:count]]
-                x = self.model.features_tensor(np.stack([features[clip, :, :width] for features, _, clip in now]))
+                x = self.model.features_tensor(np.stack([features[clip, ..., :width] for features, _, clip in now]))
                 lengths = Tensor(np.stack([lengths[clip] for _, lengths, clip in now]))
                 for part in parts:
                     x = part(x, lengths)
@@ -205,6 +251,16 @@ class Engine:
                     order[own] = written + place * tokens + np.arange(tokens)
                 some, written = some[count:], written + len(x)
         return (msops.gather(msops.concat(encoded), Tensor(order), 0) if encoded else None), firsts
+
+    def heard(self, clips: tuple[np.ndarray, np.ndarray]) -> Iterator[None]:
+        """`encode` of one prompt's clip, which a model with a context hears; what it heard last is kept for prompts
+        that have the same tuple. The generator returns rows (source positions, hidden)."""
+        for kept, rows in self._heard:
+            if kept is clips:
+                return rows
+        rows, _ = yield from self.encode([clips])
+        self._heard.append((clips, rows))
+        return rows
 
     def _encoder(self, width: int, clips: int, more: tuple[int, ...]) -> tuple[list[Callable], int]:
         """Graphs one after another for clips of this width, and how many they take: narrow ones together, to launch
@@ -241,7 +297,7 @@ class Engine:
             key = min(fitting, key=math.prod, default=(widest, key[1]))
         if key not in self._slots:
             made = Slots(self, *key)
-            self._make_room(made.cache.nbytes)
+            self._make_room(made.nbytes)
             self._slots[key] = made
         self._slots.move_to_end(key)
         return self._slots[key]
@@ -262,13 +318,14 @@ class Engine:
     @property
     def graphs(self) -> int:
         """How many there are, each compiled when it is first used; the parts of an encoder are one."""
-        return len(self._encoders) + sum(1 + len(slots.prefills) for slots in self._slots.values())
+        others = len(self._encoders) + len(self._others)
+        return others + sum(1 + len(slots.prefills) for slots in self._slots.values())
 
     def _make_room(self, needed: int) -> None:
         """Drop what was not used for longest, where all caches together would be too large with so many bytes more."""
         most = max(_LEAST_BYTES, sum(parameter.nbytes for parameter in self.model.get_parameters()))
         for key in [key for key, slots in self._slots.items() if slots.owner() is None]:
-            if needed + sum(slots.cache.nbytes for slots in self._slots.values()) <= most:
+            if needed + sum(slots.nbytes for slots in self._slots.values()) <= most:
                 return
             del self._slots[key]
             logger.warning(
@@ -284,5 +341,5 @@ def _first_rows(clips: list, audio_tokens: Callable[[np.ndarray], np.ndarray]) -
     for entry in clips:
         firsts.append(sum(sizes))
         if entry is not None:
-            sizes += [int(audio_tokens(np.array(entry[0].shape[2])))] * len(entry[1])
+            sizes += [int(audio_tokens(np.array(entry[0].shape[-1])))] * len(entry[1])
     return firsts, sizes

@@ -8,7 +8,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from mindone_audio.backbone.audio_language_model import to_numpy
+from mindone_audio.backbone.checkpoint_model import to_numpy
 from mindone_audio.generation import sampling
 from mindone_audio.generation.beam import BeamSearch
 from mindone_audio.generation.engine import FIRST, Engine
@@ -19,11 +19,31 @@ from mindone_audio.generation.sequences import Sequences
 from mindone_audio.generation.settings import GenerationSettings, settle
 
 
-class GenerationMixin:
-    """Gives an `AudioLanguageModel` its `generate`."""
+class EngineMixin:
+    """Gives a `CheckpointModel` its graphs."""
 
     _engines_of: int | None = None  # the `weights_version` that the engines' graphs were compiled for
     _engines: dict[bool, Engine]
+
+    def warm_up(self, rows: int = 1, tokens: int = 512) -> None:
+        """Compile prefill and decode step for so many sequences of so many tokens, before a `generate` needs them."""
+        engine = self.engine(True)
+        Sequences(engine, 1, tokens, prefills=True).warm_up([FIRST[:1]])
+        if rows > 1:
+            Sequences(engine, rows, tokens).warm_up([])
+
+    def engine(self, compiled: bool = True) -> Engine:
+        """The graphs and caches of this model as it is now; compiled=False: the same, interpreted."""
+        version = self.weights_version
+        if self._engines_of != version:
+            self._engines_of, self._engines = version, {}
+        if compiled not in self._engines:
+            self._engines[compiled] = Engine(self, compiled)
+        return self._engines[compiled]
+
+
+class GenerationMixin(EngineMixin):
+    """Gives an `AudioLanguageModel` its `generate`."""
 
     def generate(
         self,
@@ -54,7 +74,7 @@ class GenerationMixin:
         if streamer is not None:
             streamer.put(given)
         if chosen.num_beams > 1:
-            new_tokens = _beams(self.engine(compile), requests)
+            new_tokens, _, _ = _beams(self.engine(compile), requests)
         else:
             steps = []
             for tokens in columns(self.engine(compile), requests):
@@ -95,7 +115,7 @@ class GenerationMixin:
         if not prompt.lengths.all():
             raise ValueError(f"prompt {int(prompt.lengths.argmin())} has no token that attention_mask lets be seen")
         chosen = chosen.resolve_length(prompt.input_ids.shape[1], self.language_model.config.max_positions)
-        ended, constraint = _end_test(chosen, tokenizer), None
+        ended, constraint = end_test(chosen, tokenizer), None
         if chosen.constraint is not None:
             ends, most = chosen.eos_token_ids, chosen.max_new_tokens
             constraint = compile_constraint(chosen.constraint, tokenizer, vocabulary, ends, most)
@@ -109,22 +129,6 @@ class GenerationMixin:
                 clips = features[own], lengths[own]
             requests.append(GenerationRequest(ids[mask], index, clips, chosen, ended, constraint=constraint))
         return requests
-
-    def warm_up(self, rows: int = 1, tokens: int = 512) -> None:
-        """Compile prefill and decode step for so many sequences of so many tokens, before a `generate` needs them."""
-        engine = self.engine(True)
-        Sequences(engine, 1, tokens, prefills=True).warm_up([FIRST[:1]])
-        if rows > 1:
-            Sequences(engine, rows, tokens).warm_up([])
-
-    def engine(self, compiled: bool = True) -> Engine:
-        """The graphs and caches of this model as it is now; compiled=False: the same, interpreted."""
-        version = self.weights_version
-        if self._engines_of != version:
-            self._engines_of, self._engines = version, {}
-        if compiled not in self._engines:
-            self._engines[compiled] = Engine(self, compiled)
-        return self._engines[compiled]
 
 
 def columns(engine: Engine, requests: list[GenerationRequest]) -> Iterator[np.ndarray]:
@@ -149,30 +153,40 @@ def generated(
 ) -> Iterator[tuple[Any, np.ndarray | Exception]]:
     """New tokens int32 (length) of each request, with the tag that it came with, as soon as they are known.
 
+    The arguments are those of `ended_rows`. Instead of tokens a `ValueError` where scores leave no token to choose.
+    """
+    for tag, row in ended_rows(engine, requests, most):
+        yield tag, np.array(row.tokens, np.int32) if row.error is None else row.error
+
+
+def ended_rows(
+    engine: Engine, requests: Iterable[tuple[Any, GenerationRequest]], most: int
+) -> Iterator[tuple[Any, Row]]:
+    """The row of each request, with the tag that it came with, as soon as it has ended.
+
     Up to `most` requests are generated side by side, of any settings that ask for one sequence; the next ones are taken
-    when half of the places are free. Beams wait until no row is left, since both may need the same cache. Instead of
-    tokens a `ValueError` where scores leave no token to choose.
+    when half of the places are free. Beams wait until no row is left, since both may need the same cache. An iterator
+    of requests that had none may have one later, made of a row that has ended.
     """
     running, waiting = RunningBatch(engine), iter(requests)
-    rows: dict[Any, Row] = {}
+    rows: dict[int, tuple[Any, Row]] = {}
     beams: list[tuple[Any, GenerationRequest]] = []
     while True:
         free = most - len(rows) - len(beams)
         if 2 * free >= most and (group := list(islice(waiting, free))):
             beams += [entry for entry in group if entry[1].settings.num_beams > 1]
-            new = {tag: request.rows()[0] for tag, request in group if request.settings.num_beams == 1}
+            new = [(tag, request.rows()[0]) for tag, request in group if request.settings.num_beams == 1]
             if new:
-                rows |= new
-                for _ in running.admit([[row] for row in new.values()]):
+                rows |= {id(entry[1]): entry for entry in new}
+                for _ in running.admit([[row] for _, row in new]):
                     pass
         elif not rows and beams:
-            yield from _beams_of(beams, engine)
-            beams = []
+            now, beams = beams, []
+            yield from _beams_of(now, engine)
         elif not rows:
             return
-        for tag in [tag for tag, row in rows.items() if row.ended]:
-            row = rows.pop(tag)
-            yield tag, np.array(row.tokens, np.int32) if row.error is None else row.error
+        for key in [key for key, (_, row) in rows.items() if row.ended]:
+            yield rows.pop(key)
         running.step()
 
 
@@ -191,14 +205,19 @@ def streamed(
         yield tag, np.array(tokens, np.int32)
 
 
-def _beams_of(entries: list[tuple[Any, GenerationRequest]], engine: Engine) -> Iterator[tuple[Any, np.ndarray]]:
-    """`generated` for beams: those with equal settings together."""
+def _beams_of(entries: list[tuple[Any, GenerationRequest]], engine: Engine) -> Iterator[tuple[Any, Row]]:
+    """`ended_rows` for beams: those with equal settings together."""
     groups: dict[str, list[tuple[Any, GenerationRequest]]] = {}
     for entry in entries:
         groups.setdefault(repr(entry[1].settings), []).append(entry)
     for group in groups.values():
-        for (tag, request), tokens in zip(group, _beams(engine, [request for _, request in group])):
-            yield tag, _without_padding(tokens, request.settings)
+        requests = [request for _, request in group]
+        tokens, means, asked = _beams(engine, requests)
+        for (tag, request), own, mean, also in zip(group, tokens, means, asked):
+            row = Row(request)
+            row.tokens = _without_padding(own, request.settings).tolist()
+            row.log_probabilities, row.prompt_scores, row.reason = [float(mean)], also, "stop"
+            yield tag, row
 
 
 def _without_padding(tokens: np.ndarray, settings: GenerationSettings) -> np.ndarray:
@@ -209,23 +228,25 @@ def _without_padding(tokens: np.ndarray, settings: GenerationSettings) -> np.nda
     return tokens[: own[-1] + 1] if own.size else tokens[:0]
 
 
-def _beams(engine: Engine, requests: list[GenerationRequest]) -> np.ndarray:
-    """Beam search: int32 (batch * num_return_sequences, new tokens)."""
+def _beams(engine: Engine, requests: list[GenerationRequest]) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+    """Beam search: int32 (batch * num_return_sequences, new tokens), the mean log probability of the tokens of each,
+    and of each request the scores at the places of its prompt that it also asks for."""
     settings = requests[0].settings
     batch, beams = len(requests), settings.num_beams
     longest = max(request.prompt_tokens for request in requests)
     room = longest + min(settings.max_new_tokens, EXPECTED_TOKENS)
-    sequences, scores = Sequences(engine, batch * beams, room), [None] * batch
+    sequences, scores, asked = Sequences(engine, batch * beams, room), [None] * batch, [None] * batch
     for result in prefilled(engine, requests, answer=1):
         if result is not None:
-            number, source, end, scores[number], _ = result
+            number, source, end, scores[number], _, asked[number] = result
             rows = list(range(number * beams, (number + 1) * beams))
             sequences.insert(rows, source, requests[number].prompt_tokens, end)
     prompts = np.full((batch, longest), -1, np.int32)
     for row, request in zip(prompts, requests):
         row[longest - request.prompt_tokens :] = request.input_ids
     repeated, scores = np.repeat(prompts, beams, 0), np.repeat(np.stack(scores), beams, 0)
-    chain, search = sampling.score_functions(settings, longest), BeamSearch(batch, settings)
+    chain = sampling.score_functions(settings, longest, requests[0].rules)
+    search = BeamSearch(batch, settings)
 
     def ended(tokens: np.ndarray) -> np.ndarray:
         return requests[0].ended(tokens) | (tokens.shape[1] >= settings.max_new_tokens)
@@ -235,7 +256,7 @@ def _beams(engine: Engine, requests: list[GenerationRequest]) -> np.ndarray:
         history = np.concatenate([repeated, search.running.reshape(batch * beams, -1)], 1)
         rows, tokens = search.step(sampling.process(chain, log_probabilities, history), ended)
         if search.done:
-            return search.result()
+            return *search.result(), asked
         sequences.reorder(rows)
         if sequences.full:
             sequences = sequences.moved(list(range(batch * beams)), batch * beams, sequences.positions + 1)
@@ -243,7 +264,7 @@ def _beams(engine: Engine, requests: list[GenerationRequest]) -> np.ndarray:
         scores = sequences.extend(padded)[0].asnumpy()[: len(tokens)]
 
 
-def _end_test(settings: GenerationSettings, tokenizer) -> Callable[[np.ndarray], np.ndarray]:
+def end_test(settings: GenerationSettings, tokenizer) -> Callable[[np.ndarray], np.ndarray]:
     """A test of new tokens int (rows, length): which rows end here, by a token or a string."""
     eos = np.array(settings.eos_token_ids, np.int32)
     stops = settings.stops

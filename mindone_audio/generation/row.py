@@ -20,7 +20,9 @@ class GenerationRequest:
     encoded clips stands there, -1 where a text token does. clips: features (clips, mel bins, frames) and int32 lengths
     in frames, or None. settings: final. ended: a test of new tokens int32 (sequences, length), which have ended, by an
     end token or a stop string. decode: from new tokens to text, None where nobody asks for text. constraint: makes for
-    each row what says which tokens may come next; None: all may.
+    each row what says which tokens may come next; None: all may. rules: of the family, they act after the
+    settings that forbid tokens. also: places of the prompt whose next token's scores are asked for too.
+    measured: the log probability of each new token is kept.
     """
 
     input_ids: np.ndarray
@@ -30,6 +32,9 @@ class GenerationRequest:
     ended: Callable[[np.ndarray], np.ndarray]
     decode: Callable[[list[int]], str] | None = None
     constraint: Callable[[], Matcher] | None = None
+    rules: tuple[sampling.Rule, ...] = ()
+    also: tuple[int, ...] = ()
+    measured: bool = False
 
     @property
     def prompt_tokens(self) -> int:
@@ -51,7 +56,8 @@ class Row:
 
     tokens: the new ones, and `chosen` the same as `Token`s. reason: "stop" or "length" once it has ended; error: what
     made it end otherwise. logprobs: None, or how many of the best tokens are told beside each that was taken. slot: the
-    one that it has in a running batch.
+    one that it has in a running batch. prompt_scores fp32 (n, vocab): at the places that the request asks for too.
+    log_probabilities: of the tokens, among those that are allowed, of a request that is `measured`.
     """
 
     def __init__(self, request: GenerationRequest, copy: int = 0, logprobs: int | None = None):
@@ -63,15 +69,23 @@ class Row:
         self.reason: str | None = None
         self.error: Exception | None = None
         self.slot: int | None = None
+        self.prompt_scores: np.ndarray | None = None
+        self.log_probabilities: list[float] = []
         self._matcher = None if request.constraint is None else request.constraint()
-        self._chain = sampling.score_functions(settings, length)
+        self._chain = sampling.score_functions(settings, length, request.rules)
+        self._draws = sampling.draw_functions(settings)
         self._stream = sampling.random_stream(settings.seed, copy) if settings.do_sample else None
         self._history = np.concatenate([request.input_ids, np.zeros(settings.max_new_tokens, np.int32)])
 
     @property
     def reads_scores(self) -> bool:
         """Whether it needs more of a step than the best token."""
-        return bool(self._chain) or self._matcher is not None or self.logprobs is not None
+        return not self._plain or self.request.measured or self.logprobs is not None
+
+    @property
+    def _plain(self) -> bool:
+        """Whether the best token is always the next one."""
+        return not (self._chain or self._draws or self._matcher)
 
     @property
     def ended(self) -> bool:
@@ -113,20 +127,23 @@ class Row:
     def _choose(self, scores: np.ndarray | None, best: int) -> int:
         if not self.tokens:
             sampling.refuse_invalid(scores[None])  # of a broken model these are NaN at once
-        if not self._chain and self._matcher is None:  # the graph has chosen
+        if self._plain and not self.request.measured:  # the graph has chosen
             return int(best)
         if self._matcher is None:
             return self._draw(scores)
-        plain = not self._chain and self._stream is None
+        plain = not self._chain and not self._draws
         token = self._matcher.best(scores) if plain else self._draw(self._matcher.masked(scores))
         return self._matcher.take(token, self.settings.max_new_tokens - len(self.tokens) - 1)
 
     def _draw(self, scores: np.ndarray) -> int:
         tokens = self._history[None, : len(self.request.input_ids) + len(self.tokens)]
-        processed = sampling.process(self._chain, scores[None], tokens)
-        if self._stream is not None:
-            return sampling.draw(processed[0], self._stream)
-        return int(sampling.greedy(processed)[0])
+        allowed = sampling.process(self._chain, scores[None], tokens)
+        processed = sampling.process(self._draws, allowed, tokens)
+        drawn = self._stream is not None
+        token = sampling.draw(processed[0], self._stream) if drawn else int(sampling.greedy(processed)[0])
+        if self.request.measured:
+            self.log_probabilities.append(float(sampling.log_softmax(allowed[0])[token]))
+        return token
 
 
 def _with_logprobs(scores: np.ndarray, token: int, count: int) -> Token:

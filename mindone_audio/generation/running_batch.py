@@ -50,8 +50,9 @@ class RunningBatch:
                 if result is None:
                     yield
                     continue
-                number, source, end, scores, best = result
+                number, source, end, scores, best, also = result
                 for row in groups[number]:
+                    row.prompt_scores = also
                     row.add(scores, best)
                 staying = [row for row in groups[number] if not row.ended]
                 if alone:
@@ -134,27 +135,35 @@ def _positions(row: Row) -> int:
 
 def prefilled(
     engine: Engine, requests: Sequence[GenerationRequest], answer: int, longest_piece: int = max(FIRST)
-) -> Iterator[tuple[int, Sequences, int, np.ndarray, int] | None]:
+) -> Iterator[tuple[int, Sequences, int, np.ndarray, int, np.ndarray] | None]:
     """Encode clips and run prompts, in the slot of one: None after each unit of work, and what came out of each prompt.
 
     answer: tokens that may follow in that slot. Yields for each prompt its number, the sequences of one and the column
-    before which it ends there, scores fp32 (vocab) of the next token, and the best one.
+    before which it ends there, scores fp32 (vocab) of the next token, the best one, and scores (n, vocab) at the places
+    of the prompt that the request also asks for.
     """
-    audio, firsts = yield from engine.encode([request.clips for request in requests])
-    lengths = np.array([request.prompt_tokens for request in requests])
-    for pack in packs(lengths, min(PACK, longest_piece)):
+    together, lengths = not engine.model.context_positions, np.array([request.prompt_tokens for request in requests])
+    if together:
+        audio, firsts = yield from engine.encode([request.clips for request in requests])
+    alone = [[number] for number in range(len(requests))]
+    for pack in packs(lengths, min(PACK, longest_piece)) if together else alone:
         total, widths = int(lengths[pack].sum()), FIRST if len(pack) == 1 else PACKS
         widths = [width for width in widths if width <= longest_piece]
         one = Sequences(engine, 1, sum(pieces(total, widths)) + answer, prefills=True)
         widths = engine.piece_widths(one.slots, total, widths)
+        if not together:
+            audio, firsts = (yield from engine.heard(requests[pack[0]].clips)), [0] * len(requests)
+            one.slots.write_context(audio)
+            yield
         indices = [requests[number].audio_index for number in pack]
         index = [np.where(own < 0, -1, own + firsts[number]) for number, own in zip(pack, indices)]
         ids = np.concatenate([requests[number].input_ids for number in pack])
-        outputs = yield from one.prefill(ids, lengths[pack], audio, np.concatenate(index), widths)
+        also = requests[pack[0]].also
+        outputs = yield from one.prefill(ids, lengths[pack], audio, np.concatenate(index), widths, also)
         scores, best = (output.asnumpy() for output in outputs)
         ends = sum(widths) - total + np.cumsum(lengths[pack])
         for place, number in enumerate(pack):
-            yield number, one, int(ends[place]), scores[place], int(best[place])
+            yield number, one, int(ends[place]), scores[place], int(best[place]), scores[len(pack) :]
 
 
 def packs(lengths: np.ndarray, most: int) -> list[list[int]]:

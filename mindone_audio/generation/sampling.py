@@ -5,13 +5,14 @@ padding, and returns new scores; -inf forbids a token. The order is that of tran
 then temperature, top_k, top_p, min_p. What only OpenAI's API has comes before, as in vLLM: biases, then its penalties.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from mindone_audio.generation.settings import GenerationSettings
 
 ScoreFunction = Callable[[np.ndarray, np.ndarray], np.ndarray]
+Rule = Callable[[int], ScoreFunction]  # makes one for a prompt of so many tokens
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -156,8 +157,10 @@ def renormalize(scores: np.ndarray, tokens: np.ndarray) -> np.ndarray:
     return scores
 
 
-def score_functions(settings: GenerationSettings, prompt_length: int) -> list[ScoreFunction]:
-    """The chain that the settings ask for; empty for plain greedy decoding, and never empty for sampling."""
+def score_functions(
+    settings: GenerationSettings, prompt_length: int, rules: Sequence[Rule] = ()
+) -> list[ScoreFunction]:
+    """The chain of penalties and forbidden tokens that the settings ask for, then the family's rules; may be empty."""
     chain: list[ScoreFunction] = []
     if settings.logit_bias:
         chain.append(bias(settings.logit_bias))
@@ -173,18 +176,25 @@ def score_functions(settings: GenerationSettings, prompt_length: int) -> list[Sc
         chain.append(suppress(settings.suppress_tokens))
     if settings.begin_suppress_tokens:
         chain.append(suppress(settings.begin_suppress_tokens, at=prompt_length))
-    if settings.do_sample:
-        chain.append(lambda scores, tokens: refuse_invalid(scores))  # before they are made probabilities
-        if settings.temperature != 1.0:
-            chain.append(temperature(settings.temperature))
-        if settings.top_k:
-            chain.append(top_k(settings.top_k))
-        if settings.top_p < 1.0:
-            chain.append(top_p(settings.top_p))
-        if settings.min_p:
-            chain.append(min_p(settings.min_p))
-    elif settings.renormalize_logits and settings.num_beams > 1 and chain:  # elsewhere it changes no token
+    chain += [rule(prompt_length) for rule in rules]
+    if settings.renormalize_logits and settings.num_beams > 1 and chain:  # elsewhere it changes no token
         chain.append(renormalize)
+    return chain
+
+
+def draw_functions(settings: GenerationSettings) -> list[ScoreFunction]:
+    """The chain that makes scores what is drawn from; empty for greedy decoding and beams, never for sampling."""
+    if not settings.do_sample:
+        return []
+    chain: list[ScoreFunction] = [lambda scores, tokens: refuse_invalid(scores)]  # before they are made probabilities
+    if settings.temperature != 1.0:
+        chain.append(temperature(settings.temperature))
+    if settings.top_k:
+        chain.append(top_k(settings.top_k))
+    if settings.top_p < 1.0:
+        chain.append(top_p(settings.top_p))
+    if settings.min_p:
+        chain.append(min_p(settings.min_p))
     return chain
 
 

@@ -1,7 +1,7 @@
 """Sequences in the slots of a cache, whose columns are a ring: each has its own first column, all the same next one."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from mindspore import Tensor
@@ -36,12 +36,14 @@ class Sequences:
         audio: Tensor | None,
         audio_index: np.ndarray,
         widths: list[int],
+        also: Sequence[int] = (),
     ) -> Iterator[None]:
         """Run prompts through the model, in the slot of one, a piece each time that the generator goes on.
 
         input_ids int32 (sum of lengths): one prompt behind the other, of which the last goes on; lengths int (prompts).
         audio (rows, hidden) or None, with audio_index int32 like input_ids, -1 where a token is text. widths: of the
-        pieces. The generator returns scores and best next tokens of each prompt, on the device.
+        pieces. also: other places in input_ids. The generator returns scores and best next tokens of the end of each
+        prompt and then of these, on the device.
         """
         self.slots.cache.clear()
         self.column = 0
@@ -53,27 +55,41 @@ class Sequences:
             np.pad(array.astype(np.int32), (padding, 0), constant_values=fill)
             for array, fill in ((input_ids, 0), (starts, 0), (audio_index, -1))
         )
-        self.start[0], self.idle[0], hidden = starts[-1], False, []
+        self.start[0], self.idle[0], hidden, order = starts[-1], False, [], []
         model, first = self.engine.model, 0
-        if audio is None:
+        wanted = np.concatenate([ends - 1, padding + np.array(also, int)])
+        merges = self.slots.context is None  # what an encoder-decoder model hears is in its context
+        if audio is None and merges:
             audio = msops.zeros((1, model.language_model.config.hidden_size), model.dtype)
         for width in widths:
             self._check_owner()
             ids, start, rows = (array[None, first : first + width].copy() for array in (tokens, starts, index))
-            rows = Tensor(rows)
-            embeddings = audio_rows(audio, rows).astype(model.dtype)  # the graph was compiled for that dtype
-            last = ends[(first < ends) & (ends <= first + width)] - first - 1
-            chosen = Tensor(np.pad(last, (0, PACKED - len(last))).astype(np.int32))
-            output = self.slots.prefill(width, first == 0)(*self._tokens(ids, start), chosen, embeddings, rows)
-            if len(last):
-                hidden.append(output[: len(last)])
+            here = np.flatnonzero((first <= wanted) & (wanted < first + width))
+            chosen = np.pad(wanted[here] - first, (0, PACKED - len(here))).astype(np.int32)
+            arguments = [*self._tokens(ids, start), Tensor(chosen)]
+            if merges:
+                rows = Tensor(rows)
+                arguments += audio_rows(audio, rows).astype(model.dtype), rows  # the graph was compiled for that dtype
+            output = self.slots.prefill(width, first == 0)(*arguments)
+            if len(here):
+                hidden.append(output[: len(here)])
+                order += here.tolist()
             first += width
             yield
-        scores = model.language_model.logits(msops.concat(hidden))
+        rows = msops.concat(hidden)
+        if order != sorted(order):
+            rows = msops.gather(rows, Tensor(np.argsort(order).astype(np.int32)), 0)
+        scores = model.language_model.logits(rows)
         return scores, _best(scores)
 
     def warm_up(self, prompts: list[list[int]]) -> None:
         """Compile the step, and in the slot of one the prefills of pieces of these widths."""
+        if prompts and (context := self.slots.context) is not None:
+            self.slots.write_context(
+                msops.zeros(
+                    (context.positions, self.engine.model.language_model.config.hidden_size), self.engine.model.dtype
+                )
+            )
         for widths in prompts:
             ids = np.zeros(sum(widths), np.int32)
             for _ in self.prefill(ids, np.array([len(ids)]), None, ids - 1, widths):
@@ -91,11 +107,13 @@ class Sequences:
 
     def insert(self, slots: list[int], prompts: "Sequences", length: int, end: int) -> None:
         """Make slots copies of a prompt of so many tokens, which ends before the column `end` in `prompts`, of one."""
-        source = prompts.slots.cache
+        source, context = prompts.slots.cache, prompts.slots.context
         columns = np.full(self.positions, source.positions - 1)  # where nothing has been written
         columns[(self.column - length + np.arange(length)) % self.positions] = np.arange(end - length, end)
         for slot in slots:
             self.slots.cache.insert(slot, source, columns)
+            if context is not None:
+                self.slots.context.insert(slot, context, np.arange(context.positions))
         self.start[slots] = self.begin[slots] = (self.column - length) % self.positions
         self.idle[slots] = False
 
@@ -123,10 +141,16 @@ class Sequences:
         index = np.zeros(other.batch, int)
         index[: len(rows)] = rows
         other.slots.cache.take(self.slots.cache, index, columns, valid)
+        if (context := self.slots.context) is not None:
+            whole = np.arange(context.positions)
+            other.slots.context.take(context, index, whole, np.ones((other.batch, len(whole)), bool))
         return other
 
     def reorder(self, index: np.ndarray) -> None:
-        """Make the sequence of slot i a copy of that of slot index[i], int (rows) of the first slots."""
+        """Make the sequence of slot i a copy of that of slot index[i], int (rows) of the first slots.
+
+        Both attend to the same context, as beams of one prompt do.
+        """
         if (index != np.arange(len(index))).any():
             whole = np.arange(self.batch)
             whole[: len(index)] = index

@@ -90,6 +90,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("conv1d, stride 2", _run_conv1d_by_2, lambda *inputs: _conv1d(*inputs, stride=2), convolution),
         Case("average_pairs", ops.average_pairs, lambda x: (x[:, 0:6:2] + x[:, 1:6:2]) / 2, (normal(2, 7, 4),)),
         Case("gelu", ops.gelu, _gelu, (normal(2, 5, 16) * 2,)),
+        Case("attention_weights", ops.attention_weights, _weights, (normal(2, 3, 4, 8), normal(2, 3, 5, 8))),
         Case("silu", ops.silu, lambda x: x / (1 + np.exp(-x)), (normal(2, 5, 16) * 2,)),
         Case("embed", ops.embed, lambda table, rows: table[rows], (table,), (rows,)),
         Case("write_rows", _WriteRows(table.shape, dtype), _write_rows, (table, normal(3, 16)), (rows,)),
@@ -279,6 +280,10 @@ def _rotate(x, cos, sin):
 def _softmax(scores):
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
+
+
+def _weights(query, key):
+    return _softmax(query @ key.swapaxes(2, 3))
 
 
 def _attention(query, key, value, hidden):

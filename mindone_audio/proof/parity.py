@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel, audio_frames, to_numpy
+from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.backbone.checkpoint_model import audio_frames, to_numpy
 
 FORMAT = "mindone_audio.parity/1"
 

@@ -24,7 +24,8 @@ from transformers import (
 from transformers.utils import cached_file
 
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel, to_numpy
+from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.backbone.checkpoint_model import to_numpy
 from mindone_audio.backbone.config_fields import refuse_fields
 from mindone_audio.backbone.decoder import Decoder
 from mindone_audio.backbone.encoder import AudioEncoder

@@ -1,0 +1,285 @@
+"""Whisper against transformers on PyTorch: scores, loss, and what `generate` makes of clips of any length."""
+
+import helpers_whisper as whisper
+import numpy as np
+import pytest
+import torch
+from helpers import relative_error
+
+from mindone_audio.models.whisper.model import WhisperForConditionalGeneration
+from mindone_audio.models.whisper.timestamps import segments_of
+from mindone_audio.models.whisper.transcription import compression_ratio
+from mindone_audio.setting_fields import SettingError, option
+
+# Tokens that no answer without timestamps has: a random model would say them, and transformers goes on after a pair.
+NO_TIMES = {"suppress_tokens": [3, 5, 7, whisper.START, *range(92, whisper.VOCAB)]}
+IDS = np.array([[91, 92, 96, 100, 5, 6], [91, 93, 96, 100, 8, 9], [91, 94, 95, 1, 2, 3]])
+
+
+def pair(folder, seed: int = 0, multilingual: bool = True, **changes):
+    theirs = whisper.torch_whisper(whisper.tiny_config(**changes), seed, multilingual)
+    theirs.save_pretrained(folder)
+    whisper.generation_config(multilingual).save_pretrained(folder)
+    theirs.generation_config = whisper.generation_config(multilingual)
+    return theirs, WhisperForConditionalGeneration.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """PyTorch's model and ours."""
+    return pair(tmp_path_factory.mktemp("whisper"))
+
+
+def scores(model, features, **inputs):
+    with torch.no_grad():
+        return model(torch.from_numpy(features), **{name: torch.from_numpy(value) for name, value in inputs.items()})
+
+
+@pytest.mark.parametrize("changes", [{}, {"tie_word_embeddings": False, "max_source_positions": 23}])
+def test_scores_and_loss(tmp_path, changes):
+    theirs, ours = pair(tmp_path, 1, **changes)
+    features = whisper.features(3, 2 * theirs.config.max_source_positions)
+    labels = np.where(IDS == 8, -100, IDS)
+    expected, made = scores(theirs, features, labels=labels), ours(features, labels=labels)
+    assert relative_error(made.logits.asnumpy(), expected.logits.numpy()) < 1e-5
+    assert abs(float(made.loss) - float(expected.loss)) < 1e-5
+    expected = scores(theirs, features, decoder_input_ids=IDS).logits.numpy()
+    assert relative_error(ours(features, decoder_input_ids=IDS).logits.asnumpy(), expected) < 1e-5
+    theirs.model.decoder.layers[2].encoder_attn.k_proj.weight.data[0] += 0.5  # a broken model is seen
+    broken = scores(theirs, features, decoder_input_ids=IDS).logits.numpy()
+    assert relative_error(ours(features, decoder_input_ids=IDS).logits.asnumpy(), broken) > 1e-3
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_changes_nothing(models, side):
+    """On the left transformers counts padding as positions, but not in `generate`."""
+    theirs, ours = models
+    features, mask = whisper.features(3), np.ones(IDS.shape, np.int64)
+    mask[1, slice(0, 2) if side == "left" else slice(4, 6)] = 0
+    made = ours(features, decoder_input_ids=IDS, decoder_attention_mask=mask).logits.asnumpy()
+    for row in range(3):
+        alone = scores(theirs, features[[row]], decoder_input_ids=IDS[[row], :][:, mask[row] == 1]).logits.numpy()[0]
+        assert relative_error(made[row, mask[row] == 1], alone) < 1e-5
+
+
+def test_what_is_saved_loads_in_transformers(models, tmp_path):
+    theirs, ours = models
+    ours.save_pretrained(tmp_path)
+    again = whisper.TorchWhisper.from_pretrained(tmp_path)
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def said(models, features, mask=None, compile=True, **settings):
+    """What both make of the same call, without padding at the end."""
+    theirs, ours = models
+    masked = {} if mask is None else {"attention_mask": torch.from_numpy(mask)}
+    expected = theirs.generate(torch.from_numpy(features), **masked, **settings)
+    made = ours.generate(features, mask, compile=compile, **settings)
+
+    def rows(sequences):
+        return [np.trim_zeros(row - whisper.END, "b").tolist() for row in np.asarray(sequences)]
+
+    return rows(made.asnumpy()), rows(expected.numpy())
+
+
+SHORT = [
+    {"language": "en", **NO_TIMES},
+    NO_TIMES,  # the language of each is detected
+    {"task": "translate", **NO_TIMES},
+    {"language": ["de", "French", "<|en|>"], "task": "translate", **NO_TIMES},
+    {"language": "de", "max_new_tokens": 7, **NO_TIMES},
+    {"language": "de", "num_beams": 3, **NO_TIMES},
+    {"language": "de", "prompt_ids": torch.tensor([whisper.START_OF_PREVIOUS, 4, 6, 8]), **NO_TIMES},
+    {"task": "transcribe", "return_timestamps": True},
+    {"language": "de", "return_timestamps": True, "max_new_tokens": 20},
+    {"language": "de", "num_beams": 3, "return_timestamps": True},
+]
+
+
+@pytest.mark.parametrize("settings", SHORT)
+def test_one_window(models, settings):
+    made, expected = said(models, whisper.features(3), **settings)
+    assert made == expected
+
+
+PROMPT = torch.tensor([whisper.START_OF_PREVIOUS, 4, 6, 8])
+LONG = [
+    {},
+    {"condition_on_prev_tokens": True},
+    {"condition_on_prev_tokens": True, "prompt_ids": PROMPT},
+    {"condition_on_prev_tokens": True, "prompt_ids": PROMPT, "prompt_condition_type": "all-segments"},
+    {"prompt_ids": PROMPT},
+    {"compression_ratio_threshold": 1.2, "logprob_threshold": -1.0, "temperature": (0.0, 0.0)},
+    {"logprob_threshold": -0.3, "no_speech_threshold": 1e-3, "temperature": 0.0},  # windows are left out
+    {"num_beams": 2},
+]
+
+
+@pytest.mark.parametrize("settings", LONG)
+def test_several_windows(models, settings):
+    made, expected = said(models, whisper.features(1, 130), language="en", return_timestamps=True, **settings)
+    assert made == expected
+
+
+def test_a_window_without_speech_is_left_out(models):
+    theirs, ours = models
+    features = whisper.features(1, 130)
+    settings = {"language": "en", "return_timestamps": True, "logprob_threshold": 0.0, "temperature": 0.0}
+    whole = ours.generate(features, return_segments=True, **settings)["segments"][0]
+    shares = [
+        float(
+            torch.softmax(scores(theirs, features[..., a : a + 40], decoder_input_ids=IDS[:1, :1]).logits[0, 0], -1)[99]
+        )
+        for a in (0, 40)
+    ]
+    made, expected = said(models, features, no_speech_threshold=min(shares) * 0.9, **settings)
+    assert made == expected and len(made[0]) < sum(len(segment["tokens"]) for segment in whole)
+
+
+@pytest.mark.parametrize("settings", [{"language": "en"}, {}, {"condition_on_prev_tokens": True, "language": "fr"}])
+def test_a_batch_of_long_clips_is_each_of_them_alone(models, settings):
+    """With what was said before, transformers pads on the left; alone there is no padding."""
+    features, mask = whisper.features(3, 130, seed=5), np.ones((3, 130), np.int64)
+    mask[1, 90:], mask[2, 35:] = 0, 0
+    _, ours = models
+    made = ours.generate(features, mask, return_timestamps=True, batch_size=2, **settings).asnumpy()
+    for row, frames in enumerate((130, 90, 35)):
+        single = np.pad(features[[row], :, :frames], ((0, 0), (0, 0), (0, max(0, 41 - frames))))
+        if frames < 41:
+            continue  # transformers takes no less than a window
+        alone, expected = said(models, single, return_timestamps=True, **settings)
+        assert alone == expected == [np.trim_zeros(made[row] - whisper.END, "b").tolist()]
+
+
+@pytest.mark.parametrize("settings", [{}, {"condition_on_prev_tokens": True}])
+def test_times_of_tokens(models, settings):
+    """transformers gives the times of later windows without their beginning, but not in its segments."""
+    theirs, ours = models
+    features, mask = whisper.features(2, 100, seed=2), np.ones((2, 100), np.int64)
+    mask[1, 70:] = 0
+    settings = {"language": "en", "return_timestamps": True, "return_token_timestamps": True, **settings}
+    for clip in range(2):
+        own, frames = features[[clip], :, : mask[clip].sum()], mask[[clip], : mask[clip].sum()]
+        expected = theirs.generate(
+            torch.from_numpy(own), attention_mask=torch.from_numpy(frames), return_segments=True, **settings
+        )
+        made = ours.generate(own, frames, return_segments=True, **settings)
+        assert made["sequences"].asnumpy().tolist() == expected["sequences"].tolist()
+        for mine, other in zip(made["segments"][0], expected["segments"][0], strict=True):
+            assert mine["tokens"].tolist() == other["tokens"].tolist()
+            assert abs(mine["start"] - float(other["start"])) < 1e-6
+            assert -1e-6 < mine["end"] - float(other["end"]) < 0.021  # theirs counts frames in floats, rounded down
+            np.testing.assert_allclose(mine["token_timestamps"], other["token_timestamps"].numpy(), atol=1e-5)
+        times = np.concatenate([segment["token_timestamps"] for segment in made["segments"][0]])
+        np.testing.assert_allclose(made["token_timestamps"].asnumpy()[0], times, atol=1e-6)
+
+
+def test_times_of_one_window(models):
+    theirs, ours = models
+    features, settings = whisper.features(2), {"language": "en", "return_token_timestamps": True, **NO_TIMES}
+    expected = theirs.generate(torch.from_numpy(features), **settings)
+    made = ours.generate(features, **settings)
+    assert made["sequences"].asnumpy().tolist() == expected["sequences"].tolist()
+    np.testing.assert_allclose(made["token_timestamps"].asnumpy(), expected["token_timestamps"].numpy(), atol=1e-5)
+    ours.generation_config.alignment_heads, heads = None, ours.generation_config.alignment_heads
+    with pytest.raises(ValueError, match="alignment_heads in generation_config.json"):
+        ours.generate(features, **settings)
+    ours.generation_config.alignment_heads = heads
+
+
+def test_compiled_equals_interpreted(models):
+    _, ours = models
+    features, mask = whisper.features(2, 60, seed=3), np.ones((2, 60), np.int64)
+    mask[1, 45:] = 0
+    for settings in ({"condition_on_prev_tokens": True}, {"num_beams": 2}):
+        settings = {**settings, "language": "en", "max_new_tokens": 6, "return_timestamps": True}
+        made = [ours.generate(features, mask, compile=compile, **settings).asnumpy() for compile in (True, False)]
+        assert np.array_equal(*made)
+
+
+def test_a_hot_window_is_drawn_and_repeatable(models):
+    _, ours = models
+    hot = {"language": "en", "temperature": (0.0, 0.9), "logprob_threshold": 0.0, **NO_TIMES}
+    made = [ours.generate(whisper.features(1), seed=seed, **hot).asnumpy().tolist() for seed in (1, 1, 2)]
+    assert made[0] == made[1] != made[2]
+
+
+def test_segments():
+    """Times in seconds; what follows the last pair is said again, unless a single timestamp ends the window."""
+    first = whisper.FIRST_TIMESTAMP
+    pair_end = [first, 1, 2, first + 5, first + 5, 3, first + 9, first + 9]
+    segments, used = segments_of(pair_end, first, 100, 40)
+    assert [(round(s.start, 2), round(s.end, 2)) for s in segments] == [(1.0, 1.1), (1.1, 1.18)] and used == 18
+    segments, used = segments_of(pair_end[:-1], first, 0, 40)
+    assert [(round(s.start, 2), round(s.end, 2)) for s in segments] == [(0, 0.1), (0.1, 0.18)] and used == 40
+    ((start, end, tokens), used) = (lambda found: ((found[0][0].start, found[0][0].end, found[0][0].tokens), found[1]))(
+        segments_of([first, 1, 2], first, 0, 30)
+    )
+    assert (start, end, tokens, used) == (0, 0.3, [first, 1, 2], 30)
+    assert compression_ratio([5] * 100, 51865) > 2.4 > compression_ratio(list(range(40)), 51865)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"language": "klingon"}, "--language 'klingon' is none of this model's: it has de, en, fr"),
+        ({"language": "zh"}, "--language 'zh' is none of this model's"),
+        ({"task": "summarize"}, "--task 'summarize' is unknown: it may be transcribe or translate"),
+        ({"language": ["en"]}, "1 languages for 3 clips"),
+        ({"max_new_tokens": 63}, "max_new_tokens=63 after a prompt of 4 tokens is more than the model's 64 positions"),
+        ({"prompt_ids": list(range(64))}, "the prompt has 68 tokens"),
+        ({"prompt_condition_type": "all-segments"}, "goes with condition_on_prev_tokens=True"),
+        ({"prompt_condition_type": "some"}, "prompt_condition_type 'some' is unknown"),
+        ({"temperature": -1}, "--temperature must be at least 0"),
+        ({"no_speech_threshold": "x"}, "--no-speech-threshold must be"),
+        ({"num_return_sequences": 2, "temperature": 0.5, "do_sample": True}, "num_return_sequences=2 is not supported"),
+        ({"chunk_length_s": 30}, "chunk_length_s=30 is not supported"),
+    ],
+)
+def test_what_cannot_be(models, settings, message):
+    settings = {"language": "en", **settings}
+    with pytest.raises(ValueError) as refused:
+        models[1].generate(whisper.features(3), **settings)
+    said = refused.value.worded(option) if isinstance(refused.value, SettingError) else str(refused.value)
+    assert message in said and "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "features, mask, message",
+    [
+        (whisper.features(2, 30), None, "have 30 frames, and a window of this model has 40"),
+        (whisper.features(2)[:, :4], None, "input_features have shape (2, 4, 40)"),
+        (whisper.features(2, 90), None, "need their attention_mask"),
+        (whisper.features(1)[0], None, "input_features have shape (16, 40)"),
+    ],
+)
+def test_features_that_do_not_fit(models, features, mask, message):
+    with pytest.raises(ValueError) as refused:
+        models[1].generate(features, mask, language="en")
+    assert message in str(refused.value)
+
+
+def test_an_english_only_checkpoint(tmp_path):
+    models = pair(tmp_path, 2, multilingual=False)
+    for settings in (NO_TIMES, {"return_timestamps": True}):
+        made, expected = said(models, whisper.features(2), **settings)
+        assert made == expected
+    for settings in ({"language": "en"}, {"task": "translate"}):
+        with pytest.raises(ValueError, match="English-only model"):
+            models[1].generate(whisper.features(2), **settings)
+
+
+def test_an_old_checkpoint_says_what_it_forces(models):
+    """Its generation config has neither language nor task; transformers follows forced_decoder_ids."""
+    theirs, ours = models
+    forced = [[1, whisper.LANGUAGES["<|fr|>"]], [2, whisper.TASKS["transcribe"]], [3, whisper.NO_TIMESTAMPS]]
+    for model in models:
+        model.generation_config.forced_decoder_ids = forced
+    try:
+        for settings in (NO_TIMES, {"return_timestamps": True}, {"language": "de", **NO_TIMES}):
+            made, expected = said(models, whisper.features(2), **settings)
+            assert made == expected
+    finally:
+        for model in models:
+            model.generation_config.forced_decoder_ids = None
