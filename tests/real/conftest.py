@@ -1,4 +1,4 @@
-"""Published weights, converted once a run, and recordings of people. README.md says where they come from."""
+"""Published weights, converted once a process, and recordings of people. README.md says where they come from."""
 
 import json
 import os
