@@ -25,6 +25,8 @@ _HOMES = {
     "UltravoxProcessor": "mindone_audio.models.ultravox.model",
     "VoxtralForConditionalGeneration": "mindone_audio.models.voxtral.model",
     "VoxtralProcessor": "mindone_audio.models.voxtral.model",
+    "WhisperForConditionalGeneration": "mindone_audio.models.whisper.model",
+    "WhisperProcessor": "mindone_audio.models.whisper.processor",
     "WhisperVQ": "mindone_audio.models.ichigo.whisper_vq",
     "pipeline": "mindone_audio.pipelines",
     "run_batch": "mindone_audio.batch",

@@ -1,9 +1,12 @@
 """A tiny random Whisper: three languages, windows of 0.4 s, more heads in the encoder than in the decoder."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import torch
 from random_weights import randomise
-from transformers import GenerationConfig, WhisperConfig
+from transformers import AddedToken, GenerationConfig, WhisperConfig, WhisperFeatureExtractor, WhisperTokenizer
 from transformers import WhisperForConditionalGeneration as TorchWhisper
 
 MEL_BINS, POSITIONS, FRAMES = 16, 20, 40
@@ -68,3 +71,23 @@ def torch_whisper(config: WhisperConfig | None = None, seed: int = 0, multilingu
 
 def features(clips: int, frames: int = FRAMES, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(clips, MEL_BINS, frames)).astype(np.float32)
+
+
+def save_checkpoint(folder: Path, multilingual: bool = True, seed: int = 0) -> TorchWhisper:
+    """A folder that `pipeline` and the commands take: windows of 0.4 s, and letters as tokens."""
+    model = torch_whisper(None, seed, multilingual)
+    model.save_pretrained(folder)
+    generation_config(multilingual).save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=MEL_BINS, chunk_length=0.4).save_pretrained(folder)
+    letters = [chr(code) for code in range(33, 33 + 89)]
+    (folder / "vocab.json").write_text(json.dumps({letter: place for place, letter in enumerate([*letters, "\u0120"])}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = WhisperTokenizer(folder / "vocab.json", folder / "merges.txt", pad_token="<|endoftext|>")
+    names = [*LANGUAGES, "<|translate|>", "<|transcribe|>", "<|startoflm|>", "<|startofprev|>", "<|nospeech|>"]
+    times = [f"<|{place * 0.02:.2f}|>" for place in range(POSITIONS + 1)]
+    special = ["<|startoftranscript|>", *names, "<|notimestamps|>"]
+    tokenizer.add_tokens([AddedToken(name, special=True, normalized=False) for name in special])
+    tokenizer.add_tokens([AddedToken(name, normalized=False) for name in times])
+    tokenizer.save_pretrained(folder)
+    assert tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|0.00|>"]) == [START, FIRST_TIMESTAMP]
+    return model

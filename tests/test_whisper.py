@@ -1,11 +1,17 @@
 """Whisper against transformers on PyTorch: scores, loss, and what `generate` makes of clips of any length."""
 
+import json
+import re
+
 import helpers_whisper as whisper
 import numpy as np
 import pytest
 import torch
+import transformers
 from helpers import relative_error
 
+from mindone_audio import cli, pipeline
+from mindone_audio.models import AutoProcessor
 from mindone_audio.models.whisper.model import WhisperForConditionalGeneration
 from mindone_audio.models.whisper.timestamps import segments_of
 from mindone_audio.models.whisper.transcription import compression_ratio
@@ -283,3 +289,115 @@ def test_an_old_checkpoint_says_what_it_forces(models):
     finally:
         for model in models:
             model.generation_config.forced_decoder_ids = None
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whisper_folder")
+    whisper.save_checkpoint(folder)
+    return folder
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    return 0.1 * np.random.default_rng(seed).normal(size=int(16000 * seconds)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def pipe(checkpoint):
+    return pipeline(model=checkpoint)
+
+
+def test_the_processor_is_transformers(checkpoint):
+    ours, theirs = AutoProcessor.from_pretrained(checkpoint), transformers.WhisperProcessor.from_pretrained(checkpoint)
+    for processor in (ours, theirs):  # of windows of whole seconds, as transformers needs them
+        processor.feature_extractor = transformers.WhisperFeatureExtractor(whisper.MEL_BINS, chunk_length=1)
+    clips = [noise(1.7), noise(0.3, 1)]
+    for settings in ({}, {"truncation": False, "padding": "longest"}):
+        made = ours(clips, sampling_rate=16000, return_attention_mask=True, **settings)
+        expected = theirs(clips, sampling_rate=16000, return_attention_mask=True, return_tensors="np", **settings)
+        np.testing.assert_allclose(made["input_features"], expected["input_features"], atol=1e-4)
+        assert np.array_equal(made["attention_mask"], expected["attention_mask"])
+    made, texts = ours(clips, text=['!"', "#"]), theirs.tokenizer(['!"', "#"]).input_ids
+    assert [[token for token in row if token != -100] for row in made["labels"].tolist()] == texts
+    assert ours.batch_decode(ours(text="!?")["input_ids"], skip_special_tokens=True) == ["!?"]
+    for wrong, error in (
+        ({}, "neither audio nor text"),
+        ({"audio": clips, "padding": False}, "padding=False"),
+        ({"audio": clips, "truncation": False}, 'pass padding="longest"'),
+        ({"audio": clips, "text": "a"}, "1 texts for 2 clips"),
+        ({"audio": clips, "sampling_rate": 8000}, "sampling_rate=8000"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(error)):
+            ours(**wrong)
+    with pytest.raises(TypeError, match="does not know words"):
+        ours(clips, words=1)
+    with pytest.raises(ValueError, match="answers no questions"):
+        ours.apply_chat_template([{"role": "user", "content": "?"}])
+
+
+def test_a_clip_among_others_is_the_clip_alone(pipe):
+    clips = [noise(1), noise(0.2, 1), np.zeros(4000, np.float32), noise(2.1, 2)]
+    alone = [pipe(clip, language="de")[0] for clip in clips]
+    together = pipe(clips, language="de", batch_size=3)
+    assert list(together) == alone and together["text"][2] == "" and alone[3]["chunks"][-1]["end"] <= 2.1
+    assert pipe(clips[3], language="de")["text"] == "".join(pipe(clips[3], language="de", stream=True))
+    assert alone[0]["language"] == "german" and "language" in pipe(clips[0])[0]
+
+
+def test_times_of_words_in_the_pipeline(pipe):
+    (answer,) = pipe(noise(1), language="en", return_timestamps="word")
+    words = [word for chunk in answer["chunks"] for word in chunk["words"]]
+    assert "".join(word["word"] for word in words).replace(" ", "") == answer["text"].replace(" ", "")
+    assert all(0 <= word["start"] <= word["end"] <= 1 for word in words)
+    assert [word["start"] for word in words] == sorted(word["start"] for word in words)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"text": "What?"}, "transcribes and answers no questions"),
+        ({"task": "caption"}, "--task 'caption' is unknown: it may be transcribe or translate"),
+        ({"return_timestamps": "letters"}, 'return_timestamps must be true, false or "word"'),
+        ({"prompt": 5}, "--prompt must be a string"),
+        ({"language": "xx"}, "--language 'xx' is none of this model's"),
+        ({"num_beans": 2}, "num_beans=2 is not supported"),
+        ({"on_error": "no"}, 'on_error must be "raise" or "return"'),
+    ],
+)
+def test_what_the_pipeline_refuses(pipe, arguments, message):
+    with pytest.raises(ValueError) as refused:
+        pipe(noise(0.3), **arguments)
+    error = refused.value
+    assert message in (error.worded(option) if isinstance(error, SettingError) else str(error))
+
+
+def test_one_that_fails_leaves_the_others(pipe):
+    answers = pipe(["no such file.wav", noise(0.3)], on_error="return", language="en", progress=False)
+    assert "no such file.wav" in answers[0]["error"] and answers[1]["text"]
+    with pytest.raises(OSError, match="no such file.wav"):
+        pipe("no such file.wav")
+
+
+def test_the_command(checkpoint, tmp_path, capsys):
+    import soundfile
+
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, noise(1.5), 16000)
+    run = ["transcribe", str(clip), "--model", str(checkpoint), "--language", "de"]
+    assert cli.main(run) == 0
+    text = capsys.readouterr().out.strip()
+    assert cli.main([*run, "--format", "json", "--timestamps", "word", "--task", "translate"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["language"] == "german" and answer["chunks"][0]["words"]
+    assert cli.main([*run, "--format", "vtt"]) == 0
+    cues = capsys.readouterr().out
+    assert cues.startswith("WEBVTT") and text.split()[0] in cues
+    for wrong, said in (
+        (["--window", "3"], "--window 3: a Whisper model has windows of its own"),
+        (["--language", "xx"], "--language 'xx' is none of this model's"),
+    ):
+        assert cli.main([*run, *wrong]) != 0 and said in capsys.readouterr().err
+    assert cli.main(["ask", str(clip), "What?", "--model", str(checkpoint)]) != 0
+    assert "use mindone-audio transcribe" in capsys.readouterr().err
+    assert cli.main(["transcribe", str(clip), "--task", "translate"]) != 0
+    assert "--task translate: this model has no such thing; take a Whisper model" in capsys.readouterr().err

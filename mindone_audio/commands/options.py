@@ -25,6 +25,7 @@ from mindone_audio.setting_fields import (
     option,
 )
 
+QUESTIONS = "audio-text-to-text"  # the task of models that answer them
 # Settings of `generate` that people change, in the order of `--help`.
 SETTINGS = (
     *("do_sample", "seed", "max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty"),
@@ -155,8 +156,11 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def load_pipeline(options: argparse.Namespace):
-    """The pipeline that the options ask for; `SettingError` for settings of `generate` that cannot be."""
+def load_pipeline(options: argparse.Namespace, task: str | None = QUESTIONS):
+    """The pipeline that the options ask for; `SettingError` for settings of `generate` that cannot be.
+
+    task: what it must be for, None for whatever the model is for.
+    """
     settings(options)  # before MindSpore is imported, which takes seconds
     affinity.bind_cores(options.device)
     import mindspore as ms
@@ -165,6 +169,7 @@ def load_pipeline(options: argparse.Namespace):
 
     dtype = None if options.dtype is None else getattr(ms, options.dtype)
     return pipeline(
+        task,
         model=options.model,
         device=options.device,
         device_memory=options.device_memory,

@@ -11,6 +11,8 @@ from mindone_audio.machine.files import replacing
 from mindone_audio.setting_fields import in_words, option
 
 FORMATS = ("txt", "json", "srt", "vtt")
+TASKS = ("transcribe", "translate")
+TIMESTAMPS = ("segment", "word")
 SHORTEST_WINDOW = 1.0  # seconds
 
 
@@ -27,6 +29,12 @@ def add(commands) -> None:
         help="cut clips into windows of at most so long (default: the model's window)",
     )
     parser.add_argument("--language", help="of the speech, as en; for families that take one")
+    parser.add_argument(
+        "--task", choices=TASKS, default=TASKS[0], help="translate: write English, whatever is spoken (Whisper)"
+    )
+    parser.add_argument(
+        "--timestamps", choices=TIMESTAMPS, default=TIMESTAMPS[0], help="word: the times of words too (Whisper)"
+    )
     shared.add_output(parser)
     shared.add_model(parser)
     shared.add_generation(parser)
@@ -41,14 +49,8 @@ def run(options: argparse.Namespace) -> int:
     window = options.window
     if window is not None and not window >= SHORTEST_WINDOW:
         raise shared.WrongUse(f"--window {window:g}: give seconds, at least {SHORTEST_WINDOW:g}")
-    if window is None and form in ("srt", "vtt"):
-        from mindone_audio.pipelines.subtitles import SUBTITLE_SECONDS
-
-        window = SUBTITLE_SECONDS
-    settings = {"task": "transcribe", "window": window, "generate_kwargs": shared.settings(options)}
-    if options.language:
-        settings["language"] = options.language
-    pipe = shared.load_pipeline(options)
+    pipe = shared.load_pipeline(options, None)
+    settings = _settings(options, form, not pipe.tells_times)
     failed = 0
     for clip, target in zip(clips, targets):
         options.signals.check()
@@ -69,6 +71,25 @@ def run(options: argparse.Namespace) -> int:
             print(f"error: {clip}: {in_words(error, option)}", file=sys.stderr)
             failed = 1
     return failed
+
+
+def _settings(options: argparse.Namespace, form: str, windows: bool) -> dict:
+    """The arguments of the pipeline. windows: it cuts clips at quiet places, and does not tell times by itself."""
+    from mindone_audio.pipelines.subtitles import SUBTITLE_SECONDS
+
+    settings = {"task": options.task, "generate_kwargs": shared.settings(options)}
+    if options.language:
+        settings["language"] = options.language
+    if windows:
+        for name, value, default in (("--task", options.task, TASKS), ("--timestamps", options.timestamps, TIMESTAMPS)):
+            if value != default[0]:
+                raise shared.WrongUse(f"{name} {value}: this model has no such thing; take a Whisper model")
+        settings["window"] = options.window or (SUBTITLE_SECONDS if form in ("srt", "vtt") else None)
+    elif options.window is not None:
+        raise shared.WrongUse(f"--window {options.window:g}: a Whisper model has windows of its own: leave it out")
+    elif options.timestamps == "word":
+        settings["return_timestamps"] = "word"
+    return settings
 
 
 def _stream(pipe, name: str, source, settings: dict) -> None:
@@ -101,4 +122,9 @@ def render(clip: str, answer: dict, form: str) -> str:
         return json.dumps({"audio": clip} | answer, ensure_ascii=False) + "\n"
     from mindone_audio.pipelines.subtitles import subtitles
 
-    return subtitles(answer["chunks"], form)
+    words = [
+        {"text": word["word"].strip(), "start": word["start"], "end": word["end"]}
+        for chunk in answer["chunks"]
+        for word in chunk.get("words", ())
+    ]
+    return subtitles(words or answer["chunks"], form)

@@ -14,6 +14,7 @@ FAMILIES = {
     "qwen2_audio": "qwen2_audio",
     "ultravox": "ultravox.model",
     "voxtral": "voxtral.model",
+    "whisper": "whisper.model",
 }
 _MODEL_TYPES = {"ichigo": "llama"}
 

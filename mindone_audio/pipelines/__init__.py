@@ -1,14 +1,20 @@
 """Pipelines: clips and questions in, text out."""
 
+from importlib import import_module
+
 from mindone_audio.pipelines.requests import Request
 
-__all__ = ["Answers", "AudioTextToTextPipeline", "Request", "pipeline"]
+_HOMES = {
+    "Answers": "answers",
+    "AudioTextToTextPipeline": "audio_text_to_text",
+    "SpeechRecognitionPipeline": "speech_recognition",
+    "pipeline": "load",
+}
+__all__ = ["Answers", "AudioTextToTextPipeline", "Request", "SpeechRecognitionPipeline", "pipeline"]
 
 
 def __getattr__(name: str):
-    """The pipeline needs MindSpore; `pipelines.requests`, by which a server reads what it is asked, does not."""
-    if name not in __all__:
+    """The pipelines need MindSpore; `pipelines.requests`, by which a server reads what it is asked, does not."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mindone_audio.pipelines import audio_text_to_text
-
-    return getattr(audio_text_to_text, name)
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

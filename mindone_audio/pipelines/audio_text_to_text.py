@@ -1,19 +1,18 @@
 """`pipeline("audio-text-to-text")`: clips and questions in, text out, one by one or in batches."""
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.generation.generate import columns, generated, streamed
 from mindone_audio.generation.row import GenerationRequest
 from mindone_audio.generation.settings import flag, whole
 from mindone_audio.generation.text_stream import cut, text_stream
-from mindone_audio.inputs.audio import SAMPLING_RATE, AudioError, is_one_clip
+from mindone_audio.inputs.audio import SAMPLING_RATE, is_one_clip
+from mindone_audio.pipelines.answers import REFUSALS, Answers, failure
 from mindone_audio.pipelines.requests import (
     Request,
     is_conversation,
@@ -27,71 +26,12 @@ from mindone_audio.pipelines.transcripts import is_silent, stream_without_silenc
 from mindone_audio.setting_fields import TASKS
 
 TASK = "audio-text-to-text"
-_REFUSALS = (TypeError, ValueError, OverflowError, OSError)  # of one input, that others are answered in spite of
-
-
-class Answers(list):
-    """A list of `{"generated_text": …}`, which also answers to the name of a key.
-
-    `answers["generated_text"]` is the text where one thing was asked, and the list of texts where a list was.
-    """
-
-    def __init__(self, answers: Sequence[dict], single: bool):
-        super().__init__(answers)
-        self.single = single
-
-    def __getitem__(self, key):
-        if isinstance(key, str):
-            values = [answer[key] for answer in self]
-            return values[0] if self.single else values
-        return super().__getitem__(key)
-
-
-def pipeline(
-    task: str = TASK,
-    model: Any = None,
-    processor: Any = None,
-    *,
-    device: str | None = None,
-    device_memory: str | None = None,
-    mindspore_dtype: Any = None,
-    adapter: str | os.PathLike | None = None,
-    **download: Any,
-) -> "AudioTextToTextPipeline":
-    """A pipeline for `"audio-text-to-text"`, the only task.
-
-    model: a model, a checkpoint folder or a Hugging Face id; None is the small checkpoint that comes with the package.
-    processor: a processor, or where it is; None is the model's own. device: "auto", "cpu", "ascend", "ascend:1"; None
-    leaves MindSpore's choice. device_memory: the most to take of an NPU's memory, "40GB". mindspore_dtype: as for
-    `from_pretrained`. adapter: a folder or Hugging Face id of a LoRA adapter of that model, which is put on it in place
-    (`finetune.load_adapter`). download: revision, cache_dir, token, local_files_only, subfolder. Raises what
-    `from_pretrained` and `load_adapter` raise, and `ValueError` for another task.
-    """
-    from mindone_audio.machine.device import set_device
-    from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
-
-    if task != TASK:
-        raise ValueError(f"unknown task {task!r}: this package has {TASK!r}")
-    if device is not None or device_memory is not None:
-        set_device(device or "auto", device_memory)
-    name = demo_checkpoint() if model is None else model
-    if isinstance(name, (str, os.PathLike)):
-        model = AutoModelForAudioTextToText.from_pretrained(name, mindspore_dtype=mindspore_dtype, **download)
-    elif processor is None and not getattr(model, "name_or_path", ""):
-        raise ValueError("a model object needs its processor: pipeline(model=model, processor=processor)")
-    if processor is None or isinstance(processor, (str, os.PathLike)):
-        processor = AutoProcessor.from_pretrained(processor or getattr(model, "name_or_path", name), **download)
-    if adapter is not None:
-        from mindone_audio.adapters.lora import load_adapter
-        from mindone_audio.weights.hub import ACCESS_KEYWORDS
-
-        access = {name: download[name] for name in ACCESS_KEYWORDS if name in download}
-        model = load_adapter(model, adapter, **access).get_base_model()
-    return AudioTextToTextPipeline(model, processor)
 
 
 class AudioTextToTextPipeline:
     """Answers questions about clips; made by `pipeline`."""
+
+    tells_times = False  # a transcription has the times of the windows that its clip is cut into
 
     def __init__(self, model: Any, processor: Any):
         self.model, self.processor = model, processor
@@ -171,14 +111,14 @@ class AudioTextToTextPipeline:
             try:
                 request = read_request(self.model, self.processor, item, texts[place], task, settings)
                 requests[place] = replace(request, **windows)
-            except _REFUSALS as error:
-                answers[place] = self._failure(error, on_error, place, single)
+            except REFUSALS as error:
+                answers[place] = failure(error, on_error, place, single, self.explain)
         hidden = True if single else None if progress is None else not progress  # None: shown on a terminal
         with tqdm(desc="answering", total=len(items), unit="clip", disable=hidden, leave=False) as bar:
             bar.update(len(answers))
             for place, answer in self._answers(requests, batch_size):
                 failed = isinstance(answer, Exception)
-                answers[place] = self._failure(answer, on_error, place, single) if failed else answer
+                answers[place] = failure(answer, on_error, place, single, self.explain) if failed else answer
                 bar.update()
         return Answers([answers[place] for place in range(len(items))], single)
 
@@ -196,7 +136,7 @@ class AudioTextToTextPipeline:
                             prepared = self.prepare(part)
                             answer.waiting += 1
                             yield (place, len(answer.texts) - 1), prepared
-                except _REFUSALS as error:
+                except REFUSALS as error:
                     answer.error = error
                 answer.whole = True
 
@@ -238,14 +178,6 @@ class AudioTextToTextPipeline:
         if ids[0] not in self._tokens:
             self._tokens[ids[0]] = self.processor.decode(ids, skip_special_tokens=True)
         return self._tokens[ids[0]]
-
-    def _failure(self, error: Exception, on_error: str, place: int, single: bool) -> dict:
-        if on_error == "return":
-            return {"generated_text": None, "error": self.explain(error)}
-        if single:
-            raise error
-        kind = type(error) if isinstance(error, AudioError) else OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"input {place}: {error}") from error
 
     def _result(self, answer: "_Answer") -> dict | Exception:
         if answer.error is not None:

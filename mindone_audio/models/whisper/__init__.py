@@ -1,1 +1,1 @@
-"""Whisper (arXiv 2212.04356): speech in many languages to text, in its language or in English, with times."""
+"""Whisper: model, processor, and what only this family needs: windows, timestamps, the times of words."""

@@ -1,4 +1,4 @@
-"""Whisper's model: an audio encoder, and a text decoder that attends to it."""
+"""Whisper (arXiv 2212.04356): speech in many languages to text, in its language or in English, with times."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -16,11 +16,13 @@ from mindone_audio.backbone.published_config import encoder_config
 from mindone_audio.backbone.text_decoder import TextDecoder, TextDecoderConfig
 from mindone_audio.generation.generate import EngineMixin
 from mindone_audio.generation.settings import flag, real, settle
+from mindone_audio.models.whisper.processor import WhisperProcessor
 from mindone_audio.models.whisper.timestamps import Segment
 from mindone_audio.models.whisper.tokens import SpecialTokens
 from mindone_audio.models.whisper.transcription import Manner, Transcription, transcribe
 
 CHECKPOINTS = ("openai/whisper-large-v3", "openai/whisper-large-v3-turbo", "openai/whisper-tiny.en")
+PROVED = "float32 on CPU against transformers 4.57 (PyTorch): small random models and the published weights of tiny.en"
 _THRESHOLDS = ("compression_ratio_threshold", "logprob_threshold", "no_speech_threshold")
 _CONDITIONS = ("first-segment", "all-segments")
 
@@ -88,8 +90,9 @@ class WhisperForConditionalGeneration(EncoderDecoderModel, EngineMixin):
         clips = self.transcriptions(
             input_features, attention_mask, language, task, return_timestamps, generation_config, **settings
         )
-        for _ in transcribe(self.engine(compile), clips, batch_size):
-            pass
+        for clip in transcribe(self.engine(compile), clips, batch_size):
+            if clip.error is not None:
+                raise clip.error
         said = [sum((segment.tokens for segment in clip.segments), []) for clip in clips]
         padding = clips[0].manner.settings.padding
         sequences = np.full((len(said), max(map(len, said))), padding, np.int32)
@@ -120,7 +123,7 @@ class WhisperForConditionalGeneration(EncoderDecoderModel, EngineMixin):
     ) -> list[Transcription]:
         """What `generate` is asked, checked: a `Transcription` for each clip. Arguments and errors are its."""
         features, frames, heard = self._features(input_features, attention_mask)
-        tokens = SpecialTokens.of(self.generation_config, self.config)
+        tokens = self.special_tokens
         window = self.audio_tower.config.num_mel_frames
         if return_timestamps is None:
             return_timestamps = getattr(self.generation_config, "return_timestamps", None) or False
@@ -146,6 +149,11 @@ class WhisperForConditionalGeneration(EncoderDecoderModel, EngineMixin):
             if prompt is not None:
                 found[-1].request()  # so that what cannot be is refused before anything is computed
         return found
+
+    @property
+    def special_tokens(self) -> SpecialTokens:
+        """What generation_config.json says of them."""
+        return SpecialTokens.of(self.generation_config, self.config)
 
     def _features(self, input_features, attention_mask) -> tuple[np.ndarray, np.ndarray, list[int | None]]:
         """Features (batch, mel bins, frames), how many frames of each are gone through, and how many are audio."""
@@ -218,3 +226,6 @@ class WhisperForConditionalGeneration(EncoderDecoderModel, EngineMixin):
 def _as_dict(segment: Segment) -> dict[str, Any]:
     found = {"start": segment.start, "end": segment.end, "tokens": np.array(segment.tokens, np.int32)}
     return found if segment.times is None else found | {"token_timestamps": np.array(segment.times)}
+
+
+MODEL, PROCESSOR = WhisperForConditionalGeneration, WhisperProcessor

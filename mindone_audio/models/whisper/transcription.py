@@ -8,7 +8,7 @@ import dataclasses
 import math
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ from mindone_audio.generation.settings import GenerationSettings
 from mindone_audio.models.whisper.alignment import token_times
 from mindone_audio.models.whisper.timestamps import Segment, segments_of, timestamp_rule
 from mindone_audio.models.whisper.tokens import SpecialTokens
+from mindone_audio.models.whisper.words import language_name
 
 COOL = 0.5  # the temperature from which on a text says nothing to the next window
 
@@ -50,9 +51,9 @@ class Manner:
 class Transcription:
     """A clip, and what is known of it until now.
 
-    log_mel fp32 (mel bins, frames); frames: to go through; spoken: those that are audio, for the times of tokens, None
-    for all; prompt: the tokens that each window begins with, None while
-    the language is not known. segments: what is said, in the order of time.
+    log_mel fp32 (mel bins, frames); frames: of it that are heard; spoken: those that are audio, None for all: times of
+    tokens are looked for in them, and with `ends_with_speech` nothing after them is asked; prompt: the tokens that each
+    window begins with, None while the language is not known. segments: what is said, in the order of time.
     """
 
     log_mel: np.ndarray
@@ -65,15 +66,22 @@ class Transcription:
     prompt: list[int] | None
     make_prompt: Callable[[int], list[int]]
     spoken: int | None = None
+    ends_with_speech: bool = False
     segments: list[Segment] = field(default_factory=list)
     seek: int = 0
     attempt: int = 0
     told: bool = True  # whether the next window is told what was said, if that is asked for
     clip: tuple | None = None  # the window that is heard now
+    error: Exception | None = None  # what made it end
 
     @property
     def done(self) -> bool:
-        return self.seek >= self.frames
+        return self.seek >= (self.spoken if self.ends_with_speech else self.frames) or self.error is not None
+
+    @property
+    def language(self) -> str | None:
+        """What is spoken, as "german"; None while nobody knows, and of English-only checkpoints."""
+        return None if self.prompt is None else language_name(self.tokens, self.prompt)
 
     def request(self) -> GenerationRequest:
         """What is asked next: the language, or what is said in a window."""
@@ -192,26 +200,30 @@ class Transcription:
         return longest - prompt
 
 
-def transcribe(engine: Engine, clips: Sequence[Transcription], most: int = 8) -> Iterator[Transcription]:
-    """Go on with each clip until it is done, up to `most` side by side; yields those that have one more segment."""
-    waiting = deque(clips)
+def transcribe(engine: Engine, clips: Iterable[Transcription], most: int = 8) -> Iterator[Transcription]:
+    """Go on with each clip until it is done, up to `most` side by side; yields each after each of its windows.
+
+    Clips are taken when there is a place for them. A clip with which something is wrong gets its `error`.
+    """
+    waiting, more = deque(), iter(clips)
 
     class Requests:
         def __iter__(self):
             return self
 
         def __next__(self) -> tuple[Transcription, GenerationRequest]:
-            if not waiting:
-                raise StopIteration
-            clip = waiting.popleft()
+            clip = waiting.popleft() if waiting else next(more)
             return clip, clip.request()
 
     for clip, row in ended_rows(engine, Requests(), most):
         seek = clip.seek
-        clip.hear(row, engine)
+        try:
+            clip.hear(row, engine)
+        except ValueError as error:
+            clip.error = error
         if not clip.done:
             waiting.append(clip)
-        if clip.seek > seek:
+        if clip.done or clip.seek > seek:
             yield clip
 
 
