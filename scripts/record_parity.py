@@ -42,6 +42,12 @@ def processor_inputs(name: str, audio: list[str], prompt: str) -> dict[str, torc
     import librosa
 
     processor = transformers.AutoProcessor.from_pretrained(name)
+    if isinstance(processor, transformers.WhisperProcessor):  # the prompt is what the answer begins with
+        rate = processor.feature_extractor.sampling_rate
+        clips = [librosa.load(path, sr=rate)[0] for path in audio]
+        ids = processor.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
+        features = processor(clips, sampling_rate=rate, return_tensors="pt").input_features
+        return {"input_features": features, "decoder_input_ids": ids.repeat(len(clips), 1)}
     if "audio" not in inspect.signature(processor.__call__).parameters:  # Voxtral's
         return dict(processor.apply_chat_template(chat(audio, prompt, processor.audio_token)))
     rate = processor.feature_extractor.sampling_rate
@@ -72,9 +78,28 @@ def first_tensor(output) -> torch.Tensor:
 
 
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
-    """The layers of the language model."""
-    language_model = find(model, "language_model") or model
+    """The layers of the language model, or of an encoder-decoder model's decoder."""
+    language_model = find(model, "language_model") or (find(model, "decoder") if is_seq2seq(model) else None) or model
     return next(m for n, m in language_model.named_modules() if n == "layers" or n.endswith(".layers"))
+
+
+def is_seq2seq(model: torch.nn.Module) -> bool:
+    """Whether the model's decoder attends to its encoder."""
+    return bool(model.config.is_encoder_decoder)
+
+
+def greedy(model: torch.nn.Module, inputs: dict[str, torch.Tensor], new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    """The best next tokens int32 (batch, length) of an encoder-decoder model, and how far each is ahead of the next.
+
+    `generate` is not asked: families forbid tokens in it, which is no matter of parity.
+    """
+    ids, heard = inputs["decoder_input_ids"], model.get_encoder()(inputs["input_features"])
+    begin, margins = ids.shape[1], []
+    for _ in range(new_tokens):
+        best = model(encoder_outputs=heard, decoder_input_ids=ids).logits[:, -1].float().topk(2, -1)
+        margins.append(best.values[:, 0] - best.values[:, 1])
+        ids = torch.cat([ids, best.indices[:, :1]], 1)
+    return ids[:, begin:].cpu().numpy().astype(np.int32), torch.stack(margins, 1).cpu().numpy()
 
 
 @torch.no_grad()
@@ -88,7 +113,8 @@ def record(
     """
     arrays = {f"input.{name}": value.cpu().numpy().copy() for name, value in inputs.items()}  # a model may change them
     layers = decoder_layers(model)
-    watched = {"encoder": find(model, "audio_tower"), "projector": find(model, "multi_modal_projector")}
+    encoder = find(model, "encoder") if is_seq2seq(model) else find(model, "audio_tower")
+    watched = {"encoder": encoder, "projector": find(model, "multi_modal_projector")}
     last = slice(-positions, None)
     for number, layer in enumerate(layers, start=1):
         if number % every == 0 or number in (1, len(layers)):
@@ -118,6 +144,9 @@ def record(
         arrays["labels"] = np.asarray(labels)
         loss = model(**copied(), labels=torch.from_numpy(arrays["labels"]).to(model.device)).loss
         arrays["loss"] = loss.float().cpu().numpy()
+    if is_seq2seq(model):
+        arrays["tokens"], arrays["margins"] = greedy(model, copied(), new_tokens)
+        return arrays
     generated = model.generate(
         **copied(),
         **settings,
@@ -156,7 +185,7 @@ def main() -> int:
         "--prompt",
         required=True,
         help="the text with its audio placeholders, as the processor takes it (Voxtral: the "
-        "user's message; without placeholders the clips come first)",
+        "user's message; without placeholders the clips come first; Whisper: the tokens that the answer begins with)",
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")

@@ -6,15 +6,18 @@ import re
 import helpers_whisper as whisper
 import numpy as np
 import pytest
+import record_parity
 import torch
 import transformers
 from helpers import relative_error
+from mindspore import Tensor
 
 from mindone_audio import cli, pipeline
 from mindone_audio.models import AutoProcessor
 from mindone_audio.models.whisper.model import WhisperForConditionalGeneration
 from mindone_audio.models.whisper.timestamps import segments_of
 from mindone_audio.models.whisper.transcription import compression_ratio
+from mindone_audio.proof import parity
 from mindone_audio.setting_fields import SettingError, option
 
 # Tokens that no answer without timestamps has: a random model would say them, and transformers goes on after a pair.
@@ -401,3 +404,18 @@ def test_the_command(checkpoint, tmp_path, capsys):
     assert "use mindone-audio transcribe" in capsys.readouterr().err
     assert cli.main(["transcribe", str(clip), "--task", "translate"]) != 0
     assert "--task translate: this model has no such thing; take a Whisper model" in capsys.readouterr().err
+
+
+def test_a_recording_is_replayed(checkpoint, tmp_path):
+    reference = whisper.TorchWhisper.from_pretrained(checkpoint, attn_implementation="eager").eval()
+    inputs = {"input_features": torch.from_numpy(whisper.features(2)), "decoder_input_ids": torch.from_numpy(IDS[:2])}
+    arrays = record_parity.record(reference, inputs, every=1, positions=4, new_tokens=9)
+    record_parity.save(arrays, tmp_path / "ref.safetensors", reference)
+    recording = parity.read_recording(tmp_path / "ref.safetensors")
+    model = WhisperForConditionalGeneration.from_pretrained(checkpoint)
+    report = parity.replay(model, recording)
+    assert [row.stage for row in report.rows] == ["encoder", "layer.1", "layer.2", "layer.3", "logits"]
+    assert report.passed and report.tokens_equal == 9 and all(row.relative_error < 1e-5 for row in report.rows)
+    weight = model.language_model.model.layers[1].encoder_attn.v_proj.weight
+    weight.set_data(Tensor(weight.asnumpy() * np.float32(1.1)))
+    assert parity.replay(model, recording).first_outside == "layer.2"

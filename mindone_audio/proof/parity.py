@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel
-from mindone_audio.backbone.checkpoint_model import audio_frames, to_numpy
+from mindone_audio.backbone.checkpoint_model import CheckpointModel, audio_frames, to_numpy
+from mindone_audio.generation.generate import columns
+from mindone_audio.generation.row import GenerationRequest
+from mindone_audio.generation.settings import GenerationSettings
 
 FORMAT = "mindone_audio.parity/1"
 
@@ -90,7 +92,7 @@ def read_recording(file: Path) -> Recording:
         raise RecordingError(f"{file} cannot be read as a recording: {error}") from error
 
 
-def replay(model: AudioLanguageModel, recording: Recording) -> Report:
+def replay(model: CheckpointModel, recording: Recording) -> Report:
     """Run the recorded inputs through `model` and compare every recorded stage.
 
     The hidden states come from the interpreted model, the tokens from its compiled `generate`. Raises `RecordingError`
@@ -109,8 +111,7 @@ def replay(model: AudioLanguageModel, recording: Recording) -> Report:
             raise RecordingError(f"{stage} is {theirs.shape} in the recording and {mine.shape} here: another model")
         rows.append(_compare(stage, mine, theirs, tolerance))
     tokens = recording.arrays["tokens"]
-    made = model.generate(**recording.inputs, max_new_tokens=tokens.shape[1], do_sample=False).asnumpy()
-    made = made[:, recording.inputs["input_ids"].shape[1] :]
+    made = _tokens(model, recording.inputs, tokens.shape[1])
     width = min(made.shape[1], tokens.shape[1])
     different = np.flatnonzero((made[:, :width] != tokens[:, :width]).any(0))
     equal = int(different[0]) if len(different) else width
@@ -121,15 +122,37 @@ def replay(model: AudioLanguageModel, recording: Recording) -> Report:
     return Report(rows, equal, tokens.shape[1], margin, tolerance)
 
 
+def _tokens(model: CheckpointModel, inputs: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """The greedy tokens int32 (batch, count or fewer) that compiled graphs make of the inputs."""
+    if not model.context_positions:
+        made = model.generate(**inputs, max_new_tokens=count, do_sample=False).asnumpy()
+        return made[:, inputs["input_ids"].shape[1] :]
+    features, lengths = model.clips({"input_features": inputs["input_features"]})
+    settings = GenerationSettings(max_new_tokens=count)
+    requests = [
+        GenerationRequest(
+            ids.astype(np.int32),
+            np.full(len(ids), -1, np.int32),
+            (features[[row]], lengths[[row]]),
+            settings,
+            lambda new_tokens: np.zeros(len(new_tokens), bool),
+        )
+        for row, ids in enumerate(inputs["decoder_input_ids"])
+    ]
+    return np.stack(list(columns(model.engine(), requests)), 1)
+
+
 def _stages(recording: Recording) -> list[str]:
     layers = sorted((n for n in recording.arrays if n.startswith("layer.")), key=lambda n: int(n.split(".")[1]))
     return [n for n in ("encoder", "projector") if n in recording.arrays] + layers + ["logits"]
 
 
-def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np.ndarray]:
+def activations(model: CheckpointModel, recording: Recording) -> dict[str, np.ndarray]:
     """The stages of the recording as this model computes them; rows of padding are those of the reference."""
     values: dict[str, np.ndarray] = {}
-    prompts, positions = len(recording.inputs["input_ids"]), recording.arrays["logits"].shape[1]
+    inputs = recording.inputs
+    prompts = len(inputs["decoder_input_ids" if model.context_positions else "input_ids"])
+    positions = recording.arrays["logits"].shape[1]
     cells = {"encoder": model.audio_tower, "projector": model.multi_modal_projector}
     cells = {stage: cell for stage, cell in cells.items() if cell is not None}
     layers = model.language_model.model.layers
@@ -151,12 +174,14 @@ def activations(model: AudioLanguageModel, recording: Recording) -> dict[str, np
 
     handles = [cell.register_forward_hook(keep(stage)) for stage, cell in cells.items()]
     try:
-        logits = model(**recording.inputs).logits
+        logits = model(**inputs).logits
     finally:
         for handle in handles:
             handle.remove()
     values["logits"] = to_numpy(logits)[:, -positions:]
-    _, _, lengths = model.prompt(**recording.inputs)
+    if model.context_positions:
+        return values
+    _, _, lengths = model.prompt(**inputs)
     for stage in ("encoder", "projector"):
         if stage in values and stage in recording.arrays:
             ours, theirs = values[stage], recording.arrays[stage]
