@@ -205,14 +205,15 @@ def test_units_sound_as_in_pytorch(code_vocoders, compiled):
     units[0], units[1, :5] = UNITS
     counts = np.array([8, 5])
     wrap = graphs if compiled else lambda cell: cell
-    predicted = wrap(PredictDurations(ours))(int32(units), int32(counts)).asnumpy()
+    predict, sound = wrap(PredictDurations(ours)), wrap(ours)
+    predicted = predict(int32(units), int32(counts)).asnumpy()
     repeated = repeat_units(units, counts, predicted)
     assert len(repeated[0]) > 8 and len({np.sum(repeated[0] == unit) for unit in UNITS[0]}) > 1
     frames = [len(row) for row in repeated]
     together = np.full((2, max(frames)), 19, np.int32)
     for row, one in zip(together, repeated):
         row[: len(one)] = one
-    waves = wrap(ours)(int32(together), int32(frames), int32(LANGUAGES), int32(SPEAKERS)).asnumpy()
+    waves = sound(int32(together), int32(frames), int32(LANGUAGES), int32(SPEAKERS)).asnumpy()
     for wave, expected in zip(waves, code_singles(theirs)):
         assert relative_error(wave[: len(expected)], expected) < 1e-5
         assert not wave[len(expected) :].any()

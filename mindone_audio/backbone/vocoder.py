@@ -116,6 +116,7 @@ class HifiGan(nn.Cell):
 
         Samples are between -1 and 1, and zero from num_samples(length) on.
         """
+        x = x.astype(self.conv_pre.weight.dtype)
         if self.normalizes:
             x = (x - self.mean) / self.scale
         x = self.conv_pre(first_frames(x, lengths))
@@ -128,7 +129,7 @@ class HifiGan(nn.Cell):
             total = self.resblocks[stage * self.kernels](x, kept)
             for other in range(1, self.kernels):
                 total = total + self.resblocks[stage * self.kernels + other](x, kept)
-            x = total / self.kernels
+            x = total * (1 / self.kernels)
         x = ops.tanh(self.conv_post(ops.leaky_relu(x, _LAST_SLOPE)))
         return first_frames(x, lengths).reshape((x.shape[0], x.shape[1]))
 
