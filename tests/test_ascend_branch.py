@@ -9,6 +9,7 @@ import pytest
 from ascend_branch import OLD_KERNELS, as_on_ascend, graphs_of, primitives
 from families import ROWS
 from helpers import PAD, relative_error, tiny_config
+from helpers_bodies import BODIES
 from mindspore import ops as msops
 
 from mindone_audio import AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, pipeline
@@ -95,22 +96,53 @@ with as_on_ascend():
 """
 
 
-def test_types_in_bfloat16(tmp_path):
-    """No operation has floats of two types, none is float64, and sums of scores and squares are float32."""
-    graphs = graphs_of(BFLOAT16, tmp_path)
-    assert len(graphs) == 4
+BODIES_IN_BFLOAT16 = """
+import mindspore as ms
+import helpers_bodies
+from ascend_branch import as_on_ascend
+with as_on_ascend():
+    helpers_bodies.run_all(ms.bfloat16)
+"""
+
+
+def float_types(graphs: list[str]) -> dict[str, set[frozenset]]:
+    """Which types of floats the inputs of each primitive have together."""
     types: dict[str, set[frozenset]] = {}
     for graph in graphs:
         for name, inputs in re.findall(r"= (?:PrimFunc_)?([A-Z]\w*)\(.*?\n +: \((.*)\) -> ", graph):
             floats = frozenset(re.findall(r"Tensor\[((?:B?Float)\d+)", inputs))
             types.setdefault(name, set()).add(floats)
+    return types
+
+
+def check_types(types: dict[str, set[frozenset]]) -> None:
     for name, sets in types.items():
         if name not in ("Depend", "MakeTuple", "Return", "UpdateState"):
             assert all(len(floats) <= 1 for floats in sets), (name, sets)
         assert "Float64" not in set().union(*sets), name
+
+
+def test_types_in_bfloat16(tmp_path):
+    """No operation has floats of two types, none is float64, and sums of scores and squares are float32."""
+    graphs = graphs_of(BFLOAT16, tmp_path)
+    assert len(graphs) == 4
+    types = float_types(graphs)
+    check_types(types)
     for name in ("MatMul", "BatchMatMul", "Erf", "SiLU", "ScatterUpdate"):
         assert types[name] == {frozenset({"BFloat16"})}, name
     for name in ("Softmax", "MeanExt", "Rsqrt", "Argmax"):
+        assert types[name] == {frozenset({"Float32"})}, name
+    assert OLD_KERNELS & primitives(graphs) == set()
+
+
+def test_types_of_the_bodies_in_bfloat16(tmp_path):
+    """As for the models; the norm over time, whose sums are products, has some in float32."""
+    graphs = graphs_of(BODIES_IN_BFLOAT16, tmp_path)
+    assert len(graphs) == BODIES
+    types = float_types(graphs)
+    check_types(types)
+    assert types["MatMul"] == {frozenset({"BFloat16"})}
+    for name in ("Softmax", "MeanExt", "Rsqrt"):
         assert types[name] == {frozenset({"Float32"})}, name
     assert OLD_KERNELS & primitives(graphs) == set()
 

@@ -7,6 +7,7 @@ passes on to CANN. What is in neither is an operation that only CPU has, and a m
 import re
 from pathlib import Path
 
+import helpers_bodies
 import mindspore
 import pytest
 from ascend_branch import OLD_KERNELS, graphs_of, primitives
@@ -18,6 +19,7 @@ STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateSta
 
 GENERATE = """
 import mindspore as ms
+import helpers_bodies
 import helpers_whisper_vq
 from ascend_branch import as_on_ascend
 from families import GOLDENS
@@ -44,6 +46,7 @@ with as_on_ascend():
     for name, frames, stack in (("ultravox_llama", 40, 8), ("ultravox_qwen2", 38, 3), ("ultravox_qwen3", 33, 8)):
         model = AutoModelForAudioTextToText.from_pretrained(GOLDENS / name, mindspore_dtype=ms.float32)
         model.generate(**cases(frames, stack)["one clip"](), max_new_tokens=2)
+    helpers_bodies.run_all()
 """
 
 
@@ -91,7 +94,7 @@ def has_word(word: bytes, library: bytes) -> bool:
 def used(tmp_path_factory) -> set[str]:
     """The primitives of the graphs of encoder, prefill and step, and of what the other families change."""
     graphs = graphs_of(GENERATE, tmp_path_factory.mktemp("graphs"))
-    assert len(graphs) >= 4 + 3 + 1 + 3 * 3
+    assert len(graphs) >= 4 + 3 + 1 + 3 * 3 + helpers_bodies.BODIES
     return primitives(graphs) - STRUCTURE
 
 

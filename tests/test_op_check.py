@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mindone_audio import cli
-from mindone_audio.backbone import ops
+from mindone_audio.backbone import conv_ops, ops
 from mindone_audio.backbone.cache import KVCache
 from mindone_audio.conversion import share
 from mindone_audio.machine import device
@@ -15,7 +15,9 @@ from mindone_audio.proof import experiments, op_cases, op_check
 
 
 def test_every_operation_has_a_case():
-    public = {name for name, _ in inspect.getmembers(ops, inspect.isfunction) if not name.startswith("_")}
+    functions = inspect.getmembers(ops, inspect.isfunction) + inspect.getmembers(conv_ops, inspect.isfunction)
+    public = {name for name, _ in functions if not name.startswith("_")}
+    assert {"attention", "conv1d"} <= public
     checked = {case.name.split(",")[0] for case in op_cases.cases()}
     assert public <= checked
 

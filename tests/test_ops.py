@@ -11,7 +11,7 @@ from mindspore import Tensor
 from mindspore.ops import GradOperation
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from mindone_audio.backbone import ops
+from mindone_audio.backbone import conv_ops, ops
 from mindone_audio.backbone.cache import KVCache, update
 from mindone_audio.backbone.decoder import DecoderConfig, rotation_at
 from mindone_audio.backbone.encoder import AudioEncoder, EncoderConfig, sinusoids
@@ -51,14 +51,88 @@ def test_attention(key_value_heads, queries):
     check(ops.attention(Tensor(query), Tensor(key), Tensor(value), Tensor(mask)), expected)
 
 
-@pytest.mark.parametrize(("stride", "time"), [(1, 6), (2, 6), (2, 7)])
-def test_conv1d(stride, time):
-    x, weight, bias = normal(2, time, 3), normal(4, 3, 3), normal(4)
-    padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
-    expected = np.stack(
-        [np.einsum("bki,oik->bo", padded[:, t : t + 3], weight) + bias for t in range(0, time, stride)], 1
-    )
-    check(ops.conv1d(Tensor(x), Tensor(weight), Tensor(bias), stride), expected)
+def torch_conv1d(x, weight, bias, stride, padding, dilation, groups):
+    x = torch.nn.functional.pad(torch.from_numpy(x.swapaxes(1, 2)), padding)
+    weight, bias = torch.from_numpy(weight), None if bias is None else torch.from_numpy(bias)
+    return torch.nn.functional.conv1d(x, weight, bias, stride, 0, dilation, groups).numpy().swapaxes(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("time", "weight", "stride", "padding", "dilation", "groups"),
+    [
+        (6, (4, 3, 3), 1, (1, 1), 1, 1),
+        (6, (4, 3, 3), 2, (1, 1), 1, 1),
+        (7, (4, 3, 3), 2, (1, 1), 1, 1),
+        (7, (4, 3, 3), 3, (1, 1), 1, 1),
+        (7, (4, 3, 3), 1, (2, 0), 1, 1),
+        (9, (4, 3, 1), 1, (0, 0), 1, 1),
+        (9, (4, 3, 1), 2, (1, 0), 1, 1),
+        (50, (5, 1, 10), 5, (0, 0), 1, 1),
+        (20, (4, 3, 7), 1, (9, 9), 3, 1),
+        (16, (8, 8, 8), 8, (4, 4), 1, 1),
+        (9, (6, 2, 4), 1, (2, 1), 1, 3),
+        (20, (6, 2, 5), 2, (2, 2), 2, 3),
+        (1, (6, 1, 31), 1, (30, 0), 1, 6),
+        (16, (6, 1, 31), 1, (30, 0), 1, 6),
+        (17, (6, 1, 17), 1, (8, 8), 1, 6),
+        (40, (6, 1, 3), 1, (0, 0), 1, 6),
+        (40, (6, 1, 1), 1, (0, 0), 1, 6),
+        (40, (12, 1, 3), 2, (1, 1), 2, 6),
+    ],
+)
+def test_conv1d_is_pytorchs(time, weight, stride, padding, dilation, groups):
+    x, weight = normal(2, time, weight[1] * groups), normal(*weight)
+    for bias in (normal(len(weight)), None):
+        expected = torch_conv1d(x, weight, bias, stride, padding, dilation, groups)
+        given = None if bias is None else Tensor(bias)
+        check(conv_ops.conv1d(Tensor(x), Tensor(weight), given, stride, padding, dilation, groups), expected)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(8, 4), (7, 3), (3, 3), (4, 1), (11, 5), (2, 3), (5, 2)])
+@pytest.mark.parametrize("time", [1, 6])
+def test_transposed_conv1d_is_pytorchs(time, kernel, stride):
+    x, weight, bias = normal(2, time, 3), normal(3, 4, kernel), normal(4)
+    for padding in {0, max(0, kernel - stride) // 2}:
+        expected = torch.nn.functional.conv_transpose1d(
+            torch.from_numpy(x.swapaxes(1, 2)), torch.from_numpy(weight), torch.from_numpy(bias), stride, padding
+        )
+        actual = conv_ops.transposed_conv1d(Tensor(x), Tensor(weight), Tensor(bias), stride, padding)
+        check(actual, expected.numpy().swapaxes(1, 2))
+
+
+def test_norm_over_time_is_pytorchs_group_norm():
+    """Of the valid times alone, which are those of PyTorch without padding."""
+    x, weight, bias = normal(3, 11, 4) * 3 + 1, normal(4), normal(4)
+    counts = [11, 5, 2]
+    actual = conv_ops.norm_over_time(Tensor(x), Tensor(weight), Tensor(bias), Tensor(counts, ms.int32)).asnumpy()
+    for ours, sample, count in zip(actual, x, counts):
+        single = torch.from_numpy(sample[None, :count].swapaxes(1, 2))
+        expected = torch.nn.functional.group_norm(single, 4, torch.from_numpy(weight), torch.from_numpy(bias))
+        check(Tensor(ours[:count]), expected[0].numpy().T, 1e-5)
+
+
+def test_activations_are_pytorchs():
+    x = normal(3, 5, 8) * 2
+    tensor = torch.from_numpy(x)
+    check(ops.relu(Tensor(x)), tensor.relu().numpy())
+    check(ops.leaky_relu(Tensor(x), 0.1), torch.nn.functional.leaky_relu(tensor, 0.1).numpy())
+    check(ops.tanh(Tensor(x)), tensor.tanh().numpy())
+    check(ops.glu(Tensor(x)), torch.nn.functional.glu(tensor).numpy())
+
+
+@pytest.mark.parametrize("of_key", [True, False])
+def test_relative_positions(of_key):
+    """A row for each distance, those beyond the table's ends at its ends."""
+    query, table, biases = normal(2, 3, 9, 4), normal(6, 4), normal(6, 3)
+    index = ops.distances(9, 2, 3, of_key)
+    rows = np.zeros((9, 9), int)
+    for i in range(9):
+        for j in range(9):
+            rows[i, j] = min(3, max(-2, j - i if of_key else i - j)) + 2
+    np.testing.assert_array_equal(index.asnumpy(), rows)
+    expected = np.einsum("bhin,ijn->bhij", query, table[rows])
+    check(ops.relative_scores(Tensor(query), Tensor(table), index), expected)
+    check(ops.relative_scores(None, Tensor(biases), index), biases[rows].transpose(2, 0, 1)[None])
 
 
 def test_half_precision_norm_is_computed_in_float32():

@@ -125,8 +125,8 @@ class AudioEncoder(nn.Cell):
         self.num_heads = config.num_heads
         self.pool_pairs, self.mask_padding = config.pool_pairs, config.mask_padding  # graphs cannot read a dataclass
         self.partial_windows, self.latency_block = config.partial_windows, config.latency_block
-        self.conv1 = Conv1d(config.num_mel_bins, config.hidden_size, stride=1)
-        self.conv2 = Conv1d(config.hidden_size, config.hidden_size, stride=2)
+        self.conv1 = Conv1d(config.num_mel_bins, config.hidden_size, 3, padding=(1, 1))
+        self.conv2 = Conv1d(config.hidden_size, config.hidden_size, 3, stride=2, padding=(1, 1))
         table = Tensor(sinusoids(config.max_positions, config.hidden_size))
         self.embed_positions = Embedding(config.max_positions, config.hidden_size, table, trainable=False)
         self.layers = nn.CellList([EncoderLayer(config) for _ in range(config.num_layers)])
@@ -181,9 +181,7 @@ def padding_mask(lengths: Tensor, positions: int, heads: int, latency_block: int
 
     With latency_block also for those in a later block of so many positions than the one that attends.
     """
-    valid = (lengths - 1) // 2 + 1  # what conv2 leaves of each length
-    hidden = ops.counting(positions).expand_dims(0) >= valid.expand_dims(1)
-    row = (hidden.astype(ms.float32) * ops.MASKED).reshape((-1, 1, 1, positions))
+    row = hidden_keys((lengths - 1) // 2 + 1, positions)  # what conv2 leaves of each length
     if latency_block is None:
         return msops.tile(row, (1, heads, positions, 1))
     block = ops.counting(positions) // latency_block
@@ -191,11 +189,16 @@ def padding_mask(lengths: Tensor, positions: int, heads: int, latency_block: int
     return msops.tile(row + later, (1, heads, 1, 1))
 
 
+def hidden_keys(counts: Tensor, positions: int) -> Tensor:
+    """fp32 (batch, 1, 1, positions): `ops.MASKED` from the position `counts`, int32 (batch), on."""
+    hidden = ops.counting(positions).expand_dims(0) >= counts.expand_dims(1)
+    return (hidden.astype(ms.float32) * ops.MASKED).reshape((-1, 1, 1, positions))
+
+
 def first_frames(x: Tensor, counts: Tensor) -> Tensor:
     """x (clips, time, width) with zeros from the time `counts`, int32 (clips), on."""
-    clips, time, width = x.shape
-    kept = ops.counting(time).expand_dims(0) < counts.expand_dims(1)
-    return x * msops.tile(kept.astype(x.dtype).reshape((clips, time, 1)), (1, 1, width))
+    _, time, width = x.shape
+    return x * ops.time_mask(counts, time, width).astype(x.dtype)
 
 
 def _numbers(lengths: Tensor, which: int) -> Tensor:

@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, initializer
 
-from mindone_audio.backbone import ops
+from mindone_audio.backbone import conv_ops, ops
 from mindone_audio.conversion import share
 from mindone_audio.weights.nf4 import QuantizedWeight
 
@@ -134,16 +134,39 @@ def put_quantized_linear(model: nn.Cell, weight: QuantizedWeight) -> bool:
 
 
 class Conv1d(nn.Cell):
-    """`ops.conv1d` with `weight` (out, in, 3) and `bias` (out)."""
+    """`conv_ops.conv1d` with `weight` (out, in / groups, kernel) and, where `bias`, `bias` (out)."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        stride: int = 1,
+        padding: tuple[int, int] = (0, 0),
+        dilation: int = 1,
+        groups: int = 1,
+        bias: bool = True,
+    ):
         super().__init__()
-        self.stride = stride
-        self.weight = parameter((out_channels, in_channels, 3))
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.weight = parameter((out_channels, in_channels // groups, kernel))
+        self.bias = parameter((out_channels,), "zeros") if bias else None
+
+    def construct(self, x: Tensor) -> Tensor:
+        return conv_ops.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class ConvTranspose1d(nn.Cell):
+    """`conv_ops.transposed_conv1d` with `weight` (in, out, kernel) and `bias` (out)."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int, padding: int):
+        super().__init__()
+        self.stride, self.padding = stride, padding
+        self.weight = parameter((in_channels, out_channels, kernel))
         self.bias = parameter((out_channels,), "zeros")
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.conv1d(x, self.weight, self.bias, self.stride)
+        return conv_ops.transposed_conv1d(x, self.weight, self.bias, self.stride, self.padding)
 
 
 class Embedding(nn.Cell):

@@ -1,5 +1,7 @@
 """Every tensor operation of the backbone, each once: the only place where a device may get its own version.
 
+Those over time, such as convolutions, are in `conv_ops`, made of these.
+
 MindSpore's CPU back end decides how they are written. The launch of a kernel costs the same whatever its size, so a
 decode step uses few kernels. An element-wise kernel that broadcasts an operand keeps several times its output as long
 as the graph lives, so operands of large tensors get one shape first. A transpose keeps memory too, so heads are
@@ -37,6 +39,7 @@ _mean = ops.ReduceMean(keep_dims=True)
 _mean_ext = ops.auto_generate.MeanExt()
 _split = ops.auto_generate.SplitWithSize()
 _layer_norm = ops.LayerNorm(begin_norm_axis=-1, begin_params_axis=-1, epsilon=1e-5)
+_maximum = ops.Maximum()
 _write = ops.ScatterUpdate()
 _add_along_rows, _add_along_last = ops.IndexAdd(axis=2), ops.IndexAdd(axis=3)
 # From how many rows on, and up to how many, a CPU multiplies faster with the weight as the first operand.
@@ -115,7 +118,8 @@ def repeated(values: tuple[int, ...], counts: tuple[int, ...]) -> Tensor:
 
 
 @ops.constexpr
-def _zeros(shape: tuple[int, ...], dtype: ms.Type) -> Tensor:
+def zeros(shape: tuple[int, ...], dtype: ms.Type) -> Tensor:
+    """A constant of a graph."""
     return Tensor(np.zeros(shape), dtype)
 
 
@@ -142,9 +146,12 @@ def _linear_of_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         y = transpose(_matmul_transposed(weight, x), (1, 0))
     else:
         y = _matmul_transposed(x, weight)
-    if bias is None:
-        return y
-    return y + bias if _is_ascend() else _add_bias(y, bias)
+    return y if bias is None else add_bias(y, bias)
+
+
+def add_bias(rows: Tensor, bias: Tensor) -> Tensor:
+    """`rows + bias` for rows (n, width) and bias (width)."""
+    return rows + bias if _is_ascend() else _add_bias(rows, bias)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -259,26 +266,41 @@ def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     return _softmax(_scores(query, key).astype(ms.float32))
 
 
-def conv1d(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """1-D convolution with kernel 3 and padding 1 as one matrix product: x (batch, time, in) to (batch, time', out).
+@ops.constexpr
+def distances(positions: int, left: int, right: int, of_key: bool) -> Tensor:
+    """int32 (positions, positions): the row of a table of distances from -left to right for each query and key.
 
-    weight (out, in, 3) as PyTorch stores it; stride 1 or 2. time' = (time - 1) // stride + 1.
+    The distance is the key's position minus the query's, or with of_key False the query's minus the key's; what is
+    beyond the table has the row at its end.
     """
-    batch, time, channels = x.shape
-    edge = _zeros((batch, 1, channels), x.dtype)
-    if stride == 1:
-        padded = ops.concat((edge, x, edge), 1)
-        first, middle = _split(padded, (time, 2), 1)[0], _split(padded, (1, time, 1), 1)[1]
-        taps = (first, middle, _split(padded, (2, time), 1)[1])
-    else:
-        # Rows in pairs: the first two taps are a pair, the third is the first row of the next one.
-        edges = (edge, x, edge, edge) if time % 2 else (edge, x, edge)
-        pairs = ops.concat(edges, 1).reshape((batch, -1, 2 * channels))
-        count = pairs.shape[1] - 1
-        following = _split(pairs, (1, count), 1)[1]
-        taps = (_split(pairs, (count, 1), 1)[0], _split(following, (channels, channels), 2)[0])
-    taps = ops.concat(taps, -1)  # (batch, time', 3 * in)
-    return linear(taps, transpose(weight, (0, 2, 1)).reshape((weight.shape[0], -1)), bias)
+    ahead = np.arange(positions)[None, :] - np.arange(positions)[:, None]
+    return Tensor((np.clip(ahead if of_key else -ahead, -left, right) + left).astype(np.int32))
+
+
+def relative_scores(query: Tensor | None, table: Tensor, index: Tensor) -> Tensor:
+    """What relative positions add to the scores of `attention`: fp32 (batch, heads, queries, keys).
+
+    index int32 (queries, keys), such as `distances`: a row of the table for each query and key. With a query (batch,
+    heads, queries, head_dim), already divided by sqrt(head_dim), the table is (rows, head_dim) and the score is the
+    query's dot product with the row (arXiv 1803.02155). Without one the table is (rows, heads), and the score is the
+    number in it, for any batch: batch is 1.
+    """
+    queries, keys = index.shape
+    if query is None:
+        scores = transpose(ops.gather(table, index.reshape((-1,)), 0), (1, 0))
+        return scores.reshape((1, -1, queries, keys)).astype(ms.float32)
+    batch, heads, _, width = query.shape
+    rows = table.shape[0]
+    # The products with all rows are few, and those that belong to each pair are gathered.
+    products = _matmul_transposed(query.reshape((-1, width)), table).reshape((batch * heads, queries * rows))
+    pairs = (index + (counting(queries) * rows).expand_dims(1)).reshape((-1,))
+    return ops.gather(products, pairs, 1).reshape((batch, heads, queries, keys)).astype(ms.float32)
+
+
+def time_mask(counts: Tensor, time: int, width: int) -> Tensor:
+    """fp32 (batch, time, width): 1 before the time `counts`, int32 (batch), and 0 from it on."""
+    kept = (counting(time).expand_dims(0) < counts.expand_dims(1)).astype(ms.float32)
+    return ops.tile(kept.reshape((-1, time, 1)), (1, 1, width))
 
 
 def average_pairs(x: Tensor) -> Tensor:
@@ -308,6 +330,28 @@ def gelu(x: Tensor) -> Tensor:
 def silu(x: Tensor) -> Tensor:
     """x * sigmoid(x)."""
     return ops.silu(x)
+
+
+def relu(x: Tensor) -> Tensor:
+    """The larger of x and 0, by an operator that the wheel has an Ascend kernel for under its own name."""
+    return _maximum(x, zeros((), x.dtype))
+
+
+def leaky_relu(x: Tensor, slope: float) -> Tensor:
+    """x where it is positive, otherwise `slope * x`, for a slope between 0 and 1."""
+    return _maximum(x, x * slope)
+
+
+def tanh(x: Tensor) -> Tensor:
+    """The hyperbolic tangent, by the sigmoid: MindSpore's own is off by 3e-5 on a CPU."""
+    return ops.sigmoid(x * 2) * 2 - 1
+
+
+def glu(x: Tensor) -> Tensor:
+    """`a * sigmoid(b)`, where a and b are the halves of the last axis (arXiv 1612.08083)."""
+    half = x.shape[-1] // 2
+    a, b = _split(x, (half, half), -1)
+    return a * ops.sigmoid(b)
 
 
 def embed(table: Tensor, ids: Tensor) -> Tensor:

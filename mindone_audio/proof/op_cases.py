@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, nn
 from mindspore import ops as msops
 
-from mindone_audio.backbone import ops
+from mindone_audio.backbone import conv_ops, ops
 from mindone_audio.backbone.audio_language_model import audio_rows, merge_audio
 from mindone_audio.backbone.decoder import causal_mask, ring_mask, ring_places
 from mindone_audio.backbone.encoder import first_frames, padding_mask
@@ -51,9 +52,9 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
     starts = np.array([[0, 0, 0], [2, 6, 5]], np.int32)
     audio_index = np.array([[-1, 3, 4, -1]] * 2, np.int32)
     row, row_weight = normal(1, 1, 256), normal(128, 256)
-    convolution = normal(2, 7, 3), normal(4, 3, 3), normal(4)
     codes = rng.integers(0, 256, 96).astype(np.int32)
     pairs = np.array([[7, 9], [40, 41]], np.int32)
+    pairs_at = rng.integers(0, 7, (5, 6)).astype(np.int32)
     added = normal(2, 3, 8, 4), normal(2, 3, 3, 4)
     only_cpu = [
         Case("add_columns", _AddColumns(dtype, 2), _add_columns, added, (columns,)),
@@ -86,12 +87,18 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("attention, one query", _run_attention, _attention, (one, keys, values), (hidden[:, :, :1],)),
         Case("swap_last_axes", ops.swap_last_axes, lambda x: x.swapaxes(2, 3), (normal(2, 3, 5, 4),)),
         Case("attention, transposed keys", _run_transposed, _attention, (one, keys, values), (hidden[:, :, :1],)),
-        Case("conv1d, stride 1", _run_conv1d, _conv1d, convolution),
-        Case("conv1d, stride 2", _run_conv1d_by_2, lambda *inputs: _conv1d(*inputs, stride=2), convolution),
         Case("average_pairs", ops.average_pairs, lambda x: (x[:, 0:6:2] + x[:, 1:6:2]) / 2, (normal(2, 7, 4),)),
         Case("gelu", ops.gelu, _gelu, (normal(2, 5, 16) * 2,)),
         Case("attention_weights", ops.attention_weights, _weights, (normal(2, 3, 4, 8), normal(2, 3, 5, 8))),
         Case("silu", ops.silu, lambda x: x / (1 + np.exp(-x)), (normal(2, 5, 16) * 2,)),
+        Case("relu", ops.relu, lambda x: np.maximum(x, 0), (normal(2, 5, 16),)),
+        Case("leaky_relu", _run_leaky_relu, lambda x: np.where(x > 0, x, 0.1 * x), (normal(2, 5, 16),)),
+        Case("tanh", ops.tanh, np.tanh, (normal(2, 5, 16) * 2,)),
+        Case("glu", ops.glu, lambda x: x[..., :8] / (1 + np.exp(-x[..., 8:])), (normal(2, 5, 16) * 2,)),
+        Case("add_bias", ops.add_bias, lambda x, bias: x + bias, (normal(5, 16), normal(16))),
+        Case("time_mask", _run_time_mask, _time_mask, (), (np.array([5, 2], np.int32),)),
+        Case("relative_scores", ops.relative_scores, _relative_scores, (normal(2, 3, 5, 4), normal(7, 4)), (pairs_at,)),
+        Case("relative_scores, bias", _run_bias, _bias, (normal(7, 3),), (pairs_at,)),
         Case("embed", ops.embed, lambda table, rows: table[rows], (table,), (rows,)),
         Case("write_rows", _WriteRows(table.shape, dtype), _write_rows, (table, normal(3, 16)), (rows,)),
         Case("causal_mask", _run_mask, _mask, (normal(2, 1, 3, 3),), (columns, np.array([[1, 1, 1], [0, 1, 1]], bool))),
@@ -102,9 +109,34 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("merge_audio", _run_merge, _merge, (normal(2, 4, 3), normal(5, 3)), (audio_index,)),
         Case("argmax", _run_argmax, lambda x: x.argmax(-1), (normal(3, 40),)),
         Case("lengths and given frames", _run_lengths, lambda lengths: lengths[:, 0] - lengths[:, 1], (), (pairs,)),
+        *_over_time(normal),
         *_quantized(normal(2, 128)),
         *_large(normal, dtype),
     ]
+
+
+def _over_time(normal: Callable[..., np.ndarray]) -> list[Case]:
+    """Convolutions of every form that the models have, and the norm over time."""
+    convolutions = {  # weight, and (stride, padding, dilation, groups)
+        "stride 1": (normal(4, 6, 3), (1, (1, 1), 1, 1)),
+        "stride 2": (normal(4, 6, 3), (2, (1, 1), 1, 1)),
+        "kernel 1": (normal(4, 6, 1), (1, (0, 0), 1, 1)),
+        "kernel 5, stride 3": (normal(4, 6, 5), (3, (0, 2), 1, 1)),
+        "dilated": (normal(4, 6, 3), (1, (3, 3), 3, 1)),
+        "groups": (normal(8, 3, 4), (1, (2, 1), 1, 2)),
+        "depthwise": (normal(6, 1, 18), (1, (17, 0), 1, 6)),
+    }
+    cases = []
+    for name, (weight, form) in convolutions.items():
+        inputs = normal(2, 37, 6), weight, normal(len(weight))
+        cases.append(Case(f"conv1d, {name}", _Convolve(*form), partial(_conv1d, *form), inputs))
+    for kernel, stride in ((8, 4), (7, 3)):
+        padding, inputs = (kernel - stride) // 2, (normal(2, 5, 6), normal(6, 4, kernel), normal(4))
+        run, reference = _ConvolveBack(stride, padding), partial(_transposed_conv1d, stride, padding)
+        cases.append(Case(f"transposed_conv1d, kernel {kernel}, stride {stride}", run, reference, inputs))
+    inputs = normal(2, 9, 6) * 3, normal(6), normal(6)
+    counts = np.array([9, 4], np.int32)
+    return [*cases, Case("norm_over_time", conv_ops.norm_over_time, _norm_over_time, inputs, (counts,))]
 
 
 def _quantized(x: np.ndarray) -> list[Case]:
@@ -187,12 +219,16 @@ def _run_transposed(query, key, value, hidden):
     return ops.attention(query, ops.swap_last_axes(key), value, hidden.astype(ms.float32) * ops.MASKED, transposed=True)
 
 
-def _run_conv1d(x, weight, bias):
-    return ops.conv1d(x, weight, bias, 1)
+def _run_leaky_relu(x):
+    return ops.leaky_relu(x, 0.1)
 
 
-def _run_conv1d_by_2(x, weight, bias):
-    return ops.conv1d(x, weight, bias, 2)
+def _run_time_mask(counts):
+    return ops.time_mask(counts, 6, 3)
+
+
+def _run_bias(table, index):
+    return ops.relative_scores(None, table, index)
 
 
 def _run_mask(scores, columns, visible):
@@ -227,6 +263,28 @@ def _run_lengths(pairs):
 
 def _run_whole(query, key, value):
     return ops.attention(query * 0.125, key, value, None)
+
+
+class _Convolve(nn.Cell):
+    """`conv_ops.conv1d` of one form."""
+
+    def __init__(self, *form):
+        super().__init__()
+        self.form = form
+
+    def construct(self, x, weight, bias):
+        return conv_ops.conv1d(x, weight, bias, *self.form)
+
+
+class _ConvolveBack(nn.Cell):
+    """`conv_ops.transposed_conv1d` of one form."""
+
+    def __init__(self, *form):
+        super().__init__()
+        self.form = form
+
+    def construct(self, x, weight, bias):
+        return conv_ops.transposed_conv1d(x, weight, bias, *self.form)
 
 
 class _WriteRows(nn.Cell):
@@ -296,10 +354,40 @@ def _whole(query, key, value):
     return _softmax(query * 0.125 @ key.swapaxes(2, 3)) @ value
 
 
-def _conv1d(x, weight, bias, stride: int = 1):
-    padded = np.pad(x, ((0, 0), (1, 1), (0, 0)))
-    times = range(0, x.shape[1], stride)
-    return np.stack([np.einsum("bki,oik->bo", padded[:, t : t + 3], weight) + bias for t in times], 1)
+def _conv1d(stride, padding, dilation, groups, x, weight, bias):
+    padded = np.pad(x, ((0, 0), padding, (0, 0)))
+    reach = dilation * (weight.shape[2] - 1) + 1
+    times = range(0, padded.shape[1] - reach + 1, stride)
+    made = []
+    for part, rows in zip(np.split(padded, groups, 2), np.split(weight, groups)):
+        made.append(np.stack([np.einsum("bki,oik->bo", part[:, t : t + reach : dilation], rows) for t in times], 1))
+    return np.concatenate(made, 2) + bias
+
+
+def _transposed_conv1d(stride, padding, x, weight, bias):
+    time, kernel = x.shape[1], weight.shape[2]
+    y = np.zeros((len(x), (time - 1) * stride + kernel, weight.shape[1]))
+    for t in range(time):
+        y[:, t * stride : t * stride + kernel] += np.einsum("bi,iok->bko", x[:, t], weight)
+    return y[:, padding : y.shape[1] - padding] + bias
+
+
+def _norm_over_time(x, weight, bias, counts):
+    valid = [sample[:count] for sample, count in zip(x, counts)]
+    made = [(sample - v.mean(0)) / np.sqrt(v.var(0) + 1e-5) for sample, v in zip(x, valid)]
+    return np.stack(made) * weight + bias
+
+
+def _time_mask(counts):
+    return np.repeat((np.arange(6) < counts[:, None])[..., None], 3, 2)
+
+
+def _relative_scores(query, table, index):
+    return np.einsum("bhqn,qkn->bhqk", query, table[index])
+
+
+def _bias(table, index):
+    return table[index].transpose(2, 0, 1)[None]
 
 
 def _gelu(x):
