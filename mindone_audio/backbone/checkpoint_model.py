@@ -10,7 +10,7 @@ from mindspore import Tensor, nn
 from mindone_audio.backbone.encoder import AudioEncoder
 from mindone_audio.backbone.layers import QuantizedLinear, name_parameters
 from mindone_audio.backbone.loading import load_checkpoint
-from mindone_audio.backbone.packed_weights import PackedWeights
+from mindone_audio.backbone.packed_weights import PackedOutputs, PackedWeights
 from mindone_audio.backbone.pretrained_model import PreTrainedModel
 from mindone_audio.backbone.weights_state import WeightsState
 from mindone_audio.machine import device
@@ -59,7 +59,7 @@ class CheckpointModel(PreTrainedModel):
         device.prepare()
         super().__init__(config)
         self.audio_tower, self.multi_modal_projector, self.language_model = audio_tower, projector, language_model
-        self._packed: list[PackedWeights] = []  # a list, since the cell's parameters are the model's own under others
+        self._packed: list[PackedOutputs] = []  # a list, since the cell's parameters are the model's own under others
         self._weights_state, self._weights_version = None, 0
         self.post_init()
 
@@ -111,14 +111,16 @@ class CheckpointModel(PreTrainedModel):
         """That of the encoder's weights."""
         return self.dtype if self.audio_tower is None else self.audio_tower.conv1.weight.dtype
 
+    packed_class: type[PackedOutputs] = PackedWeights
+
     @property
-    def packed_weights(self) -> PackedWeights | None:
-        """The decoder's weights in fewer matrices, which `generate` reads; None where they are not packed."""
+    def packed_weights(self) -> PackedOutputs | None:
+        """The decoder's weights in other matrices, which `generate` reads; None where they are not packed."""
         return self._packed[0] if self._packed else None
 
     def pack_weights(self, packed: bool = True) -> None:
-        """Put the decoder's weights, which have no memory yet, into fewer matrices. False: forget these matrices."""
-        self._packed = [PackedWeights(self.language_model)] if packed else []
+        """Put the decoder's weights, which have no memory yet, into other matrices. False: forget these matrices."""
+        self._packed = [self.packed_class(self.language_model)] if packed else []
 
     @property
     def weights_version(self) -> int:

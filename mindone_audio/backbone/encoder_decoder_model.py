@@ -9,6 +9,7 @@ from mindone_audio.backbone import ops
 from mindone_audio.backbone.checkpoint_model import CheckpointModel, to_numpy
 from mindone_audio.backbone.decoder import causal_mask
 from mindone_audio.backbone.encoder import AudioEncoder
+from mindone_audio.backbone.packed_weights import PackedOutputs
 from mindone_audio.backbone.pretrained_model import Seq2SeqLMOutput
 from mindone_audio.backbone.text_decoder import TextDecoder
 
@@ -18,12 +19,10 @@ class EncoderDecoderModel(CheckpointModel):
 
     main_input_name = "input_features"
     audio_inputs = ("input_features", "attention_mask")
+    packed_class = PackedOutputs
 
     def __init__(self, config, audio_tower: AudioEncoder, language_model: TextDecoder):
         super().__init__(config, audio_tower, None, language_model)
-
-    def pack_weights(self, packed: bool = True) -> None:
-        """Nothing: a text decoder's weights are not packed."""
 
     @property
     def context_positions(self) -> int:

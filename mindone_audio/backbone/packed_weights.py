@@ -9,27 +9,19 @@ from mindone_audio.backbone.layers import Linear, has_rows, parts_of, share_rows
 _MOST_OUTPUTS = 8192  # rows of an output layer up to which oneDNN does not copy them at each product, with AVX-512
 
 
-class PackedWeights(nn.Cell):
-    """q_proj, k_proj and v_proj as one fp32 matrix a layer, gate_proj and up_proj as another, the output in parts.
+class PackedOutputs(nn.Cell):
+    """The output layer in parts, since oneDNN copies a matrix of many rows for each product.
 
-    Two large products are faster than five, and oneDNN copies a matrix of many rows for each product. The model's own
-    parameters, which have no memory yet, get their places in these matrices. So nothing is in memory twice, and whoever
-    writes a weight in place writes it here too. Only on a CPU.
+    The model's own parameter, which has no memory yet, gets it from these parts, so nothing is in memory twice, and
+    whoever writes a weight in place writes it here too. Only on a CPU.
     """
 
     def __init__(self, decoder: nn.Cell):
         super().__init__(auto_prefix=False)
-        groups = [_packed_together(layer) for layer in decoder.model.layers]
-        heads, biases, feed_forward = (
-            [share_rows(group, f"packed.{kind}.{i}") for i, group in enumerate(kinds) if group[0] is not None]
-            for kind, kinds in enumerate(zip(*groups))
-        )
-        self.heads, self.feed_forward = ParameterTuple(heads), ParameterTuple(feed_forward)
-        self.biases = ParameterTuple(biases) if biases else None
         self.outputs = ParameterTuple(parts_of(decoder.output_weight, _MOST_OUTPUTS, "packed.outputs"))
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """What `Decoder.logits` gives for hidden states (rows, hidden_size)."""
+        """What the decoder's `logits` gives for hidden states (rows, hidden_size)."""
         scores = ()
         for weight in self.outputs:
             scores += (ops.linear(hidden, weight),)
@@ -39,7 +31,28 @@ class PackedWeights(nn.Cell):
         """Whether these are still the decoder's weights: no adapters, nothing in 4 bits, nothing moved elsewhere."""
         if decoder.lm_head is not None and type(decoder.lm_head) is not Linear:
             return False
-        if not has_rows(decoder.output_weight, self.outputs):
+        return has_rows(decoder.output_weight, self.outputs)
+
+
+class PackedWeights(PackedOutputs):
+    """Also q_proj, k_proj and v_proj of a `Decoder` as one fp32 matrix a layer, gate_proj and up_proj as another.
+
+    Two large products are faster than five.
+    """
+
+    def __init__(self, decoder: nn.Cell):
+        super().__init__(decoder)
+        groups = [_packed_together(layer) for layer in decoder.model.layers]
+        heads, biases, feed_forward = (
+            [share_rows(group, f"packed.{kind}.{i}") for i, group in enumerate(kinds) if group[0] is not None]
+            for kind, kinds in enumerate(zip(*groups))
+        )
+        self.heads, self.feed_forward = ParameterTuple(heads), ParameterTuple(feed_forward)
+        self.biases = ParameterTuple(biases) if biases else None
+
+    def is_current(self, decoder: nn.Cell) -> bool:
+        """Whether these are still the decoder's weights, as for `PackedOutputs`."""
+        if not super().is_current(decoder):
             return False
         for i, layer in enumerate(decoder.model.layers):
             if any(type(linear) is not Linear for linear in _heads_linears(layer) + _feed_forward_linears(layer)):

@@ -14,6 +14,7 @@ from benchmark.load import add_load
 from benchmark.readme import add_readme
 from benchmark.serve import add_serve
 from benchmark.start import add_start
+from benchmark.whisper import add_whisper
 
 DESCRIPTION = (
     """Measure this package against transformers on PyTorch: same checkpoint, clip, tokens, threads and dtype (fp32)."""
@@ -27,7 +28,17 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = ["readme", *arguments[1:]]
     parser = argparse.ArgumentParser(description=DESCRIPTION)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
-    adds = (add_generate, add_start, add_load, add_batch, add_features, add_finetune, add_serve, add_constrained)
+    adds = (
+        add_generate,
+        add_start,
+        add_load,
+        add_batch,
+        add_features,
+        add_finetune,
+        add_serve,
+        add_constrained,
+        add_whisper,
+    )
     for add in (*adds, add_readme):
         add(subparsers)
     options = parser.parse_args(arguments)
