@@ -9,6 +9,7 @@ import pytest
 import record_parity
 import torch
 import transformers
+from ascend_branch import as_on_ascend
 from helpers import relative_error
 from mindspore import Tensor
 
@@ -419,3 +420,14 @@ def test_a_recording_is_replayed(checkpoint, tmp_path):
     weight = model.language_model.model.layers[1].encoder_attn.v_proj.weight
     weight.set_data(Tensor(weight.asnumpy() * np.float32(1.1)))
     assert parity.replay(model, recording).first_outside == "layer.2"
+
+
+def test_the_graphs_of_an_npu(tmp_path):
+    """Their caches are flat; a batch and beams are copied into slots, with what they hear."""
+    with as_on_ascend():
+        models = pair(tmp_path)
+        for settings in ({"return_timestamps": True}, {"num_beams": 2, "max_new_tokens": 12, **NO_TIMES}):
+            made, expected = said(models, whisper.features(3), language="de", **settings)
+            assert made == expected
+        slots = models[1]._engines[True]._slots.values()
+        assert all(slots.cache.flat and slots.context.flat for slots in slots) and models[1].packed_weights is None
