@@ -382,6 +382,14 @@ def test_one_that_fails_leaves_the_others(pipe):
         pipe("no such file.wav")
 
 
+def test_a_prompt_that_grows_too_long(models):
+    """The second window would begin with what the first one said."""
+    _, ours = models
+    settings = {"language": "en", "return_timestamps": True, "condition_on_prev_tokens": True, "max_new_tokens": 58}
+    with pytest.raises(ValueError, match="max_new_tokens=58 after a prompt of"):
+        ours.generate(whisper.features(1, 130), **settings)
+
+
 def test_the_command(checkpoint, tmp_path, capsys):
     import soundfile
 

@@ -28,7 +28,7 @@ def processor(whisper_tiny_en):
 
 
 def said(sequences) -> list[int]:
-    return np.trim_zeros(np.asarray(sequences)[0] - END, "b").tolist()
+    return (np.trim_zeros(np.asarray(sequences)[0] - END, "b") + END).tolist()
 
 
 def check(models, features: np.ndarray) -> None:

@@ -205,15 +205,20 @@ def transcribe(engine: Engine, clips: Iterable[Transcription], most: int = 8) ->
 
     Clips are taken when there is a place for them. A clip with which something is wrong gets its `error`.
     """
-    waiting, more = deque(), iter(clips)
+    waiting, more, refused = deque(), iter(clips), []
 
     class Requests:
         def __iter__(self):
             return self
 
         def __next__(self) -> tuple[Transcription, GenerationRequest]:
-            clip = waiting.popleft() if waiting else next(more)
-            return clip, clip.request()
+            while True:
+                clip = waiting.popleft() if waiting else next(more)
+                try:
+                    return clip, clip.request()
+                except ValueError as error:  # as of a prompt that has grown too long
+                    clip.error = error
+                    refused.append(clip)
 
     for clip, row in ended_rows(engine, Requests(), most):
         seek = clip.seek
@@ -225,6 +230,7 @@ def transcribe(engine: Engine, clips: Iterable[Transcription], most: int = 8) ->
             waiting.append(clip)
         if clip.done or clip.seek > seek:
             yield clip
+    yield from refused
 
 
 def compression_ratio(tokens: list[int], vocabulary: int) -> float:
