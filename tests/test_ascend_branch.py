@@ -96,6 +96,29 @@ with as_on_ascend():
 """
 
 
+WHISPER_IN_BFLOAT16 = (
+    BFLOAT16.split("with as_on_ascend")[0]
+    + """
+import helpers_whisper
+from mindone_audio.models.whisper.alignment import Attention
+from mindone_audio.models.whisper.model import WhisperForConditionalGeneration
+
+with as_on_ascend():
+    model = WhisperForConditionalGeneration(helpers_whisper.tiny_config())
+    for parameter in model.get_parameters():
+        parameter.set_dtype(ms.bfloat16)
+    made = engine.Engine(model, compiled=True)
+    slots = made.slots(1, 512, True)
+    rows = Tensor(np.zeros((20, 24)), ms.bfloat16)
+    call(made.graph(engine.WriteContext(model.language_model, slots.context), "the context"), rows)
+    call(slots.step, Tensor([[1]], ms.int32), Tensor(3, ms.int32), Tensor([[0]], ms.int32))
+    width, zeros = 48, lambda *shape: Tensor(np.zeros(shape, np.int32))
+    call(slots.prefill(width, True), zeros(1, width), zeros(), zeros(1, width), zeros(engine.PACKED))
+    call(made.graph(Attention(model, ((1, 0), (2, 3)), 64), "times"), zeros(1, 64), rows)
+"""
+)
+
+
 BODIES_IN_BFLOAT16 = """
 import mindspore as ms
 import helpers_bodies
@@ -132,6 +155,17 @@ def test_types_in_bfloat16(tmp_path):
         assert types[name] == {frozenset({"BFloat16"})}, name
     for name in ("Softmax", "MeanExt", "Rsqrt", "Argmax"):
         assert types[name] == {frozenset({"Float32"})}, name
+    assert OLD_KERNELS & primitives(graphs) == set()
+
+
+def test_types_of_whisper_in_bfloat16(tmp_path):
+    graphs = graphs_of(WHISPER_IN_BFLOAT16, tmp_path)
+    assert len(graphs) == 4
+    types = float_types(graphs)
+    check_types(types)
+    for name in ("MatMul", "Erf", "ScatterUpdate"):
+        assert types[name] == {frozenset({"BFloat16"})}, name
+    assert types["Softmax"] == types["MeanExt"] == {frozenset({"Float32"})}
     assert OLD_KERNELS & primitives(graphs) == set()
 
 

@@ -222,13 +222,13 @@ class TextDecoder(nn.Cell):
 
     def write_context(self, context: KVCache, rows: Tensor) -> Tensor:
         """Put keys and values of rows (batch * source positions, hidden_size) into an empty cache of as many positions;
-        returns one number that a graph can wait for."""
-        indices, written = context.write_indices(ops.counting(context.positions)), ()
+        returns something that a graph can wait for."""
+        done = indices = context.write_indices(ops.counting(context.positions))
         for i, layer in enumerate(self.model.layers):
             key, value = layer.encoder_attn.keys_values(rows, context.batch)
             keys, values = update(context, i, indices, key, value)
-            written += (keys.reshape((-1,))[0], values.reshape((-1,))[0])
-        return msops.stack(written)
+            done = ops.not_before(values, ops.not_before(keys, done))
+        return done
 
     def attention_to(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, heads: tuple[tuple[int, int], ...]
@@ -243,9 +243,11 @@ class TextDecoder(nn.Cell):
             x = layer.read(x, 1, mask, None, None, None)
             for which in heads:
                 if which[0] == i:
-                    found += (layer.attention_to(x, 1, rows)[0, which[1]],)
+                    weights = layer.attention_to(x, 1, rows)
+                    of_head = weights.reshape((weights.shape[1], -1))
+                    found += (ops.embed(of_head, ops.repeated((which[1],), (1,))),)
             x = layer.listen(x, 1, None, rows, None)
-        return msops.stack(found)
+        return msops.concat(found).reshape((len(heads), -1, rows.shape[0]))
 
     @property
     def output_weight(self) -> ms.Parameter:
