@@ -159,9 +159,9 @@ class Service:
     ) -> AsyncIterator[Delta]:
         """What the answers to a prepared request grow by; closing it cancels the request.
 
-        patient: wait where there is no place, as for a later window of a transcription that has begun. submitted: is
-        given the scheduler's ticket. Raises `Overloaded`, `ValueError` for a fault of the request, and anything else
-        for one of the server.
+        patient: wait where there is no place, and however long, as for a later window of a transcription that has
+        begun. submitted: is given the scheduler's ticket. Raises `Overloaded`, `ValueError` for a fault of the request,
+        and anything else for one of the server.
         """
         return self.metrics.watched(self._deltas(prepared, model, logprobs, patient, submitted), prepared, model)
 
@@ -197,7 +197,7 @@ class Service:
             *(prepared, listen),
             adapter=model if self.options.models[model] else None,
             logprobs=logprobs,
-            deadline=self.options.queue_timeout,
+            deadline=None if patient else self.options.queue_timeout,
         )
         ticket = None
         while ticket is None:
