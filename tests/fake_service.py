@@ -60,6 +60,7 @@ class Pipe:
     """The seam of `AudioTextToTextPipeline`. languages: that it may be told."""
 
     languages = ("en", "de")
+    tells_times = False
 
     def __init__(self, processor=None):
         self.processor = processor or Processor()
@@ -222,7 +223,7 @@ def running(options=None, *, pipe=None, keys=None, loaded=True):
     finally:
         server.should_exit = True
         if service.scheduler is not None:
-            service.scheduler.go.set()
+            service.scheduler.stop()
         thread.join(10)
 
 

@@ -112,6 +112,7 @@ def test_facts(server):
     assert answer.headers["cache-control"] == "no-store" and answer.headers["content-type"] == "application/json"
     assert answer.json() == {
         "loaded": True,
+        "tasks": ["ask", "caption", "transcribe"],
         "max_body_bytes": 64 * 2**20,
         "max_audio_seconds": 3600.0,
         "max_tokens": 512,

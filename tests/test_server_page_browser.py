@@ -326,6 +326,24 @@ def test_limits_of_the_server(visit):
         assert not any("/v1/audio" in request.url for request in tab.asked)
 
 
+def test_a_model_that_only_transcribes(visit):
+    """There is nothing on the page to ask it."""
+
+    class Recognition(Pipe):
+        tells_times = True
+
+    with running(ServerOptions(model="a/model"), pipe=Recognition()) as (url, _):
+        tab = visit(url)
+        until(lambda: tab.page.inner_text("#title") == "Write down speech")
+        assert tab.page.locator(".tasks label:visible").all_inner_texts() == ["Transcribe"]
+        assert tab.page.inner_text("#go") == "Transcribe"
+        tab.page.click("summary")
+        for hidden in ("#question", "#examples", "#beeps", "#seed", "#max-tokens", "#earlier"):
+            assert not tab.page.is_visible(hidden), hidden
+        for shown in ("#record", "#choose", "#language", "#words"):
+            assert tab.page.is_visible(shown), shown
+
+
 def test_a_file_that_is_no_audio(server, visit):
     tab = visit(server.url, faults=True)
     tab.choose("notes.txt", ("text/plain", b"no sound"))

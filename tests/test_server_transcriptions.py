@@ -151,18 +151,20 @@ def test_a_later_window_waits_for_a_place(server):
     """Where the queue fills up under a transcription that has begun, it goes on when there is a place."""
     from mindone_audio.generation.events import Overloaded
 
-    scheduler, refusals = server[1].scheduler, [1]
+    scheduler, refusals, deadlines = server[1].scheduler, [1], set()
     submit = scheduler.submit
 
     def full_once(prepared, listener, **more):
         if prepared.request.clips[0].size < 16000 * 20 and refusals:
             refusals.pop()
             raise Overloaded("full", "queue", 1.0)
+        deadlines.add(more["deadline"])
         return submit(prepared, listener, **more)
 
     scheduler.submit = full_once
     try:
         assert form(server, wav(40)).json()["text"].count("window of") == 2 and not refusals
+        assert deadlines == {60.0, None}  # the first window may wait so long, a later one as long as it must
         refusals.append(1)
         refused = form(server, wav(1))
         assert refused.status_code == 503 and refused.headers["retry-after"] == "1"

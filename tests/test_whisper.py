@@ -299,6 +299,8 @@ def test_an_old_checkpoint_says_what_it_forces(models):
 def checkpoint(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whisper_folder")
     whisper.save_checkpoint(folder)
+    # Short answers: the texts of a random model are tried again at every temperature.
+    whisper.generation_config(max_length=16).save_pretrained(folder)
     return folder
 
 
@@ -439,3 +441,43 @@ def test_the_graphs_of_an_npu(tmp_path):
             assert made == expected
         slots = models[1]._engines[True]._slots.values()
         assert all(slots.cache.flat and slots.context.flat for slots in slots) and models[1].packed_weights is None
+
+
+def test_a_batch_job(checkpoint, tmp_path, capsys):
+    """Clips are transcribed, with the task or without; a question is an error of its item, in a line."""
+    import soundfile
+
+    clips = tmp_path / "clips"
+    clips.mkdir()
+    for seed in range(2):
+        soundfile.write(clips / f"{seed}.wav", noise(0.3, seed), 16000)
+
+    def results(name, *words):
+        run = ["batch", *map(str, words), "--out", str(tmp_path / name), "--model", str(checkpoint), "--device", "cpu"]
+        status = cli.main([*run, "--workers", "1"])
+        return status, [json.loads(line) for line in (tmp_path / name / "results.jsonl").read_text().splitlines()]
+
+    expected = pipeline(model=checkpoint)
+    for name, words in (("task", ["--task", "transcribe", "--language", "de"]), ("none", [])):
+        status, made = results(name, clips, *words)
+        asked = {"task": "transcribe", "language": "de"} if words else {}
+        assert status == 0 and all(record["tokens"] > 0 for record in made)
+        assert [record["generated_text"] for record in made] == [
+            expected(noise(0.3, seed), **asked)["text"] for seed in range(2)
+        ]
+    manifest = tmp_path / "manifest.jsonl"
+    items = [{"audio": "clips/0.wav", "text": "What?"}, {"audio": "clips/1.wav"}, {"audio": "clips/1.wav", "text": "?"}]
+    manifest.write_text("".join(json.dumps(item) + "\n" for item in items))
+    status, made = results("mixed", manifest)
+    assert status == 1 and made[1]["generated_text"] and made[1]["error"] is None
+    for record in (made[0], made[2]):
+        assert re.fullmatch(
+            r"text='.*': this model transcribes and answers no questions: leave it out", record["error"]
+        )
+    for words, said in (
+        (["--task", "caption"], "--task 'caption' is unknown: it may be transcribe or translate"),
+        (["--prompt", "What?"], "text='What?': this model transcribes and answers no questions: leave it out"),
+    ):
+        status, made = results(words[0], clips, *words)
+        assert status == 1 and [record["error"] for record in made] == [said] * 2
+    capsys.readouterr()

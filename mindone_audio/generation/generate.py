@@ -32,6 +32,9 @@ class EngineMixin:
         if rows > 1:
             Sequences(engine, rows, tokens).warm_up([])
 
+    def warm_up_more(self, engine: Engine) -> None:
+        """Compile what only this family has besides encoders, prefills and steps: nothing."""
+
     def engine(self, compiled: bool = True) -> Engine:
         """The graphs and caches of this model as it is now; compiled=False: the same, interpreted."""
         version = self.weights_version

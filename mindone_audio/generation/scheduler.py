@@ -37,13 +37,19 @@ class Ticket:
         self.request, self.listener, self.adapter = request, listener, adapter
         self.expires: float | None = expires
         self.rows = request.rows(logprobs)
-        self.decoders = [TextDecoder(request.decode, request.settings.stops, strip=True) for _ in self.rows]
+        self.decoders = [self._decoder() for _ in self.rows]
         self.told = [0] * len(self.rows)  # tokens of each answer that the listener knows
         self.alone = False  # whether it has failed together with others, and is tried by itself
         self.cancelled = False
         self.open = len(self.rows)  # answers that have not ended
         self.submitted = time.monotonic()
         self.begun = self.answered = self.ended = None
+
+    def _decoder(self) -> TextDecoder | None:
+        """What makes the text of an answer, of a request for text."""
+        if self.request.decode is None:
+            return None
+        return TextDecoder(self.request.decode, self.request.settings.stops, strip=True)
 
     @property
     def placed(self) -> bool:
@@ -62,9 +68,9 @@ class Ticket:
                 continue
             self.told[index] += len(new)
             self.answered = self.answered or time.monotonic()
-            text = "".join(decoder.add(token.id) for token in new)
+            text = "" if decoder is None else "".join(decoder.add(token.id) for token in new)
             if row.ended:
-                text += decoder.end()
+                text += "" if decoder is None else decoder.end()
                 self.open -= 1
                 self.ended = time.monotonic()
             self.listener(Delta(index, text, tuple(new), row.reason))
@@ -182,6 +188,15 @@ class Scheduler:
             self._calls.append((function, future))
             self._changed.notify()
         return future
+
+    def run_with_engine(self, function: Callable[[Engine], Any], adapter: str | None = None) -> Future:
+        """`run` of a function that takes the engine of an adapter, as `submit` takes it."""
+
+        def call() -> Any:
+            self._select(adapter)
+            return function(self._engine(adapter))
+
+        return self.run(call)
 
     def drain(self, seconds: float) -> bool:
         """Take no more requests and wait until those that are here have ended: whether they have, in that time."""
@@ -428,3 +443,4 @@ class Scheduler:
         Sequences(engine, 1, positions, prefills=True).warm_up([*widths, [CHUNK, CHUNK]])
         for power in range(1, (self.max_batch - 1).bit_length() + 1):
             Sequences(engine, 1 << power, positions).warm_up([])
+        self.model.warm_up_more(engine)

@@ -3,20 +3,24 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
-from mindone_audio.generation.settings import flag, whole
+from mindone_audio.generation.settings import GENERATE_ARGUMENTS, flag, whole
 from mindone_audio.inputs.audio import is_one_clip, load_clip
 from mindone_audio.inputs.conversation import task_schema
+from mindone_audio.models.whisper.timestamps import Segment
 from mindone_audio.models.whisper.transcription import Transcription, transcribe
 from mindone_audio.models.whisper.words import words_of
 from mindone_audio.pipelines.answers import REFUSALS, Answers, failure
-from mindone_audio.pipelines.requests import is_conversation
+from mindone_audio.pipelines.requests import is_conversation, texts_of
 from mindone_audio.pipelines.transcripts import is_silent
 from mindone_audio.setting_fields import refusal
 
 TASK = "automatic-speech-recognition"
 TIMESTAMPS = (True, False, None, "word")
+_MADE_HERE = ("input_features", "attention_mask", "return_token_timestamps")  # arguments of the model
+_ENGLISH_ONLY = (("task", "transcribe"), ("language", "en"), ("language", "english"), ("language", "<|en|>"))
 # What openai/whisper's `transcribe` does where a text repeats itself or is unlikely; the ratio is of tokens.
 FALLBACK = {
     "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
@@ -36,10 +40,15 @@ class SpeechRecognitionPipeline:
         self.model, self.processor = model, processor
         self.explain = str  # makes the message of on_error="return"
 
+    @property
+    def tells_words(self) -> bool:
+        """Whether the checkpoint says which heads tell the times of words."""
+        return bool(getattr(self.model.generation_config, "alignment_heads", None))
+
     def __call__(
         self,
         inputs: Any,
-        text: None = None,
+        text: str | list[str] | None = None,
         *,
         task: str | None = None,
         language: str | None = None,
@@ -88,32 +97,31 @@ class SpeechRecognitionPipeline:
         if generate_kwargs is not None and not isinstance(generate_kwargs, Mapping):
             raise ValueError(f"generate_kwargs must be a dict of settings of generate, not {generate_kwargs!r:.80}")
         batch_size, stream = whole("batch_size", batch_size, 1), flag("stream", stream)
-        if text is not None:
-            raise ValueError(f"text={text!r:.80}: this model transcribes and answers no questions: leave it out")
         if is_conversation(inputs):
             raise ValueError("this model transcribes clips and answers no conversations: give it the clip")
         single = not isinstance(inputs, (list, tuple)) or is_one_clip(inputs)
         items = [inputs] if single else list(inputs)
+        texts = texts_of(text, len(items))
         own = {"task": task, "language": language, "prompt": prompt, "return_timestamps": return_timestamps}
         settings = {**(generate_kwargs or {}), **parameters, **{k: v for k, v in own.items() if v is not None}}
-        counts = flag("return_token_count", return_token_count)
+        counts = flag("return_token_count", settings.pop("return_token_count", return_token_count))
         compile = flag("compile", settings.pop("compile", True))
         if stream:
             if not single:
                 raise ValueError("stream=True takes one input, not a list: call the pipeline once for each")
-            return self._stream(self.prepare(inputs, settings), compile)
+            return self._stream(self.prepare(inputs, settings, texts[0]), compile)
         answers: dict[int, dict] = {}
         places: dict[int, int] = {}
 
         def clips() -> Iterator[Transcription]:
             for place, item in enumerate(items):
                 try:
-                    clip = self.prepare(item, settings)
+                    clip = self.prepare(item, settings, texts[place])
                 except REFUSALS as error:
                     answers[place] = failure(error, on_error, place, single, self.explain)
                     continue
                 if clip is None:
-                    answers[place] = self._answer([], None, counts)
+                    answers[place] = self.answer([], None, counts)
                 else:
                     places[id(clip)] = place
                     yield clip
@@ -126,27 +134,33 @@ class SpeechRecognitionPipeline:
                     if clip.error is not None:
                         answers[place] = failure(clip.error, on_error, place, single, self.explain)
                     else:
-                        answers[place] = self._answer(clip.segments, clip, counts)
+                        answers[place] = self.answer(clip.segments, clip, counts)
                 bar.update(len(answers) - bar.n)
         return Answers([answers[place] for place in range(len(items))], single)
 
-    def prepare(self, item: Any, settings: Mapping) -> Transcription | None:
-        """An input, loaded and checked; None where it is silent. Raises what a call raises."""
-        clips, text, inner = task_schema(item)
-        if text is not None:
-            raise ValueError(f"text {text!r:.80}: this model transcribes clips and answers no questions: leave it out")
+    def prepare(self, item: Any, settings: Mapping, text: str | None = None) -> Transcription | None:
+        """An input, loaded and checked; None where it is silent. Raises what a call raises. Nothing is computed."""
+        clips, own_text, inner = task_schema(item)
+        if (text := own_text if text is None else text) is not None:
+            raise ValueError(f"text={text!r:.80}: this model transcribes and answers no questions: leave it out")
         if len(clips) != 1:
             raise ValueError(f"{len(clips)} clips were given to transcribe at once: give each as an input of its own")
+        if arguments := [name for name in inner if name in GENERATE_ARGUMENTS]:
+            raise ValueError(f"{arguments[0]} is an argument of the call, not of an input: leave it out")
         settings = {**settings, **inner}
+        if made := [name for name in _MADE_HERE if name in settings]:
+            raise ValueError(f"{made[0]} is made of the clip and of return_timestamps: leave it out")
         if (timestamps := settings.pop("return_timestamps", None)) not in TIMESTAMPS:
             raise ValueError(f'return_timestamps must be true, false or "word", not {timestamps!r:.80}')
         prompt = settings.pop("prompt", None)
         if prompt is not None and not isinstance(prompt, str):
             raise refusal("prompt", f" must be a string, not {prompt!r:.80}")
         if prompt and prompt.strip():
-            settings["prompt_ids"] = self.processor.get_prompt_ids(prompt.strip(), return_tensors="np")
-        if not self.model.special_tokens.multilingual and settings.get("task") == "transcribe":
-            del settings["task"]  # which is all that an English-only model does
+            settings["prompt_ids"] = self._prompt_ids(prompt.strip())
+        if not self.model.special_tokens.multilingual:  # which does no more than this
+            for name, value in _ENGLISH_ONLY:
+                if str(settings.get(name)).lower() == value:
+                    del settings[name]
         if settings.get("do_sample") is False:
             del settings["do_sample"]
         if not {"temperature", "do_sample", "num_beams"} & set(settings):
@@ -162,15 +176,25 @@ class SpeechRecognitionPipeline:
         clip.ends_with_speech = True
         return None if is_silent(samples) else clip
 
-    def _answer(self, segments: list, clip: Transcription | None, counts: bool = False) -> dict:
-        chunks = [chunk for segment in segments if (chunk := self._chunk(segment, clip))["text"]]
+    def _prompt_ids(self, prompt: str) -> np.ndarray:
+        """The tokens of a prompt, of a long one the last ones, as openai/whisper takes them."""
+        try:
+            ids = self.processor.get_prompt_ids(prompt, return_tensors="np")
+        except ValueError as error:  # of special tokens
+            raise refusal("prompt", f" cannot be: {error}") from error
+        return np.append(ids[:1], ids[1:][1 - self.model.language_model.config.max_positions // 2 :])
+
+    def answer(self, segments: list[Segment], clip: Transcription | None, counts: bool = False) -> dict:
+        """What a call returns of these segments of a clip, None for a silent one. counts: with "tokens"."""
+        chunks = [chunk for segment in segments if (chunk := self.chunk(segment, clip))["text"]]
         text = " ".join(chunk["text"] for chunk in chunks)
         found = {"text": text, "generated_text": text, "chunks": chunks}
         if clip is not None and clip.language is not None:
             found["language"] = clip.language
         return found | ({"tokens": sum(len(segment.tokens) for segment in segments)} if counts else {})
 
-    def _chunk(self, segment: Any, clip: Transcription) -> dict:
+    def chunk(self, segment: Segment, clip: Transcription) -> dict:
+        """A segment of a clip as a chunk of the answer; its text may be empty."""
         last = clip.spoken / 100
         start, end = (round(min(time, last), 2) for time in (segment.start, segment.end))
         text = self.processor.decode(segment.tokens, skip_special_tokens=True).strip()
@@ -187,7 +211,7 @@ class SpeechRecognitionPipeline:
         for _ in transcribe(self.model.engine(compile), [clip], 1):
             if clip.error is not None:
                 raise clip.error
-            text = self._answer(clip.segments[told:], clip)["text"]
+            text = self.answer(clip.segments[told:], clip)["text"]
             told = len(clip.segments)
             if text:
                 yield f" {text}" if given else text

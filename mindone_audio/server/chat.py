@@ -75,6 +75,7 @@ def read_chat(body: bytes, service: Service) -> ChatRequest:
             message = f"{name} is not supported here with this value: leave it out"
             raise RequestError(message, name, code="unsupported_value")
     model = service.check_model(fields.get("model"))
+    service.check_questions()
     settings = {_SETTINGS[name]: fields[name] for name in _SETTINGS if name in fields}
     _check_settings(settings)
     lengths = {name: fields[name] for name in _LENGTHS if name in fields}

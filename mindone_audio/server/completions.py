@@ -108,7 +108,9 @@ class Answer:
     def _logprobs(self, tokens: Sequence[Token]) -> dict | None:
         if self.asked.logprobs is None:
             return None
-        return {"content": token_logprobs(self.service, self.prepared, tokens, top=True), "refusal": None}
+        ends = self.prepared.settings.eos_token_ids
+        own = [token for token in tokens if token.id not in ends]
+        return {"content": token_logprobs(self.service, own, top=True), "refusal": None}
 
 
 def finite(logprob: float) -> float:
@@ -116,8 +118,8 @@ def finite(logprob: float) -> float:
     return max(float(logprob), IMPOSSIBLE)
 
 
-def token_logprobs(service: Service, prepared: Any, tokens: Sequence[Token], *, top: bool = False) -> list[dict]:
-    """OpenAI's list of tokens with their log probabilities, without the token that ends an answer."""
+def token_logprobs(service: Service, tokens: Sequence[Token], *, top: bool = False) -> list[dict]:
+    """OpenAI's list of tokens with their log probabilities. tokens: without the one that ends an answer."""
 
     def entry(token: int, logprob: float) -> dict:
         text = service.pipe.processor.decode([token])
@@ -125,7 +127,6 @@ def token_logprobs(service: Service, prepared: Any, tokens: Sequence[Token], *, 
 
     listed = []
     for token in tokens:
-        if token.id not in prepared.settings.eos_token_ids:
-            others = {"top_logprobs": [entry(*pair) for pair in token.top]} if top else {}
-            listed.append(entry(token.id, token.logprob) | others)
+        others = {"top_logprobs": [entry(*pair) for pair in token.top]} if top else {}
+        listed.append(entry(token.id, token.logprob) | others)
     return listed

@@ -1,7 +1,7 @@
 """What /v1/audio/transcriptions and /v1/audio/translations are asked: a form to a clip, its windows, and a format."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fastapi import Request as HttpRequest
@@ -39,7 +39,8 @@ class Form:
 class Transcript:
     """What is to be written down. parts: (first sample, request) of each window. seconds: of the whole clip.
 
-    logprobs: whether the answer has the probabilities of tokens. words: its format.
+    form: of the answer. logprobs: whether it has the probabilities of tokens; words, segments: the times of these.
+    recognised: a Whisper model hears it, as `clip`, a `Transcription`, or None where the clip is silent; without parts.
     """
 
     task: str
@@ -49,8 +50,18 @@ class Transcript:
     temperature: float
     stream: bool
     logprobs: bool
-    parts: list[tuple[int, Request]]
+    words: bool
+    segments: bool
     seconds: float
+    parts: list[tuple[int, Request]] = field(default_factory=list)
+    recognised: bool = False
+    clip: Any = None
+
+    @property
+    def spoken(self) -> str:
+        """The language of the text: the one that was asked for, or that a Whisper model has detected until now."""
+        detected = None if self.clip is None or self.task == TRANSLATE else self.clip.language
+        return detected or self.language
 
 
 async def read_form(request: HttpRequest) -> Form:
@@ -78,13 +89,19 @@ def read_transcript(form: Form, task: str, service: Service) -> Transcript:
     words = fields.get("response_format", "json")
     if words not in FORMATS:
         raise RequestError(f"response_format must be one of {', '.join(FORMATS)}", "response_format")
-    if task == TRANSLATE and not _asked_by_words(service.pipe.processor):
-        raise RequestError(f"model {model} has no words to ask for a translation: it only transcribes", "model")
+    if task == TRANSLATE:
+        _check_translates(service, model)
     temperature = checked("temperature", real, _number(fields.get("temperature", "0")), 0, 1)
     stream = _stream(fields.get("stream", "false"), words)
-    _check_granularities(fields.get("timestamp_granularities", []), words)
+    granularities = _granularities(fields.get("timestamp_granularities", []), words, service)
     logprobs = _include(fields.get("include", []), words)
     samples = load_samples(_clip(form), "file", service.policy)
+    language = "english" if task == TRANSLATE else fields.get("language", "")
+    told = {"words": "word" in granularities, "segments": granularities != {"word"}}
+    told |= {"seconds": len(samples) / SAMPLING_RATE}
+    asked = Transcript(task, model, words, language, temperature, stream, logprobs, **told)
+    if service.transcribes_only:
+        return _recognised(service, asked, samples, fields)
     settings: dict[str, Any] = {"do_sample": temperature > 0, "temperature": temperature}
     question = None
     if task == TRANSCRIBE:
@@ -93,10 +110,33 @@ def read_transcript(form: Form, task: str, service: Service) -> Transcript:
         question = " ".join(filter(None, (QUESTION, fields.get("prompt"))))
     # Streamed segments are to be followed by eye, as subtitles are.
     window = SUBTITLE_SECONDS if words in ("srt", "vtt") or (stream and words == "verbose_json") else None
-    parts = _parts(service, samples, question, settings, window)
-    language = "english" if task == TRANSLATE else fields.get("language", "")
-    seconds = len(samples) / SAMPLING_RATE
-    return Transcript(task, model, words, language, temperature, stream, logprobs, parts, seconds)
+    return replace(asked, parts=_parts(service, samples, question, settings, window))
+
+
+def _recognised(service: Service, asked: Transcript, samples: Any, fields: dict) -> Transcript:
+    """What a Whisper model is asked. A temperature of 0, which OpenAI's clients may send for none, lets it be raised
+    where a text repeats itself or is unlikely; another one holds."""
+    from mindone_audio.pipelines.speech_recognition import FALLBACK  # MindSpore: the server answers before it is there
+
+    settings: dict[str, Any] = {name: fields[name] for name in ("language", "prompt") if fields.get(name)}
+    settings |= {"task": asked.task} | ({"return_timestamps": "word"} if asked.words else {})
+    if asked.temperature > 0:
+        settings |= FALLBACK | {"temperature": asked.temperature, "seed": None}
+    try:
+        clip = service.pipe.prepare(samples, settings)
+    except ValueError as error:
+        raise refused(error, param="file") from error
+    language = asked.language if service.pipe.model.special_tokens.multilingual else "english"
+    return replace(asked, recognised=True, clip=clip, language=language)
+
+
+def _check_translates(service: Service, model: str) -> None:
+    if service.transcribes_only:
+        if not service.pipe.model.special_tokens.multilingual:
+            message = f"model {model} knows English alone and translates nothing: use /v1/audio/transcriptions"
+            raise RequestError(message, "model")
+    elif not _asked_by_words(service.pipe.processor):
+        raise RequestError(f"model {model} has no words to ask for a translation: it only transcribes", "model")
 
 
 def _asked_by_words(processor: Any) -> bool:
@@ -142,7 +182,8 @@ def _values(form: Form, task: str) -> dict[str, Any]:
 
 
 def _check_chunking(strategy: str) -> None:
-    """What it asks for has no effect: clips are cut at quiet places where they are longer than a window."""
+    """What it asks for has no effect: clips are cut at quiet places where they are longer than a window, and a Whisper
+    model goes through them by itself."""
     try:
         known = strategy == "auto" or json.loads(strategy).get("type") == "server_vad"
     except (ValueError, AttributeError, RecursionError):
@@ -167,14 +208,21 @@ def _stream(text: str, words: str) -> bool:
     return text.lower() == "true"
 
 
-def _check_granularities(wanted: list[str], words: str) -> None:
+def _granularities(wanted: list[str], words: str, service: Service) -> set[str]:
+    """Which times are told, "segment" where nothing is wanted; a Whisper model may know those of words."""
     for each in wanted:
-        if each != "segment":
-            known = "word: this server knows no times of words" if each == "word" else f"{each[:80]!r}: unknown"
-            raise RequestError(f"timestamp_granularities {known}: use segment", "timestamp_granularities")
-        if words != "verbose_json":
-            message = f"timestamp_granularities goes with response_format verbose_json, not {words}"
-            raise RequestError(message, "timestamp_granularities")
+        problem = None
+        if each not in ("segment", "word"):
+            problem = f" {each[:80]!r}: unknown: use segment{' or word' if service.transcribes_only else ''}"
+        elif words != "verbose_json":
+            problem = f" goes with response_format verbose_json, not {words}"
+        elif each == "word" and not service.transcribes_only:
+            problem = " word: this model knows no times of words: use segment, or a Whisper model"
+        elif each == "word" and not service.pipe.tells_words:
+            problem = " word: generation_config.json of this model names no alignment_heads, so use segment"
+        if problem is not None:
+            raise RequestError(f"timestamp_granularities{problem}", "timestamp_granularities")
+    return set(wanted) or {"segment"}
 
 
 def _include(wanted: list[str], words: str) -> bool:

@@ -41,13 +41,14 @@ def add_page(app: FastAPI, service: Service) -> None:
 def page_facts(service: Service) -> dict:
     """What the page knows of the server.
 
-    longest_clip: seconds of a clip in a conversation; audio_first: whether it goes before the question. These and the
-    family's own questions are those of the model when it is loaded. one_clip: the bundled model was taught to hear one
-    clip alone.
+    tasks: what it offers. longest_clip: seconds of a clip in a conversation; audio_first: whether it goes before the
+    question. These and the family's own questions are those of the model when it is loaded. one_clip: the bundled model
+    was taught to hear one clip alone.
     """
     options, processor = service.options, getattr(service.pipe, "processor", None)
     return {
         "loaded": service.pipe is not None,
+        "tasks": ["transcribe"] if service.transcribes_only else ["ask", "caption", "transcribe"],
         "max_body_bytes": options.max_body_bytes,
         "max_audio_seconds": options.max_audio_seconds,
         "max_tokens": options.max_tokens,

@@ -15,6 +15,7 @@ from typing import Any
 import jinja2
 
 from mindone_audio.generation.events import Delta, Overloaded
+from mindone_audio.generation.row import GenerationRequest, Row
 from mindone_audio.inputs.audio import SAMPLING_RATE
 from mindone_audio.pipelines.requests import Request
 from mindone_audio.server.errors import RequestError
@@ -83,6 +84,18 @@ class Service:
             return self.options.max_model_len
         return self.pipe.model.language_model.config.max_positions
 
+    @property
+    def transcribes_only(self) -> bool:
+        """Whether the model writes down what is said and answers no questions; False until it is loaded."""
+        return self.pipe is not None and self.pipe.tells_times
+
+    def check_questions(self) -> None:
+        """`RequestError` where the model answers no questions."""
+        if self.transcribes_only:
+            name = next(iter(self.options.models))
+            message = f"model {name} transcribes and answers no questions: send the clip to /v1/audio/transcriptions"
+            raise RequestError(message, "model")
+
     def check_model(self, name: Any) -> str:
         """The name of a model; `RequestError` for one that is not here."""
         if not isinstance(name, str) or not name:
@@ -136,16 +149,39 @@ class Service:
             raise RequestError(f"the model's chat template refuses these messages: {error}", "messages") from error
 
     def deltas(
-        self, prepared: Any, *, model: str, logprobs: int | None = None, patient: bool = False
+        self,
+        prepared: Any,
+        *,
+        model: str,
+        logprobs: int | None = None,
+        patient: bool = False,
+        submitted: Callable[[Any], None] = lambda ticket: None,
     ) -> AsyncIterator[Delta]:
         """What the answers to a prepared request grow by; closing it cancels the request.
 
-        patient: wait where there is no place, as for a later window of a transcription that has begun. Raises
-        `Overloaded`, `ValueError` for a fault of the request, and anything else for one of the server.
+        patient: wait where there is no place, and however long, as for a later window of a transcription that has
+        begun. submitted: is given the scheduler's ticket. Raises `Overloaded`, `ValueError` for a fault of the request,
+        and anything else for one of the server.
         """
-        return self.metrics.watched(self._deltas(prepared, model, logprobs, patient), prepared, model)
+        return self.metrics.watched(self._deltas(prepared, model, logprobs, patient, submitted), prepared, model)
 
-    async def _deltas(self, prepared: Any, model: str, logprobs: int | None, patient: bool) -> AsyncIterator[Delta]:
+    async def row(
+        self, request: GenerationRequest, *, model: str, logprobs: int | None = None, patient: bool = False
+    ) -> Row:
+        """The only row of a request, once it has ended; the arguments and errors are those of `deltas`."""
+        tickets: list[Any] = []
+        deltas = self.deltas(request, model=model, logprobs=logprobs, patient=patient, submitted=tickets.append)
+        await collected(deltas, lambda delta: None)
+        return tickets[0].rows[0]
+
+    async def with_engine(self, function: Callable[[Any], Any], model: str) -> Any:
+        """The result of a function that takes the engine of a model, in the scheduler's thread."""
+        adapter = model if self.options.models[model] else None
+        return await asyncio.wrap_future(self.scheduler.run_with_engine(function, adapter))
+
+    async def _deltas(
+        self, prepared: Any, model: str, logprobs: int | None, patient: bool, submitted: Callable[[Any], None]
+    ) -> AsyncIterator[Delta]:
         loop, events = asyncio.get_running_loop(), asyncio.Queue()
 
         def listen(event: Delta | Exception) -> None:
@@ -161,7 +197,7 @@ class Service:
             *(prepared, listen),
             adapter=model if self.options.models[model] else None,
             logprobs=logprobs,
-            deadline=self.options.queue_timeout,
+            deadline=None if patient else self.options.queue_timeout,
         )
         ticket = None
         while ticket is None:
@@ -171,6 +207,7 @@ class Service:
                 if not patient or error.reason == "draining":
                     raise
                 await asyncio.sleep(_AGAIN)
+        submitted(ticket)
         unfinished = prepared.settings.num_return_sequences
         try:
             while unfinished:

@@ -1,4 +1,4 @@
-"""POST / and /predict: the schema of Hugging Face's audio-text-to-text task."""
+"""POST / and /predict: the schema of Hugging Face's audio-text-to-text task; a Whisper model's clips have no text."""
 
 from contextlib import aclosing
 from functools import partial
@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 from fastapi.responses import JSONResponse, Response
 
+from mindone_audio.generation.settings import flag
 from mindone_audio.inputs.audio import SAMPLING_RATE
 from mindone_audio.pipelines.requests import Request
 from mindone_audio.server.chat import check_seconds, load_samples, prepared, read_object, sampling
-from mindone_audio.server.errors import RequestError
+from mindone_audio.server.errors import RequestError, checked, refused
+from mindone_audio.server.recognition import listened
 from mindone_audio.server.service import Place, Service, collected, in_order
 
 
@@ -18,7 +20,8 @@ async def predict(service: Service, body: bytes, place: Place) -> Response:
     """The answer to {"inputs": {"audio", "text"}, "parameters"}: [{"generated_text"}], one for each input of a list."""
     inputs, parameters = await service.in_pool(read_inputs, body, service)
     service.hold(place, sum(len(samples) for samples, _ in inputs))
-    jobs = [partial(_answer, service, item, parameters, n > 0) for n, item in enumerate(inputs)]
+    answer = _transcribed if service.transcribes_only else _answer
+    jobs = [partial(answer, service, item, parameters, n > 0) for n, item in enumerate(inputs)]
     async with aclosing(in_order(jobs)) as answers:
         return JSONResponse([answer async for ended, answer in answers if ended])
 
@@ -32,9 +35,11 @@ def read_inputs(body: bytes, service: Service) -> tuple[list[tuple[np.ndarray, s
     if not isinstance(parameters, dict):
         raise RequestError("parameters must be an object of settings", "parameters")
     parameters = {name: value for name, value in parameters.items() if value is not None}
+    if not service.transcribes_only:  # whose temperature may be several
+        parameters = sampling(parameters)
     inputs = content.get("inputs")
     if not isinstance(inputs, list):
-        return [_input(inputs, "inputs", service)], sampling(parameters)
+        return [_input(inputs, "inputs", service)], parameters
     if not inputs:
         raise RequestError("inputs is empty: give at least one", "inputs")
     items, seconds = [], 0.0
@@ -42,7 +47,7 @@ def read_inputs(body: bytes, service: Service) -> tuple[list[tuple[np.ndarray, s
         items.append(_input(item, f"inputs[{place}]", service))
         seconds += len(items[-1][0]) / SAMPLING_RATE
         check_seconds(seconds, service.policy, "inputs")
-    return items, sampling(parameters)
+    return items, parameters
 
 
 def _input(item: Any, name: str, service: Service) -> tuple[np.ndarray, str | None]:
@@ -57,6 +62,9 @@ def _input(item: Any, name: str, service: Service) -> tuple[np.ndarray, str | No
     text = item.get("text")
     if text is not None and not isinstance(text, str):
         raise RequestError(f"{name}.text must be a string", f"{name}.text")
+    if text is not None and service.transcribes_only:
+        message = f"{name}.text: this model transcribes and answers no questions: leave it out"
+        raise RequestError(message, f"{name}.text")
     return load_samples(item["audio"], f"{name}.audio", service.policy), text
 
 
@@ -73,6 +81,26 @@ async def _answer(service: Service, item: tuple, parameters: dict, patient: bool
     text = "".join(texts).strip()
     answer = {"generated_text": asked.text + text if asked.full_text else text}
     return answer | ({"tokens": len(tokens)} if asked.count_tokens else {})
+
+
+async def _transcribed(service: Service, item: tuple, parameters: dict, patient: bool, say: Any) -> dict:
+    """What a Whisper model's pipeline answers, with the text as "generated_text" too."""
+    parameters, model = dict(parameters), next(iter(service.options.models))
+    counts = checked("return_token_count", flag, parameters.pop("return_token_count", False))
+    clip = await service.in_pool(_clip, service, item[0], parameters)
+    if clip is None:
+        return service.pipe.answer([], None, counts)
+    async with aclosing(listened(service, clip, model, patient=patient)) as windows:
+        async for _ in windows:
+            pass
+    return service.pipe.answer(clip.segments, clip, counts)
+
+
+def _clip(service: Service, samples: np.ndarray, parameters: dict) -> Any:
+    try:
+        return service.pipe.prepare({"inputs": samples, "parameters": parameters}, {})
+    except (TypeError, ValueError) as error:
+        raise refused(ValueError(error) if isinstance(error, TypeError) else error, {}, "inputs") from error
 
 
 def _prepared(service: Service, item: tuple, parameters: dict) -> tuple[Request, Any]:

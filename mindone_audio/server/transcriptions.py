@@ -1,9 +1,10 @@
-"""What /v1/audio/transcriptions and /v1/audio/translations answer: windows side by side, their texts in order."""
+"""What /v1/audio/transcriptions and /v1/audio/translations answer: the texts of windows in order.
 
-import zlib
+A Whisper model has windows of its own; for other families the clip is cut, and windows are asked side by side.
+"""
+
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,20 +17,11 @@ from mindone_audio.pipelines.transcripts import is_silent, may_be_silence, witho
 from mindone_audio.server.completions import finite, token_logprobs
 from mindone_audio.server.exchange import event_stream, frame
 from mindone_audio.server.forms import TRANSCRIBE, TRANSLATE, Form, Transcript, read_transcript
+from mindone_audio.server.recognition import recognised
+from mindone_audio.server.segments import Segment, compression_ratio
 from mindone_audio.server.service import Place, Service, collected, in_order
 
 SEEK = 100  # Whisper's frames a second, in which it counts where a segment's window begins
-
-
-@dataclass(frozen=True)
-class Segment:
-    """What one window says. start, end: seconds. prepared: its request; None where nothing was asked, as of silence."""
-
-    start: float
-    end: float
-    text: str = ""
-    tokens: tuple[Token, ...] = ()
-    prepared: Any = None
 
 
 async def transcription(service: Service, form: Form, place: Place) -> Response:
@@ -45,8 +37,10 @@ async def translation(service: Service, form: Form, place: Place) -> Response:
 async def _answer(service: Service, form: Form, place: Place, task: str) -> Response:
     asked = await service.in_pool(read_transcript, form, task, service)
     service.hold(place, round(asked.seconds * SAMPLING_RATE))
-    jobs = [partial(_segment, service, asked, number) for number in range(len(asked.parts))]
-    spoken = in_order(jobs)
+    if asked.recognised:
+        spoken = recognised(service, asked.clip, asked.model, logprobs=asked.logprobs)
+    else:
+        spoken = in_order([partial(_segment, service, asked, number) for number in range(len(asked.parts))])
     if asked.stream:
         return await event_stream(_events(service, asked, spoken))
     async with aclosing(spoken):
@@ -70,7 +64,21 @@ async def _segment(service: Service, asked: Transcript, number: int, say: Callab
         patient=number > 0,
     )
     await collected(deltas, shown.hear)
-    return Segment(start, end, shown.end(), tuple(shown.tokens), prepared)
+    text, ends = shown.end(), prepared.settings.eos_token_ids
+    own = [token for token in shown.tokens if token.id not in ends]
+    facts = partial(_facts, asked, start, text, shown.tokens)
+    return Segment(start, end, text, [token.id for token in own], own, [prepared], len(shown.tokens), facts=facts)
+
+
+def _facts(asked: Transcript, start: float, text: str, tokens: Sequence[Token]) -> dict:
+    """What verbose_json tells of a window besides its text. One without speech is not listed: no_speech_prob is 0."""
+    return {
+        "seek": round(start * SEEK),
+        "temperature": asked.temperature,
+        "avg_logprob": sum(finite(token.logprob) for token in tokens) / max(1, len(tokens)),
+        "compression_ratio": compression_ratio(text),
+        "no_speech_prob": 0.0,
+    }
 
 
 class Shown:
@@ -118,41 +126,26 @@ def _rendered(service: Service, asked: Transcript, segments: list[Segment]) -> R
         )
     usage = {"type": "duration", "seconds": round(asked.seconds, 3)}
     if asked.form == "verbose_json":
-        facts = {"task": asked.task, "language": asked.language, "duration": asked.seconds, "text": text}
-        listed = [_listed(asked, number, segment) for number, segment in enumerate(segments)]
-        return JSONResponse(facts | {"segments": listed, "usage": usage})
+        facts = {"task": asked.task, "language": asked.spoken, "duration": asked.seconds, "text": text}
+        if asked.words:
+            facts["words"] = [word for segment in segments for word in segment.words]
+        if asked.segments:
+            facts["segments"] = [segment.listed(number) for number, segment in enumerate(segments)]
+        return JSONResponse(facts | {"usage": usage})
     return JSONResponse({"text": text} | _logprobs(service, asked, segments) | {"usage": usage})
-
-
-def _listed(asked: Transcript, number: int, segment: Segment) -> dict:
-    """A segment of verbose_json. No window without speech is listed, so that no_speech_prob is 0."""
-    own = [token for token in segment.tokens if token.id not in segment.prepared.settings.eos_token_ids]
-    packed = segment.text.encode()
-    return {
-        "id": number,
-        "seek": round(segment.start * SEEK),
-        "start": segment.start,
-        "end": segment.end,
-        "text": segment.text,
-        "tokens": [token.id for token in own],
-        "temperature": asked.temperature,
-        "avg_logprob": sum(finite(token.logprob) for token in segment.tokens) / max(1, len(segment.tokens)),
-        "compression_ratio": len(packed) / len(zlib.compress(packed)),
-        "no_speech_prob": 0.0,
-    }
 
 
 def _logprobs(service: Service, asked: Transcript, segments: Sequence[Segment]) -> dict:
     if not asked.logprobs:
         return {}
-    listed = [token_logprobs(service, segment.prepared, segment.tokens) for segment in segments]
+    listed = [token_logprobs(service, segment.tokens) for segment in segments]
     return {"logprobs": sum(listed, [])}
 
 
 async def _events(service: Service, asked: Transcript, spoken: AsyncIterator[tuple[bool, Any]]) -> AsyncIterator[bytes]:
     """The transcription in server-sent events, as OpenAI's typed client reads them.
 
-    verbose_json has one event more for each segment, at its end: its times.
+    verbose_json has one event more for each segment, at its end: its times, and its words where they are asked for.
     """
     texts, segments, separator = [], [], ""
     async with aclosing(spoken):
@@ -164,13 +157,14 @@ async def _events(service: Service, asked: Transcript, spoken: AsyncIterator[tup
             elif value.text:
                 if asked.form == "verbose_json":
                     times = {"start": value.start, "end": value.end, "text": value.text}
+                    times |= {"words": value.words} if asked.words else {}
                     yield frame({"type": "transcript.text.segment", "id": str(len(segments))} | times)
                 segments.append(value)
                 separator = " "
     done = {"type": "transcript.text.done", "text": "".join(texts)} | _logprobs(service, asked, segments)
-    prompts = [segment.prepared for segment in segments]
+    prompts = [prepared for segment in segments for prepared in segment.prepared]
     heard = sum(prompt.audio_tokens for prompt in prompts)
-    given, made = sum(prompt.prompt_tokens for prompt in prompts), sum(len(segment.tokens) for segment in segments)
+    given, made = sum(prompt.prompt_tokens for prompt in prompts), sum(segment.made for segment in segments)
     usage = {"type": "tokens", "input_tokens": given, "output_tokens": made, "total_tokens": given + made}
     usage["input_token_details"] = {"audio_tokens": heard, "text_tokens": given - heard}
     yield frame(done | {"usage": usage})

@@ -3,8 +3,11 @@
 The method is that of openai/whisper's `find_alignment` (`whisper/timing.py`) as transformers has it.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from mindspore import Tensor, nn
+from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.decoder import causal_mask
@@ -30,6 +33,21 @@ class Attention(nn.Cell):
         return self.language_model.attention_to(self.language_model.embed(input_ids), at, mask, rows, self.heads)
 
 
+def warm_up(engine: Engine, heads) -> None:
+    """Compile what `token_times` needs."""
+    sizes = engine.model.language_model.config
+    rows = msops.zeros((engine.model.context_positions, sizes.hidden_size), engine.model.dtype)
+    longest = next((width for width in _WIDTHS if width >= sizes.max_positions), max(_WIDTHS))
+    for width in (width for width in _WIDTHS if width <= longest):
+        _graph(engine, heads, width)(Tensor(np.zeros((1, width), np.int32)), rows)
+
+
+def _graph(engine: Engine, heads, width: int) -> Callable:
+    heads = tuple(map(tuple, heads))
+    what = f"the times of words, {width} tokens"
+    return engine.other(("attention", width), lambda: Attention(engine.model, heads, width), what)
+
+
 def token_times(engine: Engine, clip: tuple, prompt: list[int], tokens: list[int], heads, frames: int) -> np.ndarray:
     """Seconds from the beginning of a window at which each of its new tokens begins, float64 (tokens).
 
@@ -41,8 +59,7 @@ def token_times(engine: Engine, clip: tuple, prompt: list[int], tokens: list[int
     if len(tokens) < 2:
         return np.zeros(len(tokens))
     width = next((width for width in _WIDTHS if width >= len(ids)), len(ids))
-    heads = tuple(map(tuple, heads))
-    graph = engine.other(("attention", width), lambda: Attention(engine.model, heads, width), "the times of words")
+    graph = _graph(engine, heads, width)
     hearing = engine.heard(clip)
     while True:
         try:
@@ -65,7 +82,21 @@ def _smooth(weights: np.ndarray, width: int) -> np.ndarray:
     if weights.shape[2] <= half:
         return weights
     padded = np.pad(weights, ((0, 0), (0, 0), (half, half)), mode="reflect")
-    return np.sort(np.lib.stride_tricks.sliding_window_view(padded, width, 2), -1)[..., half]
+    return np.stack([_medians(head, width) for head in padded])
+
+
+def _medians(rows: np.ndarray, width: int) -> np.ndarray:
+    """The median of each `width` neighbours, an odd number, in rows (tokens, time): (tokens, time - width + 1).
+
+    Neighbours are sorted, all places at a time, until the middle one is in its place: NumPy's sort takes much
+    longer, and the answers of other requests wait for it.
+    """
+    count = rows.shape[1] - width + 1
+    found = [rows[:, first : first + count] for first in range(width)]
+    for last in range(width - 1, width // 2 - 1, -1):
+        for i in range(last):
+            found[i], found[i + 1] = np.minimum(found[i], found[i + 1]), np.maximum(found[i], found[i + 1])
+    return found[width // 2]
 
 
 def path(weights: np.ndarray) -> np.ndarray:

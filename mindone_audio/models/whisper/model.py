@@ -14,12 +14,15 @@ from mindone_audio.backbone.encoder import AudioEncoder
 from mindone_audio.backbone.encoder_decoder_model import EncoderDecoderModel
 from mindone_audio.backbone.published_config import encoder_config
 from mindone_audio.backbone.text_decoder import TextDecoder, TextDecoderConfig
+from mindone_audio.generation.engine import Engine
 from mindone_audio.generation.generate import EngineMixin
 from mindone_audio.generation.settings import flag, real, settle
+from mindone_audio.models.whisper.alignment import warm_up
 from mindone_audio.models.whisper.processor import WhisperProcessor
 from mindone_audio.models.whisper.timestamps import Segment
 from mindone_audio.models.whisper.tokens import SpecialTokens
 from mindone_audio.models.whisper.transcription import Manner, Transcription, transcribe
+from mindone_audio.setting_fields import refusal
 
 CHECKPOINTS = ("openai/whisper-large-v3", "openai/whisper-large-v3-turbo", "openai/whisper-tiny.en")
 PROVED = "float32 on CPU against transformers 4.57 (PyTorch): small random models and the published weights of tiny.en"
@@ -150,6 +153,11 @@ class WhisperForConditionalGeneration(EncoderDecoderModel, EngineMixin):
                 found[-1].request()  # so that what cannot be is refused before anything is computed
         return found
 
+    def warm_up_more(self, engine: Engine) -> None:
+        """Compile what the times of words need, where the checkpoint tells them."""
+        if heads := getattr(self.generation_config, "alignment_heads", None):
+            warm_up(engine, heads)
+
     @property
     def special_tokens(self) -> SpecialTokens:
         """What generation_config.json says of them."""
@@ -194,16 +202,21 @@ class WhisperForConditionalGeneration(EncoderDecoderModel, EngineMixin):
                 "the times of tokens need alignment_heads in generation_config.json: take the checkpoint's newest "
                 "version"
             )
-        prompt = to_numpy(settings.pop("prompt_ids", None))
+        prompt = self._prompt_ids(settings.pop("prompt_ids", None))
         temperatures = settings.pop("temperature", None)
         temperatures = [0.0] if temperatures is None else np.atleast_1d(temperatures).tolist()
         temperatures = tuple(real("temperature", value, 0) for value in temperatures)
+        if not temperatures:
+            raise refusal("temperature", " is an empty list: give at least one number")
         vocabulary = self.language_model.config.vocab_size
         chosen = settle(self.generation_config, settings, generation_config, vocabulary=vocabulary)
         if settings.get("do_sample") and temperatures == (0.0,):
             temperatures = (chosen.temperature,)
         if chosen.num_return_sequences != 1:
             raise ValueError(f"num_return_sequences={chosen.num_return_sequences} is not supported: only 1")
+        if chosen.stops or chosen.constraint is not None:
+            name = "stop_strings" if chosen.stops else next(iter(chosen.constraint))
+            raise refusal(name, ": a Whisper model writes down what is said, in no other form: leave it out")
         thresholds = {name: None if own[name] is None else real(name, own[name], -np.inf) for name in _THRESHOLDS}
         condition = own["prompt_condition_type"] or _CONDITIONS[0]
         if condition not in _CONDITIONS:
@@ -217,10 +230,19 @@ class WhisperForConditionalGeneration(EncoderDecoderModel, EngineMixin):
             temperatures,
             **thresholds,
             condition_on_prev_tokens=continues,
-            prompt_ids=() if prompt is None else tuple(prompt.astype(int).reshape(-1).tolist()),
+            prompt_ids=prompt,
             prompt_every_window=condition == "all-segments",
             heads=None if heads is None else tuple(map(tuple, heads)),
         )
+
+    def _prompt_ids(self, given: Any) -> tuple[int, ...]:
+        """Token ids as they may be given, in a list, an array or a tensor; `ValueError` for what is none."""
+        if given is None:
+            return ()
+        ids, vocabulary = np.asarray(to_numpy(given)), self.language_model.config.vocab_size
+        if ids.size and (ids.dtype.kind not in "iu" or ids.min() < 0 or ids.max() >= vocabulary):
+            raise refusal("prompt_ids", f" must be token ids from 0 to {vocabulary - 1}, not {given!r:.80}")
+        return tuple(ids.reshape(-1).tolist())
 
 
 def _as_dict(segment: Segment) -> dict[str, Any]:

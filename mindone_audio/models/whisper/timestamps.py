@@ -13,16 +13,31 @@ FRAME_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
+class Window:
+    """How a window was heard, which begins at the frame `seek` of the log-mel.
+
+    temperature: of the try that was taken. log_probability: the mean of its tokens', the end token among them.
+    no_speech: the probability that nobody speaks. The last two are None where the manner asks for no such measure.
+    """
+
+    seek: int
+    temperature: float
+    log_probability: float | None = None
+    no_speech: float | None = None
+
+
+@dataclass(frozen=True)
 class Segment:
     """What is said from one time to another, in seconds. tokens: with the timestamps that mark it, where they do.
 
-    times: at which each token begins, where they were asked for.
+    times: at which each token begins, where they were asked for. window: in which it was heard.
     """
 
     start: float
     end: float
     tokens: list[int]
     times: list[float] | None = None
+    window: Window | None = None
 
 
 def timestamp_rule(no_timestamps: int, end: int, latest_first: int | None) -> Rule:

@@ -74,6 +74,8 @@ class SpecialTokens:
 
     def check(self, language: Any, task: Any, timestamps: bool) -> None:
         """`ValueError` for what this checkpoint cannot do."""
+        if task is not None and task not in TASKS:
+            raise SettingError(lambda say: f"{say('task')} {task!r} is unknown: it may be {' or '.join(TASKS)}")
         if not self.multilingual and (language is not None or task is not None):
             name, value = ("language", language) if language is not None else ("task", task)
             raise SettingError(
@@ -82,8 +84,6 @@ class SpecialTokens:
                     "leave it out, or take a multilingual checkpoint"
                 )
             )
-        if task is not None and task not in TASKS:
-            raise SettingError(lambda say: f"{say('task')} {task!r} is unknown: it may be {' or '.join(TASKS)}")
         for name, value, there in (("language", language, self.languages), ("task", task, self.tasks)):
             if value is not None and not there:
                 raise SettingError(

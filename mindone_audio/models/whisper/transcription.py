@@ -19,7 +19,7 @@ from mindone_audio.generation.row import GenerationRequest, Row
 from mindone_audio.generation.sampling import log_softmax
 from mindone_audio.generation.settings import GenerationSettings
 from mindone_audio.models.whisper.alignment import token_times
-from mindone_audio.models.whisper.timestamps import Segment, segments_of, timestamp_rule
+from mindone_audio.models.whisper.timestamps import Segment, Window, segments_of, timestamp_rule
 from mindone_audio.models.whisper.tokens import SpecialTokens
 from mindone_audio.models.whisper.words import language_name
 
@@ -123,12 +123,13 @@ class Transcription:
             self.prompt = self.make_prompt(row.tokens[0])
             return
         tokens, manner = row.tokens, self.manner
-        unlikely, repeats = False, False
+        unlikely, repeats, no_speech = False, False, self._no_speech(row)
+        likelihood = float(np.mean(row.log_probabilities)) if row.log_probabilities else None
         if manner.compression_ratio_threshold is not None:
             repeats = compression_ratio(tokens, self.vocabulary) > manner.compression_ratio_threshold
         if manner.logprob_threshold is not None:
-            unlikely = np.mean(row.log_probabilities) < manner.logprob_threshold
-        silent = unlikely and self._is_silent(row)
+            unlikely = likelihood < manner.logprob_threshold
+        silent = unlikely and no_speech is not None and no_speech > manner.no_speech_threshold
         temperature = manner.temperatures[self.attempt]
         self.told = temperature < COOL
         if (repeats or unlikely) and not silent and self.attempt + 1 < len(manner.temperatures):
@@ -142,18 +143,19 @@ class Transcription:
                 starts = token_times(engine, self.clip, row.request.input_ids.tolist(), tokens, manner.heads, heard)
             text = tokens[:-1] if tokens and tokens[-1] == self.tokens.end else tokens
             segments, frames = self._segments(text, frames, starts)
-            self.segments += segments
+            window = Window(self.seek, temperature, likelihood, no_speech)
+            self.segments += [dataclasses.replace(segment, window=window) for segment in segments]
         self.seek, self.attempt, self.clip = self.seek + frames, 0, None
 
     def _segments(self, tokens: list[int], frames: int, starts) -> tuple[list[Segment], int]:
         first = self.tokens.first_timestamp if self.manner.timestamps else self.vocabulary  # without: one segment
         return segments_of(tokens, first, self.seek, frames, starts)
 
-    def _is_silent(self, row: Row) -> bool:
-        threshold = self.manner.no_speech_threshold
-        if threshold is None:
-            return False
-        return math.exp(log_softmax(row.prompt_scores[0])[self.tokens.no_speech]) > threshold
+    def _no_speech(self, row: Row) -> float | None:
+        """The probability that nobody speaks; None where nobody asks, or the checkpoint has no token for it."""
+        if self.manner.no_speech_threshold is None or self.tokens.no_speech is None:
+            return None
+        return math.exp(log_softmax(row.prompt_scores[0])[self.tokens.no_speech])
 
     def _detection(self) -> GenerationRequest:
         languages = list(self.tokens.languages.values())

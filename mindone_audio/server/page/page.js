@@ -870,6 +870,20 @@ function showTask() {
   $("purpose").textContent = purpose ?? "";
 }
 
+/** Offer what the model does: one that writes down speech answers no questions. */
+function offerTasks(offered) {
+  for (const radio of document.querySelectorAll("input[name=task]")) {
+    radio.disabled = !offered.includes(radio.value);
+    radio.labels[0].hidden = radio.disabled;
+  }
+  const answers = offered.includes("ask");
+  for (const part of document.querySelectorAll(".asking")) part.hidden = !answers;
+  if (answers) return;
+  document.title = $("title").textContent = "Write down speech";
+  $("lead").textContent = "Record something or choose a file. Then have the speech written down, with times.";
+  setTask(offered[0]);
+}
+
 /** Show a problem above the composer, or none. */
 function notify(problem) {
   const text = problem instanceof Error ? problem.message : (problem ?? "");
@@ -1150,6 +1164,7 @@ async function showFacts() {
     if (tries === 0) notify(LOADING);
     await pause(2);
   }
+  offerTasks(state.facts.tasks);
   if ($("notice").textContent === LOADING) notify();
 }
 
