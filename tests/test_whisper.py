@@ -406,6 +406,8 @@ def test_the_command(checkpoint, tmp_path, capsys):
     assert cli.main([*run, "--format", "vtt"]) == 0
     cues = capsys.readouterr().out
     assert cues.startswith("WEBVTT") and text.split()[0] in cues
+    warm = ["warm-up", "--model", str(checkpoint), "--seconds", "1", "--tokens", "32", "--batch-sizes", "1,2"]
+    assert cli.main(warm) == 0 and "ready in" in capsys.readouterr().out
     for wrong, said in (
         (["--window", "3"], "--window 3: a Whisper model has windows of its own"),
         (["--language", "xx"], "--language 'xx' is none of this model's"),
