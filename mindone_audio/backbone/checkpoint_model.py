@@ -33,7 +33,8 @@ class CheckpointModel(PreTrainedModel):
     """An audio encoder and a language model with Hugging Face's parameter names.
 
     A family subclasses one of its subclasses with `config_class`, and an `__init__(config)` that describes its parts.
-    One that hears only tokens has no encoder, and one whose encoder fits its decoder no projector. The class takes part
+    One that hears only tokens has no encoder, one whose encoder fits its decoder no projector, and a vocoder no
+    language model: it says what its `dtype` is. The class takes part
     in MindONE: `save_pretrained`, `mindone.peft` and its Trainer accept it.
     """
 
@@ -54,7 +55,7 @@ class CheckpointModel(PreTrainedModel):
         config,
         audio_tower: AudioEncoder | None,
         projector: nn.Cell | None,
-        language_model: nn.Cell,
+        language_model: nn.Cell | None,
     ):
         device.prepare()
         super().__init__(config)
