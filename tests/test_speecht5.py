@@ -10,6 +10,8 @@ import torch
 from helpers import relative_error
 from safetensors.numpy import load_file, save_file
 
+from mindone_audio.models.speecht5 import speaking
+from mindone_audio.models.speecht5.text_to_speech import SpeechT5ForTextToSpeech
 from mindone_audio.models.speecht5.vocoder import SpeechT5HifiGan
 from mindone_audio.weights.hub import CheckpointError
 
@@ -112,3 +114,270 @@ def test_what_a_vocoder_refuses(vocoders, tmp_path):
         theirs.save_pretrained(tmp_path)
         (tmp_path / "config.json").write_text((tmp_path / "config.json").read_text().replace("hifigan", "other"))
         SpeechT5HifiGan.from_pretrained(tmp_path)
+
+
+# Text to speech
+
+
+def pair(folder, seed: int = 1, **changes):
+    theirs = speecht5.text_to_speech(seed, **changes)
+    theirs.save_pretrained(folder)
+    return theirs, SpeechT5ForTextToSpeech.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def speakers(tmp_path_factory):
+    """PyTorch's text to speech and ours."""
+    return pair(tmp_path_factory.mktemp("speecht5"))
+
+
+TEXTS, VOICES = speecht5.texts(13, 6, 3), speecht5.voices(3)
+
+
+def padded(texts: list[np.ndarray]) -> np.ndarray:
+    return np.stack([np.pad(text, (0, max(map(len, texts)) - len(text)), constant_values=1) for text in texts])
+
+
+def spoken(theirs, text: int, vocoder=None, **settings) -> np.ndarray:
+    """What PyTorch makes of one text alone."""
+    ids, voice = torch.from_numpy(TEXTS[text])[None], torch.from_numpy(VOICES[[text]])
+    with torch.no_grad():
+        return theirs.generate_speech(ids, voice, vocoder=vocoder, **settings).numpy()
+
+
+def same(made, expected: np.ndarray, tolerance: float = 1e-5) -> bool:
+    """tolerance: of steps that are fed what was made before, so that errors add up."""
+    made = made if isinstance(made, np.ndarray) else made.asnumpy()
+    return made.shape == expected.shape and relative_error(made, expected) < tolerance
+
+
+LIMITS = [{}, {"threshold": 0.55}, {"minlenratio": 4.0, "maxlenratio": 5.0}, {"minlenratio": 5, "maxlenratio": 1}]
+
+
+@pytest.mark.parametrize("settings", LIMITS)
+def test_texts_together_are_each_alone_in_pytorch(speakers, settings):
+    """In transformers the shorter texts have the limits of the longest one."""
+    theirs, ours = speakers
+    alone = [spoken(theirs, text, **settings) for text in range(3)]
+    frames, lengths = ours.generate_speech(padded(TEXTS), VOICES, return_output_lengths=True, **settings)
+    assert lengths == list(map(len, alone)) and len(set(lengths)) == 3
+    for made, length, expected in zip(frames.asnumpy(), lengths, alone):
+        assert same(made[:length], expected) and not made[length:].any()
+    assert same(ours.generate_speech(TEXTS[1], VOICES[1], **settings), alone[1])
+    ids, mask = np.full((1, 9), 5), np.zeros((1, 9), np.int64)
+    ids[0, 3:], mask[0, 3:] = TEXTS[1], 1  # padding on the left, which is none by its token
+    assert same(ours.generate_speech(ids, VOICES[1], mask, **settings), alone[1])
+
+
+def test_a_batch_of_transformers_is_not_its_singles(speakers):
+    """Why singles are compared."""
+    theirs, _ = speakers
+    with torch.no_grad():
+        ids, settings = torch.from_numpy(padded(TEXTS)), {"minlenratio": 4.0, "maxlenratio": 5.0}
+        _, lengths = theirs.generate_speech(ids, torch.from_numpy(VOICES), return_output_lengths=True, **settings)
+    assert lengths != [len(spoken(theirs, text, **settings)) for text in range(3)]
+
+
+def test_interpreted_is_compiled(speakers, vocoders):
+    _, ours = speakers
+    made = [
+        ours.generate_speech(
+            padded(TEXTS),
+            VOICES,
+            maxlenratio=2,
+            vocoder=vocoders[1],
+            seed=3,
+            return_output_lengths=True,
+            compile=compile,
+        )
+        for compile in (True, False)
+    ]
+    assert made[0][1] == made[1][1] and same(made[0][0], made[1][0].asnumpy())
+
+
+def test_frames_that_are_given(speakers):
+    """Steps that are computed at once, against PyTorch and against one step after the other."""
+    theirs, ours = speakers
+    given = np.concatenate([np.zeros((3, 1, speecht5.BINS), np.float32), np.stack(speecht5.mels(5, 5, 5))], 1)
+    for row, text in enumerate(TEXTS):
+        with torch.no_grad():
+            inputs = {"decoder_input_values": torch.from_numpy(given[[row]])}
+            voice = torch.from_numpy(VOICES[[row]])
+            expected = theirs(torch.from_numpy(text)[None], speaker_embeddings=voice, **inputs).spectrogram.numpy()[0]
+        assert same(ours(padded(TEXTS), given, VOICES)[row], expected)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"reduction_factor": 1}, {"reduction_factor": 3, "speech_decoder_prenet_layers": 1}]
+)
+def test_other_sizes(tmp_path, changes):
+    theirs, ours = pair(tmp_path, 2, **changes)
+    assert same(ours.generate_speech(TEXTS[2], VOICES[2]), spoken(theirs, 2))
+
+
+def test_with_a_vocoder_and_in_pieces(speakers, vocoders):
+    theirs, ours = speakers
+    settings = {"minlenratio": 20.0}
+    expected = spoken(theirs, 1, vocoders[0], **settings)
+    whole = ours.generate_speech(TEXTS[1], VOICES[1], vocoder=vocoders[1], **settings)
+    assert same(whole, expected)
+    pieces = list(ours.stream_speech(TEXTS[1], VOICES[1], vocoders[1], chunk_frames=20, **settings))
+    assert len(pieces) >= 4 and all(len(piece) >= 120 for piece in pieces[:-1])
+    assert same(np.concatenate(pieces), expected)
+    both, lengths = ours.generate_speech(
+        padded(TEXTS[:2]), VOICES[:2], vocoder=vocoders[1], return_output_lengths=True, **settings
+    )
+    assert lengths[1] == len(expected) < lengths[0] and same(both.asnumpy()[1, : lengths[1]], expected)
+
+
+def test_dropout_is_drawn_by_a_seed(speakers):
+    """With the noise that we draw, PyTorch makes the same frames; it is the same for a text alone and among others."""
+    theirs, ours = speakers
+    settings, noise = {"maxlenratio": 4.0, "minlenratio": 4.0}, []
+    speaking = ours._speaking(TEXTS[1], VOICES[1], None, 0.5, 0, 20, 7, True)
+    for _ in range(12):
+        noise.append(torch.from_numpy(speaking._kept()))
+    assert {round(float(value), 3) for value in torch.stack(noise).unique()} == {0, 2}
+    calls = []
+
+    def dropout(inputs, p):
+        layer = len(calls) % 2
+        calls.append(inputs.shape[1])
+        return inputs * torch.cat([step[layer] for step in noise[: inputs.shape[1]]])
+
+    plain, theirs.speecht5.decoder.prenet._consistent_dropout = (
+        theirs.speecht5.decoder.prenet._consistent_dropout,
+        dropout,
+    )
+    expected = spoken(theirs, 1, **settings)
+    theirs.speecht5.decoder.prenet._consistent_dropout = plain
+    assert same(ours.generate_speech(TEXTS[1], VOICES[1], seed=7, **settings), expected)
+    together, lengths = ours.generate_speech(padded(TEXTS), VOICES, seed=7, return_output_lengths=True, **settings)
+    assert same(together.asnumpy()[1, : lengths[1]], expected)
+    for other in (8, None):
+        assert not same(ours.generate_speech(TEXTS[1], VOICES[1], seed=other, **settings), expected, 1e-2)
+
+
+def test_a_speech_longer_than_its_cache(speakers, monkeypatch):
+    monkeypatch.setattr(speaking, "_STEPS", 8)
+    theirs, ours = speakers
+    settings = {"minlenratio": 20.0}
+    alone = [spoken(theirs, text, **settings) for text in (2, 1)]
+    ids = padded([TEXTS[2], TEXTS[1]])
+    ours.weights_changed()  # so that its caches are made anew
+    frames, lengths = ours.generate_speech(ids, VOICES[[2, 1]], compile=False, return_output_lengths=True, **settings)
+    ours.weights_changed()
+    assert lengths == [60, 120]
+    for made, expected in zip(frames.asnumpy(), alone):
+        assert same(made[: len(expected)], expected)
+
+
+def test_the_most_steps_are_those_of_the_config(tmp_path):
+    _, ours = pair(tmp_path, max_speech_positions=7)
+    assert ours.generate_speech(TEXTS[0], VOICES[0], minlenratio=20).shape == (14, speecht5.BINS)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "speecht5.encoder.wrapped_encoder.embed_positions.pe_k.weight",
+        "speecht5.encoder.prenet.encode_positions.alpha",
+        "speecht5.decoder.prenet.speaker_embeds_layer.weight",
+        "speecht5.decoder.prenet.encode_positions.alpha",
+        "speecht5.decoder.wrapped_decoder.layers.1.encoder_attn.k_proj.weight",
+        "speecht5.decoder.wrapped_decoder.layers.2.feed_forward.output_dense.weight",
+        "speech_decoder_postnet.layers.1.batch_norm.running_var",
+    ],
+)
+def test_a_broken_speaker_is_heard(speakers, name):
+    theirs, ours = speakers
+    tensor = theirs.state_dict()[name]
+    right = tensor.clone()
+    with torch.no_grad():
+        tensor[...] = tensor * 1.1
+        wrong = spoken(theirs, 1, minlenratio=4, maxlenratio=4)
+        tensor[...] = right
+    assert not same(ours.generate_speech(TEXTS[1], VOICES[1], minlenratio=4, maxlenratio=4), wrong, 1e-3)
+
+
+def test_a_saved_speaker_loads_in_transformers(speakers, tmp_path):
+    theirs, ours = speakers
+    ours.save_pretrained(tmp_path)
+    again = speecht5.TorchTextToSpeech.from_pretrained(tmp_path).state_dict()
+    for name, value in theirs.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(again[name], value), name
+
+
+def test_missing_and_unexpected_weights(speakers, tmp_path):
+    speakers[1].save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["speecht5.decoder.prenet.other.weight"] = tensors.pop("speecht5.decoder.prenet.final_layer.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError) as refused:
+        SpeechT5ForTextToSpeech.from_pretrained(tmp_path)
+    assert "1 missing: prenet.final_layer.weight. 1 unexpected: prenet.other.weight" in str(refused.value)
+
+
+def test_voices_from_files(speakers, tmp_path):
+    _, ours = speakers
+    settings = {"maxlenratio": 1.0, "compile": False}
+    expected = ours.generate_speech(TEXTS[2], VOICES[2], **settings).asnumpy()
+    np.save(tmp_path / "a.npy", VOICES[2])
+    save_file({"x": VOICES[[2]]}, tmp_path / "a.safetensors")
+    for source in (tmp_path / "a.npy", str(tmp_path / "a.safetensors"), VOICES[[2]] * 3):
+        assert same(ours.generate_speech(TEXTS[2], source, **settings), expected)
+    save_file({"x": VOICES[2], "y": VOICES[2]}, tmp_path / "two.safetensors")
+    (tmp_path / "a.txt").write_text("1 2 3")
+    (tmp_path / "bad.npy").write_bytes(b"no")
+    for file, message in (
+        ("two.safetensors", r"has 2 tensors \(x, y\)"),
+        ("a.txt", "a voice is a .npy or a .safetensors file, not .txt"),
+        ("bad.npy", "is not an array that NumPy saved"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ours.generate_speech(TEXTS[2], tmp_path / file)
+    with pytest.raises(FileNotFoundError, match="no file 'none.npy' with a voice"):
+        ours.generate_speech(TEXTS[2], "none.npy")
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"speaker_embeddings": None}, "Matthijs/cmu-arctic-xvectors"),
+        ({"speaker_embeddings": VOICES[0, :256]}, r"shape \(256,\) of float32 is not \(512,\) or \(batch, 512\)"),
+        ({"speaker_embeddings": VOICES[:2]}, "2 voices for 1 texts"),
+        ({"speaker_embeddings": VOICES[0] * 0}, "all zeros"),
+        ({"input_ids": np.array([[4, 99]])}, "input_ids hold 99, and this model has the tokens 0 to 29"),
+        ({"input_ids": np.array([[1, 1]])}, "text 0 has no token"),
+        ({"input_ids": np.full((1, 41), 4)}, "text 0 has 41 tokens, the model has 40 positions"),
+        ({"attention_mask": np.ones((1, 2))}, r"attention_mask \(1, 2\)"),
+        ({"threshold": "x"}, "threshold"),
+        ({"maxlenratio": -1}, "maxlenratio"),
+        ({"seed": 0.5}, "seed"),
+        ({"vocoder": "hifigan"}, "vocoder must be a SpeechT5HifiGan, not a str"),
+    ],
+)
+def test_what_cannot_be_spoken(speakers, changes, message):
+    arguments = {"input_ids": TEXTS[1], "speaker_embeddings": VOICES[1], **changes}
+    with pytest.raises(ValueError, match=message):
+        speakers[1].generate_speech(**arguments)
+
+
+def test_what_cannot_be_streamed(speakers, vocoders):
+    _, ours = speakers
+    with pytest.raises(ValueError, match="takes a vocoder"):
+        ours.stream_speech(TEXTS[1], VOICES[1])
+    with pytest.raises(ValueError, match="3 texts cannot be streamed at once"):
+        ours.stream_speech(padded(TEXTS), VOICES, vocoders[1])
+    first = ours.stream_speech(TEXTS[1], VOICES[1], vocoders[1], minlenratio=20, chunk_frames=1)
+    next(first)
+    ours.generate_speech(TEXTS[1], VOICES[1], maxlenratio=1)
+    with pytest.raises(RuntimeError, match="somebody else speaks with this model"):
+        next(first)
+
+
+@pytest.mark.parametrize("field, value", [("hidden_act", "relu"), ("scale_embedding", True), ("layer_norm_eps", 1e-6)])
+def test_refused_configs(field, value):
+    with pytest.raises(ValueError, match=f"config.json.{field} {value!r} is not supported"):
+        SpeechT5ForTextToSpeech(speecht5.config(**{field: value}))
