@@ -1,7 +1,11 @@
 """A tiny random SpeechT5 with its vocoder: relative positions that are clipped, two frames a step, odd kernels."""
 
+from pathlib import Path
+
 import numpy as np
+import sentencepiece
 import torch
+import transformers
 from helpers_bodies import random_module
 from random_weights import randomise
 from transformers import SpeechT5Config, SpeechT5HifiGanConfig
@@ -83,3 +87,20 @@ def texts(*lengths: int, seed: int = 0) -> list[np.ndarray]:
 def mels(*lengths: int, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.normal(size=(length, BINS)).astype(np.float32) for length in lengths]
+
+
+LETTERS = "abcdefghijklmnopqrstuvw"
+
+
+def save_processor(folder: Path) -> None:
+    """A sentencepiece model of these characters with the published special tokens, and the feature extractor."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([LETTERS, " ".join(LETTERS)] * 9),
+        model_prefix=str(folder / "spm_char"),
+        model_type="char",
+        vocab_size=len(LETTERS) + 5,
+        **{"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3, "minloglevel": 2},
+    )
+    (folder / "spm_char.vocab").unlink()
+    transformers.SpeechT5Tokenizer(str(folder / "spm_char.model")).save_pretrained(folder)
+    transformers.SpeechT5FeatureExtractor(do_normalize=True).save_pretrained(folder)

@@ -3,13 +3,21 @@
 Single samples are compared: in a batch of transformers a shorter sample hears the padding of a longer one.
 """
 
+import json
+import re
+import shutil
+import sys
+
 import helpers_speecht5 as speecht5
 import numpy as np
 import pytest
+import tokenizers
 import torch
+import transformers
 from helpers import relative_error
 from safetensors.numpy import load_file, save_file
 
+from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
 from mindone_audio.models.speecht5 import speaking
 from mindone_audio.models.speecht5.text_to_speech import SpeechT5ForTextToSpeech
 from mindone_audio.models.speecht5.vocoder import SpeechT5HifiGan
@@ -381,3 +389,91 @@ def test_what_cannot_be_streamed(speakers, vocoders):
 def test_refused_configs(field, value):
     with pytest.raises(ValueError, match=f"config.json.{field} {value!r} is not supported"):
         SpeechT5ForTextToSpeech(speecht5.config(**{field: value}))
+
+
+# The processor
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder that `pipeline` and the commands take."""
+    folder = tmp_path_factory.mktemp("checkpoint")
+    speecht5.text_to_speech(1).save_pretrained(folder)
+    speecht5.save_processor(folder)
+    return folder
+
+
+def test_the_processor_is_transformers(checkpoint):
+    ours, theirs = AutoProcessor.from_pretrained(checkpoint), transformers.SpeechT5Processor.from_pretrained(checkpoint)
+    texts = ["abc de", " a  b", "fed"]
+    made, expected = ours(texts), theirs(text=texts, padding=True, return_tensors="np")
+    for name in ("input_ids", "attention_mask"):
+        assert np.array_equal(made[name], expected[name])
+    assert (made["input_ids"] == 2).any(1).all()
+    clips = [np.random.default_rng(seed).normal(size=size).astype(np.float32) for seed, size in ((0, 900), (1, 500))]
+    made = ours(audio=clips, text=texts[:2])
+    expected = theirs(audio=clips, sampling_rate=16000, padding=True, return_attention_mask=True, return_tensors="np")
+    np.testing.assert_allclose(made["input_values"], expected["input_values"], atol=1e-5)
+    assert np.array_equal(made["attention_mask"], expected["attention_mask"])
+    labels = [[token for token in row if token != -100] for row in made["labels"].tolist()]
+    assert labels == theirs.tokenizer(texts[:2]).input_ids
+    assert ours.batch_decode(ours("abc de")["input_ids"], skip_special_tokens=True) == ["abc de"]
+
+
+def test_a_fast_tokenizer_is_read_first(checkpoint, tmp_path, monkeypatch):
+    """It needs no sentencepiece, and gives the same tokens."""
+    slow = AutoProcessor.from_pretrained(checkpoint)
+    folder = shutil.copytree(checkpoint, tmp_path / "fast", ignore=shutil.ignore_patterns("*.safetensors", "*.model"))
+    pieces = [(slow.tokenizer.sp_model.id_to_piece(i), 0.0) for i in range(slow.tokenizer.vocab_size)]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=3))
+    made.normalizer = tokenizers.normalizers.Replace(tokenizers.Regex(" +"), " ")
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    made.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
+    made.save(str(folder / "tokenizer.json"))
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    fast = AutoProcessor.from_pretrained(folder)
+    for text in ("abc de", "a  b", ["fed", "q"]):
+        assert np.array_equal(fast(text)["input_ids"], slow(text)["input_ids"])
+    with pytest.raises(ValueError, match="does not know: 'Z'"):
+        fast("aZ")
+    (folder / "tokenizer.json").unlink()
+    shutil.copy(checkpoint / "spm_char.model", folder)
+    with pytest.raises(OSError, match="pip install sentencepiece"):
+        AutoProcessor.from_pretrained(folder)
+
+
+def test_numbers_are_spelled_when_asked_for(checkpoint):
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    assert processor.decode(processor("a 12", normalize=True)["input_ids"][0], skip_special_tokens=True) == "a twelve"
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"text": ""}, "text 0 is empty"),
+        ({"text": ["a", " \n"]}, "text 1 is empty"),
+        ({"text": "a%Zb%"}, "text 0, 'a%Zb%', has what the tokenizer does not know: '%', 'Z': spell them"),
+        ({"text": "a 7"}, "does not know: '7': spell them, or normalize=True for numbers"),
+        ({"text": 5}, "text must be a string"),
+        ({}, "neither text nor audio"),
+        ({"text": "a", "audio": [np.ones(500, np.float32)] * 2}, "1 texts for 2 clips"),
+        ({"audio": np.ones(500, np.float32), "sampling_rate": 8000}, "sampling_rate=8000"),
+        ({"text": "a", "return_tensors": "pt"}, "return_tensors='pt'"),
+    ],
+)
+def test_what_the_processor_refuses(checkpoint, arguments, message):
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        processor(**arguments)
+    with pytest.raises(TypeError, match="does not know padding"):
+        processor("a", padding=True)
+    with pytest.raises(ValueError, match="answers no questions"):
+        processor.apply_chat_template([{"role": "user", "content": "?"}])
+
+
+def test_the_class_is_chosen_by_the_architecture(checkpoint, tmp_path):
+    assert isinstance(AutoModelForAudioTextToText.from_pretrained(checkpoint), SpeechT5ForTextToSpeech)
+    config = json.loads((checkpoint / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["SpeechT5ForSpeechToSpeech"]}))
+    with pytest.raises(ValueError, match="architectures SpeechT5ForSpeechToSpeech are not supported: known are"):
+        AutoModelForAudioTextToText.from_pretrained(tmp_path)
