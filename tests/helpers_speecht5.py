@@ -104,3 +104,11 @@ def save_processor(folder: Path) -> None:
     (folder / "spm_char.vocab").unlink()
     transformers.SpeechT5Tokenizer(str(folder / "spm_char.model")).save_pretrained(folder)
     transformers.SpeechT5FeatureExtractor(do_normalize=True).save_pretrained(folder)
+
+
+def save_all(folder: Path) -> None:
+    """What the command takes: `speaker`, `hifigan` and `voice.npy`, in a folder."""
+    text_to_speech(1).save_pretrained(folder / "speaker")
+    save_processor(folder / "speaker")
+    vocoder().save_pretrained(folder / "hifigan")
+    np.save(folder / "voice.npy", voices(1)[0])

@@ -31,10 +31,10 @@ def one_model():
     """The bundled checkpoint is loaded once for all commands."""
     pipes = {}
 
-    def cached(arguments):
+    def cached(arguments, *task):
         key = (arguments.model, arguments.dtype)
         if key not in pipes or arguments.model is not None:
-            pipes[key] = LOAD_PIPELINE(arguments)
+            pipes[key] = LOAD_PIPELINE(arguments, *task)
         return pipes[key]
 
     with pytest.MonkeyPatch.context() as patch:

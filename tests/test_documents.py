@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import helpers_speecht5
 import mindspore as ms
 import numpy as np
 import pytest
@@ -121,6 +122,9 @@ PRESENT = {
     "--device ascend ": "--device cpu ",
     "Qwen/Qwen2-Audio-7B-Instruct": str(demo_checkpoint()),
     "Qwen/Qwen2-Audio-7B": str(demo_checkpoint()),
+    "microsoft/speecht5_tts": "speaker",
+    "microsoft/speecht5_hifigan": "hifigan",
+    "cmu_us_slt_arctic-wav-arctic_a0508.npy": "voice.npy",
     "parity recording.safetensors": "parity tests/recordings/demo.safetensors",
 }
 
@@ -155,6 +159,7 @@ def folder(tmp_path, monkeypatch):
     shutil.copy(CLIPS / "three_beeps.wav", tmp_path / "clip.wav")
     shutil.copy(CLIPS / "three_beeps.wav", tmp_path / "clips")
     (tmp_path / "manifest.jsonl").write_text('{"audio": "clip.wav"}\n')
+    helpers_speecht5.save_all(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

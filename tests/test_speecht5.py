@@ -17,6 +17,7 @@ import transformers
 from helpers import relative_error
 from safetensors.numpy import load_file, save_file
 
+from mindone_audio import cli, pipeline
 from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
 from mindone_audio.models.speecht5 import speaking
 from mindone_audio.models.speecht5.text_to_speech import SpeechT5ForTextToSpeech
@@ -395,12 +396,16 @@ def test_refused_configs(field, value):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A folder that `pipeline` and the commands take."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    speecht5.text_to_speech(1).save_pretrained(folder)
-    speecht5.save_processor(folder)
+def saved(tmp_path_factory):
+    """A folder with all that the pipeline and the command take."""
+    folder = tmp_path_factory.mktemp("saved")
+    speecht5.save_all(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(saved):
+    return saved / "speaker"
 
 
 def test_the_processor_is_transformers(checkpoint):
@@ -477,3 +482,101 @@ def test_the_class_is_chosen_by_the_architecture(checkpoint, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["SpeechT5ForSpeechToSpeech"]}))
     with pytest.raises(ValueError, match="architectures SpeechT5ForSpeechToSpeech are not supported: known are"):
         AutoModelForAudioTextToText.from_pretrained(tmp_path)
+
+
+# The pipeline and the command
+
+
+@pytest.fixture(scope="module")
+def pipe(saved):
+    return pipeline("text-to-speech", model=saved / "speaker", vocoder=saved / "hifigan", voice=saved / "voice.npy")
+
+
+def test_the_pipeline_speaks_as_pytorch(pipe, saved):
+    theirs, sound = speecht5.text_to_speech(1), speecht5.vocoder()
+    voice = np.load(saved / "voice.npy")
+    made = pipe(["abc de", "b"], seed=None, minlenratio=4, maxlenratio=5)
+    for text, answer in zip(["abc de", "b"], made):
+        ids = torch.from_numpy(pipe.processor(text)["input_ids"])
+        with torch.no_grad():
+            expected = theirs.generate_speech(
+                ids, torch.from_numpy(voice)[None], minlenratio=4, maxlenratio=5, vocoder=sound
+            )
+        assert answer["sampling_rate"] == 16000 and answer["audio"].dtype == np.float32
+        assert same(answer["audio"], expected.numpy())
+
+
+def test_the_pipeline_draws_dropout_by_default(pipe):
+    settings = {"minlenratio": 4, "maxlenratio": 5}
+    made = pipe("abc de", **settings)["audio"]
+    assert same(pipe("abc de", seed=0, **settings)["audio"], made)
+    assert not same(pipe("abc de", seed=None, **settings)["audio"], made, 1e-2)
+    given = {"speaker_embeddings": pipe.voice, **settings}
+    assert same(pipe("abc de", forward_params=given)["audio"], made)
+    pieces = list(pipe("abc de", stream=True, **settings))
+    assert same(np.concatenate([piece["audio"] for piece in pieces]), made)
+    one_by_one = pipe(["abc de", "b"], batch_size=1, **settings)
+    for a, b in zip(one_by_one, pipe(["abc de", "b"], **settings)):
+        assert same(a["audio"], b["audio"])
+
+
+@pytest.mark.parametrize(
+    "arguments, error, message",
+    [
+        ({"text": ""}, ValueError, "text 0 is empty"),
+        ({"text": "a", "temperature": 1}, TypeError, "text-to-speech does not know temperature"),
+        ({"text": ["a"], "stream": True}, ValueError, "stream=True takes one text"),
+        ({"text": "a", "voice": np.zeros(256)}, ValueError, r"shape \(256,\)"),
+        ({"text": "a", "seed": -1}, ValueError, "seed"),
+    ],
+)
+def test_what_the_pipeline_refuses(pipe, arguments, error, message):
+    with pytest.raises(error, match=message):
+        pipe(**arguments)
+
+
+def test_what_no_pipeline_is_made_of(saved):
+    for arguments, message in (
+        ({}, "such as microsoft/speecht5_hifigan, as vocoder="),
+        ({"vocoder": saved / "speaker"}, "holds a 'speecht5' model, SpeechT5HifiGan loads 'hifigan'"),
+        ({"task": "audio-text-to-text", "vocoder": saved / "hifigan"}, r"speaks texts \(text-to-speech, not audio-t"),
+        ({"vocoder": saved / "hifigan", "adapter": "x"}, "adapter='x': a speecht5 model that speaks takes none"),
+        ({"model": None, "voice": saved / "voice.npy"}, "takes no vocoder and no voice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pipeline(**{"model": saved / "speaker", **arguments})
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "mp3"])
+def test_the_command(saved, tmp_path, capsys, form):
+    import soundfile
+
+    out = tmp_path / "new" / f"said.{form}"
+    parts = ["--model", str(saved / "speaker"), "--vocoder", str(saved / "hifigan")]
+    text = "abcdefghij" * 2
+    assert cli.main(["speak", text, "-o", str(out), *parts, "--voice", str(saved / "voice.npy"), "--seed", "3"]) == 0
+    assert capsys.readouterr().out.startswith(f"{out}: ")
+    samples, rate = soundfile.read(out, dtype="float32")
+    expected = pipeline(model=saved / "speaker", vocoder=saved / "hifigan")(text, voice=saved / "voice.npy", seed=3)
+    assert rate == 16000 and soundfile.info(out).format == form.upper()
+    if form != "mp3":
+        np.testing.assert_allclose(samples, expected["audio"], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "left_out, more, message",
+    [
+        ("--vocoder", [], "--vocoder is missing: give the folder or Hugging Face id of one"),
+        ("--voice", [], "--voice is missing: give a .npy or .safetensors file with an x-vector"),
+        (None, ["-o", "said.ogg"], "--out said.ogg: the file's name must end in .wav, .flac, .mp3"),
+        (None, ["--voice", "none.npy"], "no file 'none.npy' with a voice"),
+        (None, ["--seed", "x"], "--seed must be"),
+    ],
+)
+def test_what_the_command_refuses(saved, tmp_path, capsys, left_out, more, message):
+    given = {"--model": "speaker", "--vocoder": "hifigan", "--voice": "voice.npy"}
+    arguments = sum(([name, str(saved / file)] for name, file in given.items() if name != left_out), [])
+    assert cli.main(["speak", "abc", "-o", str(tmp_path / "a.wav"), *arguments, *more]) == 2
+    said = capsys.readouterr().err
+    assert message in said and said.startswith("error: ") and said.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []

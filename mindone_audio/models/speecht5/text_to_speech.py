@@ -50,6 +50,10 @@ class SpeechT5ForTextToSpeech(CheckpointModel, EngineMixin):
         """That of the decoder's weights."""
         return self.language_model.model.layers[0].fc1.weight.dtype
 
+    def warm_up(self, rows: int = 1, tokens: int = 512) -> None:
+        """Raises `ValueError`: what is compiled depends on the text and on how long it is spoken."""
+        raise ValueError("a SpeechT5 model that speaks has no sizes to warm up: speak a text with it")
+
     def get_input_embeddings(self) -> nn.Cell:
         return self.text_encoder.prenet.embed_tokens
 
@@ -65,7 +69,7 @@ class SpeechT5ForTextToSpeech(CheckpointModel, EngineMixin):
         ids = self._texts(input_ids, attention_mask)
         frames = to_numpy(decoder_input_values).astype(np.float32)
         batch, steps, bins = frames.shape
-        voices = np.repeat(self._voices(speaker_embeddings, len(ids)), steps, 0)
+        voices = np.repeat(self.voices(speaker_embeddings, len(ids)), steps, 0)
         lengths, longest = Tensor(np.array(list(map(len, ids)), np.int32)), max(map(len, ids))
         padded = np.stack([np.pad(row, (0, longest - len(row))) for row in ids]).astype(np.int32)
         context = self.text_encoder(Tensor(padded), lengths)
@@ -179,13 +183,13 @@ class SpeechT5ForTextToSpeech(CheckpointModel, EngineMixin):
         seed = None if seed is None else whole("seed", seed, 0)
         texts, most = [], self.config.max_speech_positions
         ids = self._texts(input_ids, attention_mask)
-        for row, voice in zip(ids, self._voices(speaker_embeddings, len(ids))):
+        for row, voice in zip(ids, self.voices(speaker_embeddings, len(ids))):
             limits = (min(most, int(len(row) * ratio / self.config.reduction_factor)) for ratio in ratios)
             texts.append(Text(row, voice, *limits))
         return Speaking(self.engine(compile), texts, threshold, seed)
 
-    def _voices(self, speaker_embeddings, batch: int) -> np.ndarray:
-        """Voices fp32 (batch, speaker_embedding_dim) of length 1."""
+    def voices(self, speaker_embeddings, batch: int) -> np.ndarray:
+        """Voices fp32 (batch, speaker_embedding_dim) of length 1; arguments and errors as for `generate_speech`."""
         voices = voices_of(speaker_embeddings, self.config.speaker_embedding_dim)
         if len(voices) not in (1, batch):
             raise ValueError(f"{len(voices)} voices for {batch} texts: give one, or one for each")
