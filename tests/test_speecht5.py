@@ -14,6 +14,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
+from ascend_branch import as_on_ascend
 from helpers import relative_error
 from safetensors.numpy import load_file, save_file
 
@@ -279,6 +280,20 @@ def test_a_speech_longer_than_its_cache(speakers, monkeypatch):
     assert lengths == [60, 120]
     for made, expected in zip(frames.asnumpy(), alone):
         assert same(made[: len(expected)], expected)
+
+
+def test_the_branch_of_an_npu(speakers, vocoders, tmp_path, monkeypatch):
+    """On this CPU: flat caches, which grow too, and the operations of Ascend."""
+    monkeypatch.setattr(speaking, "_STEPS", 16)
+    for model, name in zip((speakers[1], vocoders[1]), ("a", "b")):
+        model.save_pretrained(tmp_path / name)
+    expected = spoken(speakers[0], 1, vocoders[0], minlenratio=5, maxlenratio=6)
+    with as_on_ascend():
+        ours = SpeechT5ForTextToSpeech.from_pretrained(tmp_path / "a")
+        sound = SpeechT5HifiGan.from_pretrained(tmp_path / "b")
+        made = ours.generate_speech(TEXTS[1], VOICES[1], vocoder=sound, minlenratio=5, maxlenratio=6)
+        assert all(slots.cache.flat for slots in ours.engine().places) and len(ours.engine().places) == 2
+    assert same(made, expected)
 
 
 def test_the_most_steps_are_those_of_the_config(tmp_path):

@@ -223,13 +223,13 @@ class TextDecoder(nn.Cell):
 
     def write_context(self, context: KVCache, rows: Tensor) -> Tensor:
         """Put keys and values of rows (batch * source positions, hidden_size) into an empty cache of as many positions;
-        returns one number that a graph can wait for."""
-        indices, written = context.write_indices(ops.counting(context.positions)), ()
+        returns something that a graph can wait for."""
+        done = indices = context.write_indices(ops.counting(context.positions))
         for i, layer in enumerate(self.model.layers):
             key, value = layer.encoder_attn.keys_values(rows, context.batch)
             keys, values = update(context, i, indices, key, value)
-            written += (keys.reshape((-1,))[0], values.reshape((-1,))[0])
-        return msops.stack(written)
+            done = ops.not_before(values, ops.not_before(keys, done))
+        return done
 
     def attention_to(
         self, embeddings: Tensor, positions: Tensor, mask: Tensor, rows: Tensor, heads: tuple[tuple[int, int], ...]

@@ -1,5 +1,6 @@
 """The ends of SpeechT5's decoder of speech: the prenet of log-mel frames, and the postnet that smooths them."""
 
+import mindspore as ms
 from mindspore import Tensor, nn
 from mindspore import ops as msops
 from transformers import SpeechT5Config
@@ -31,9 +32,9 @@ class FramePrenet(nn.Cell):
         positions (1 or rows, hidden_size): rows of `interleaved_sinusoids`; voices (rows, speaker_embedding_dim) of
         length 1; kept (layers, 1, units): what each layer's outputs are multiplied with, 1 for all without dropout.
         """
-        x = frames
+        x, kept = frames, ops.split(kept, (1,) * len(self.layers), 0)
         for i, layer in enumerate(self.layers):
-            x = ops.relu(layer(x)) * kept[i]
+            x = ops.relu(layer(x)) * kept[i].reshape((1, -1))
         x = self.final_layer(x) + positions.astype(x.dtype) * self.encode_positions.alpha
         return ops.relu(self.speaker_embeds_layer(msops.concat((x, voices), -1)))
 
@@ -49,9 +50,12 @@ class BatchNorm(nn.Cell):
         self.running_var = parameter((channels,), "ones", trainable=False)
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """What x is multiplied with and what is added then, both (channels)."""
-        scale = self.weight * msops.rsqrt(self.running_var + _EPSILON)
-        return scale, self.bias - self.running_mean * scale
+        """What x is multiplied with and what is added then, both fp32 (channels)."""
+        weight, bias, mean, variance = (
+            value.astype(ms.float32) for value in (self.weight, self.bias, self.running_mean, self.running_var)
+        )
+        scale = weight * msops.rsqrt(variance + _EPSILON)
+        return scale, bias - mean * scale
 
 
 class PostnetLayer(nn.Cell):
@@ -65,8 +69,8 @@ class PostnetLayer(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         scale, bias = self.batch_norm.affine()
-        weight = self.conv.weight * scale.reshape((-1, 1, 1))
-        return conv_ops.conv1d(x, weight, bias, 1, (self.edge, self.edge))
+        weight = (self.conv.weight.astype(ms.float32) * scale.reshape((-1, 1, 1))).astype(x.dtype)
+        return conv_ops.conv1d(x, weight, bias.astype(x.dtype), 1, (self.edge, self.edge))
 
 
 class SpeechPostnet(nn.Cell):

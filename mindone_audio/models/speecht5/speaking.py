@@ -94,6 +94,11 @@ class SpeechEngine(Engine):
         super().__init__(model, compiled)
         self._places: OrderedDict[tuple[int, int, int], Slots] = OrderedDict()
 
+    @property
+    def places(self) -> list[Slots]:
+        """Those that there are."""
+        return list(self._places.values())
+
     def place(self, rows: int, tokens: int, steps: int) -> Slots:
         """Slots for so many texts of up to so many tokens, and for so many steps."""
         key = power_of_two(rows), bucket(tokens, _TOKENS), bucket(steps, _STEPS)
