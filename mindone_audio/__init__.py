@@ -20,6 +20,7 @@ _HOMES = {
     "IchigoForConditionalGeneration": "mindone_audio.models.ichigo.model",
     "IchigoProcessor": "mindone_audio.models.ichigo.model",
     "Qwen2AudioForConditionalGeneration": "mindone_audio.models.qwen2_audio",
+    "SpeechT5ForSpeechToText": "mindone_audio.models.speecht5.speech_to_text",
     "SpeechT5ForTextToSpeech": "mindone_audio.models.speecht5.text_to_speech",
     "SpeechT5HifiGan": "mindone_audio.models.speecht5.vocoder",
     "SpeechT5Processor": "mindone_audio.models.speecht5.processor",

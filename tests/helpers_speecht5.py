@@ -9,6 +9,7 @@ import transformers
 from helpers_bodies import random_module
 from random_weights import randomise
 from transformers import SpeechT5Config, SpeechT5HifiGanConfig
+from transformers import SpeechT5ForSpeechToText as TorchSpeechToText
 from transformers import SpeechT5ForTextToSpeech as TorchTextToSpeech
 from transformers import SpeechT5HifiGan as TorchHifiGan
 
@@ -112,3 +113,17 @@ def save_all(folder: Path) -> None:
     save_processor(folder / "speaker")
     vocoder().save_pretrained(folder / "hifigan")
     np.save(folder / "voice.npy", voices(1)[0])
+
+
+def speech_to_text(seed: int = 0, **changes) -> TorchSpeechToText:
+    torch.manual_seed(seed)
+    changes = {"max_speech_positions": 70, **changes}
+    model = randomise(TorchSpeechToText._from_config(config(**changes), attn_implementation="eager").eval())
+    with torch.no_grad():  # or the tied output would say each token again
+        model.speecht5.decoder.prenet.embed_tokens.weight *= 0.3
+    return model
+
+
+def clips(*lengths: int, seed: int = 0) -> list[np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return [rng.normal(size=length).astype(np.float32) for length in lengths]

@@ -19,8 +19,10 @@ from helpers import relative_error
 from safetensors.numpy import load_file, save_file
 
 from mindone_audio import cli, pipeline
+from mindone_audio.generation.engine import Slots
 from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
 from mindone_audio.models.speecht5 import speaking
+from mindone_audio.models.speecht5.speech_to_text import SpeechT5ForSpeechToText
 from mindone_audio.models.speecht5.text_to_speech import SpeechT5ForTextToSpeech
 from mindone_audio.models.speecht5.vocoder import SpeechT5HifiGan
 from mindone_audio.weights.hub import CheckpointError
@@ -595,3 +597,120 @@ def test_what_the_command_refuses(saved, tmp_path, capsys, left_out, more, messa
     said = capsys.readouterr().err
     assert message in said and said.startswith("error: ") and said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+# Speech to text
+
+
+@pytest.fixture(scope="module")
+def writers(tmp_path_factory):
+    """PyTorch's speech to text and ours."""
+    folder = tmp_path_factory.mktemp("writer")
+    theirs = speecht5.speech_to_text()
+    theirs.save_pretrained(folder)
+    return theirs, AutoModelForAudioTextToText.from_pretrained(folder)
+
+
+CLIPS = speecht5.clips(640, 333, 47, 900, 1200)
+IDS = np.array([[2, 5, 6, 7], [2, 8, 9, 10], [2, 11, 12, 13], [2, 4, 4, 5], [2, 20, 3, 9]])
+
+
+def together(clips: list[np.ndarray], behind: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    longest = max(map(len, clips))
+    samples = np.stack([np.pad(clip, (0, longest - len(clip)), constant_values=behind) for clip in clips])
+    return samples, np.array([[1] * len(clip) + [0] * (longest - len(clip)) for clip in clips])
+
+
+def alone(theirs, clip: int, **inputs):
+    with torch.no_grad():
+        return theirs(torch.from_numpy(CLIPS[clip])[None], **{k: torch.from_numpy(v) for k, v in inputs.items()})
+
+
+def written(theirs, clip: int, **settings) -> list[int]:
+    with torch.no_grad():
+        return theirs.generate(torch.from_numpy(CLIPS[clip])[None], **settings)[0].tolist()
+
+
+def test_scores_and_loss(writers):
+    """Whatever stands behind the clips."""
+    theirs, ours = writers
+    made = ours(*together(CLIPS, 3.0), IDS).logits.asnumpy()
+    for clip in range(5):
+        expected = alone(theirs, clip, decoder_input_ids=IDS[[clip]]).logits.numpy()[0]
+        assert relative_error(made[clip], expected) < 1e-5
+    labels = np.array([[5, 6, 2, -100]])
+    expected, made = alone(theirs, 0, labels=labels), ours(CLIPS[0][None], labels=labels)
+    assert abs(float(expected.loss) - float(made.loss)) < 1e-5
+    weight = theirs.speecht5.decoder.wrapped_decoder.layers[2].encoder_attn.v_proj.weight
+    right = weight.detach().clone()
+    with torch.no_grad():
+        weight *= 1.1
+        broken = alone(theirs, 0, decoder_input_ids=IDS[[0]]).logits.numpy()[0]
+        weight[...] = right
+    assert relative_error(ours(CLIPS[0][None], None, IDS[[0]]).logits.asnumpy()[0], broken) > 1e-3
+
+
+WRITING = [{}, {"no_repeat_ngram_size": 1}, {"repetition_penalty": 1.9}, {"num_beams": 3, "no_repeat_ngram_size": 2}]
+
+
+@pytest.mark.parametrize("settings", WRITING)
+def test_clips_together_are_each_alone_in_pytorch(writers, settings):
+    """Two at a time: a slot that was another clip's hears as much as its own clip has."""
+    theirs, ours = writers
+    settings = {"max_new_tokens": 14, "suppress_tokens": [1], **settings}  # padding has no position in transformers
+    made = ours.generate(*together(CLIPS, 3.0), batch_size=2, **settings).asnumpy().tolist()
+    expected = [written(theirs, clip, **settings) for clip in range(5)]
+    assert [row[: len(one)] for row, one in zip(made, expected)] == expected
+    assert all(set(row[len(one) :]) <= {1} for row, one in zip(made, expected))
+    assert len({tuple(row) for row in made}) >= (3 if "no_repeat_ngram_size" in settings else 2)
+    few = [
+        ours.generate(*together(CLIPS), compile=compile, **{**settings, "max_new_tokens": 3}).asnumpy()
+        for compile in (True, False)
+    ]
+    assert np.array_equal(*few)
+
+
+def test_a_clip_hears_no_more_than_its_own(writers, monkeypatch):
+    """Without the lengths of what is heard the tokens are other ones, so that the test above would see it."""
+    theirs, ours = writers
+    settings = {"max_new_tokens": 14, "suppress_tokens": [1], "no_repeat_ngram_size": 1}
+    expected = [written(theirs, clip, **settings) for clip in range(5)]
+    monkeypatch.setattr(Slots, "hear", lambda *arguments: None)
+    ours.weights_changed()  # so that its slots are made anew
+    made = ours.generate(*together(CLIPS), compile=False, **settings).asnumpy().tolist()
+    ours.weights_changed()
+    assert made != expected
+
+
+def test_a_saved_writer_loads_in_transformers(writers, tmp_path):
+    theirs, ours = writers
+    ours.save_pretrained(tmp_path)
+    again = speecht5.TorchSpeechToText.from_pretrained(tmp_path)
+    for name, value in theirs.state_dict().items():
+        assert ".original" in name or torch.equal(again.state_dict()[name], value), name
+    expected = alone(theirs, 0, decoder_input_ids=IDS[[0]]).logits.numpy()
+    assert relative_error(alone(again, 0, decoder_input_ids=IDS[[0]]).logits.numpy(), expected) < 1e-5
+    ours = SpeechT5ForSpeechToText.from_pretrained(tmp_path)
+    assert relative_error(ours(CLIPS[0][None], None, IDS[[0]]).logits.asnumpy(), expected) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "samples, mask, message",
+    [
+        (np.zeros((1, 29), np.float32), None, "clip 0 has 29 samples, this model takes 30 to"),
+        (np.zeros((1, 9000), np.float32), None, "clip 0 has 9000 samples"),
+        (np.zeros(640, np.float32), None, r"input_values have shape \(640,\)"),
+        (np.zeros((1, 640), np.float32), np.ones((1, 9)), r"attention_mask of shape \(1, 9\)"),
+        (np.zeros((1, 640), np.float32), np.arange(640)[None] > 9, "clips are padded on the right"),
+        (None, None, "input_values are missing"),
+    ],
+)
+def test_clips_that_do_not_fit(writers, samples, mask, message):
+    for call in (writers[1].generate, lambda *inputs: writers[1](*inputs, IDS[:1])):
+        with pytest.raises(ValueError, match=message):
+            call(samples, mask)
+
+
+def test_there_is_no_pipeline_that_writes(writers):
+    with pytest.raises(ValueError, match="no pipeline for a speecht5 model that transcribes: use Sp"):
+        pipeline(model=writers[1], processor=object())

@@ -180,6 +180,11 @@ class CheckpointModel(PreTrainedModel):
         """How many positions of an encoder's output the decoder attends to; 0 where it reads audio in its prompt."""
         return 0
 
+    def heard(self, lengths: np.ndarray) -> np.ndarray | None:
+        """How many of `context_positions` the decoder attends to of clips of these lengths, as `clips` gives them,
+        int32 (clips); None: always all."""
+        return None
+
     def audio_tokens(self, frames: np.ndarray) -> np.ndarray:
         """How many tokens the decoder sees of clips of so many mel frames."""
         return self.audio_tower.output_lengths(frames)

@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from mindone_audio.backbone.encoder_decoder_model import EncoderDecoderModel
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.machine.device import set_device
 from mindone_audio.models import AutoProcessor, model_class
@@ -91,6 +92,8 @@ def _check(task: str | None, chosen: type, vocoder: Any, voice: Any) -> str:
     found = next((row[1:] for row in _ONLY if issubclass(chosen, row[0])), _OTHERS)
     own, does, command = found
     kind = chosen.config_class.model_type
+    if found is _OTHERS and issubclass(chosen, EncoderDecoderModel):
+        raise ValueError(f"there is no pipeline for a {kind} model that transcribes: use {chosen.__name__}.generate")
     if task not in (None, own):
         raise ValueError(f"a {kind} model {does} ({own}, not {task}): use {command}, or take another model")
     if own == text_to_speech.TASK and vocoder is None:

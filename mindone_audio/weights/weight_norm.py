@@ -79,6 +79,12 @@ def fold_weight_norm(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
     return folded
 
 
+def factored(weight: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """A length for each index of an axis, and a direction, whose `fold_weight_norm` is the weight."""
+    axes = tuple(other for other in range(weight.ndim) if other != axis)
+    return np.sqrt((weight.astype(np.float64) ** 2).sum(axes, keepdims=True)).astype(weight.dtype), weight
+
+
 def _pairs(names: Iterable[str]) -> list[tuple[str, tuple[str, str]]]:
     """Whose weights are stored as length and direction, and how the names of these two end."""
     found, names = [], set(names)
