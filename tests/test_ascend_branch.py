@@ -119,6 +119,30 @@ with as_on_ascend():
 )
 
 
+SPEECH_IN_BFLOAT16 = (
+    BFLOAT16.split("with as_on_ascend")[0]
+    + """
+import helpers_speecht5
+from mindone_audio.models.speecht5 import speaking
+from mindone_audio.models.speecht5.text_to_speech import SpeechT5ForTextToSpeech
+from mindone_audio.models.speecht5.vocoder import SpeechT5HifiGan, Vocode
+
+with as_on_ascend():
+    model = SpeechT5ForTextToSpeech(helpers_speecht5.config())
+    vocoder = SpeechT5HifiGan(helpers_speecht5.vocoder().config)
+    for parameter in (*model.get_parameters(), *vocoder.get_parameters()):
+        parameter.set_dtype(ms.bfloat16)
+    made = speaking.SpeechEngine(model, compiled=True)
+    slots = made.place(2, 20, 200)
+    whole, floats = lambda *shape: Tensor(np.zeros(shape, np.int32)), lambda *s: Tensor(np.zeros(s), ms.bfloat16)
+    call(slots.encode, whole(2, 32), whole(2))
+    call(slots.step, floats(2, 10), whole(1), floats(2, 512), floats(2, 1, 14), whole(2))
+    call(made.graph(speaking.SmoothFrames(model), "the postnet"), floats(1, 64, 10), whole(1))
+    call(made.graph(Vocode(vocoder.vocoder), "the vocoder"), floats(1, 32, 10), whole(1))
+"""
+)
+
+
 BODIES_IN_BFLOAT16 = """
 import mindspore as ms
 import helpers_bodies
@@ -166,6 +190,18 @@ def test_types_of_whisper_in_bfloat16(tmp_path):
     for name in ("MatMul", "Erf", "ScatterUpdate"):
         assert types[name] == {frozenset({"BFloat16"})}, name
     assert types["Softmax"] == types["MeanExt"] == {frozenset({"Float32"})}
+    assert OLD_KERNELS & primitives(graphs) == set()
+
+
+def test_types_of_speech_in_bfloat16(tmp_path):
+    """The batch norm of the postnet and the probability of the end are float32."""
+    graphs = graphs_of(SPEECH_IN_BFLOAT16, tmp_path)
+    assert len(graphs) == 4
+    types = float_types(graphs)
+    check_types(types)
+    assert types["MatMul"] == {frozenset({"BFloat16"})}
+    for name in ("Softmax", "MeanExt", "Rsqrt"):
+        assert types[name] == {frozenset({"Float32"})}, name
     assert OLD_KERNELS & primitives(graphs) == set()
 
 

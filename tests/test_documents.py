@@ -8,6 +8,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+import helpers_speecht5
 import helpers_whisper
 import mindspore as ms
 import numpy as np
@@ -123,6 +124,9 @@ PRESENT = {
     "Qwen/Qwen2-Audio-7B-Instruct": str(demo_checkpoint()),
     "Qwen/Qwen2-Audio-7B": str(demo_checkpoint()),
     "openai/whisper-large-v3-turbo": "whisper",
+    "microsoft/speecht5_tts": "speaker",
+    "microsoft/speecht5_hifigan": "hifigan",
+    "cmu_us_slt_arctic-wav-arctic_a0508.npy": "voice.npy",
     "parity recording.safetensors": "parity tests/recordings/demo.safetensors",
 }
 
@@ -159,6 +163,7 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "manifest.jsonl").write_text('{"audio": "clip.wav"}\n')
     (tmp_path / "whisper").mkdir()
     helpers_whisper.save_checkpoint(tmp_path / "whisper")
+    helpers_speecht5.save_all(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import helpers_speecht5
 import pytest
 
 import mindone_audio
@@ -98,6 +99,7 @@ RUNS = {
     "ask": ["ask", AUDIO / "siren.ogg", QUESTION],
     "caption": ["caption", AUDIO / "rain.mp3", AUDIO / "siren.ogg", "--num-beams", "2"],
     "transcribe": ["transcribe", AUDIO / "spoken_command.wav", "--format", "srt"],
+    "speak": "speak abc --model speaker --vocoder hifigan --voice voice.npy -o said.wav".split(),
     "chat": ["chat", AUDIO / "siren.ogg"],
     "batch": ["batch", AUDIO, "--prompt", QUESTION, "--out", "results", "--workers", "2"],
     "finetune": ["finetune", "--train", "train.jsonl", "--output-dir", "out", "--max-steps", "1", "--merge", "merged"],
@@ -121,6 +123,7 @@ def test_every_command_is_at_work_below():
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_the_commands_at_work(tmp_path, mode):
+    helpers_speecht5.save_all(tmp_path)
     (tmp_path / "train.jsonl").write_text(f"{json.dumps(TRAIN)}\n")
     for name, words in RUNS.items():
         said = f"{QUESTION}\n" if name == "chat" else ""

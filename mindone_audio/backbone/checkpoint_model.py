@@ -33,7 +33,8 @@ class CheckpointModel(PreTrainedModel):
     """An audio encoder and a language model with Hugging Face's parameter names.
 
     A family subclasses one of its subclasses with `config_class`, and an `__init__(config)` that describes its parts.
-    One that hears only tokens has no encoder, and one whose encoder fits its decoder no projector. The class takes part
+    One that hears only tokens has no encoder, one whose encoder fits its decoder no projector, and a vocoder no
+    language model: it says what its `dtype` is. The class takes part
     in MindONE: `save_pretrained`, `mindone.peft` and its Trainer accept it.
     """
 
@@ -54,7 +55,7 @@ class CheckpointModel(PreTrainedModel):
         config,
         audio_tower: AudioEncoder | None,
         projector: nn.Cell | None,
-        language_model: nn.Cell,
+        language_model: nn.Cell | None,
     ):
         device.prepare()
         super().__init__(config)
@@ -180,6 +181,11 @@ class CheckpointModel(PreTrainedModel):
     def context_positions(self) -> int:
         """How many positions of an encoder's output the decoder attends to; 0 where it reads audio in its prompt."""
         return 0
+
+    def heard(self, lengths: np.ndarray) -> np.ndarray | None:
+        """How many of `context_positions` the decoder attends to of clips of these lengths, as `clips` gives them,
+        int32 (clips); None: always all."""
+        return None
 
     def audio_tokens(self, frames: np.ndarray) -> np.ndarray:
         """How many tokens the decoder sees of clips of so many mel frames."""

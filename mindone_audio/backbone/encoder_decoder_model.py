@@ -8,7 +8,7 @@ from mindspore import ops as msops
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.checkpoint_model import CheckpointModel, to_numpy
 from mindone_audio.backbone.decoder import causal_mask
-from mindone_audio.backbone.encoder import AudioEncoder
+from mindone_audio.backbone.encoder import AudioEncoder, hidden_keys
 from mindone_audio.backbone.packed_weights import PackedOutputs
 from mindone_audio.backbone.pretrained_model import Seq2SeqLMOutput
 from mindone_audio.backbone.text_decoder import TextDecoder
@@ -41,29 +41,36 @@ class EncoderDecoderModel(CheckpointModel):
 
         Returns logits fp32 (batch, length, vocab_size), and the mean cross-entropy of the labels.
         """
-        features, lengths = self.clips({"input_features": input_features, "attention_mask": attention_mask})
+        features, lengths = self.clips(dict(zip(self.audio_inputs, (input_features, attention_mask))))
         if features is None:
-            raise ValueError("input_features are missing: give what the processor makes of the clips")
+            raise ValueError(f"{self.audio_inputs[0]} are missing: give what the processor makes of the clips")
         labels = to_numpy(labels)
         ids = self.shifted(labels) if decoder_input_ids is None else to_numpy(decoder_input_ids)
         ids, mask = self._checked(ids, to_numpy(decoder_attention_mask), len(features))
         positions = np.maximum(mask.cumsum(1) - 1, 0).astype(np.int32)
         context = self.audio_tower(self.features_tensor(features), Tensor(lengths))
-        hidden = self.hidden_states(Tensor(ids), Tensor(positions), Tensor(mask), context)
+        heard = self.heard(lengths)
+        if heard is not None:
+            shape = (1, self.language_model.config.num_heads, ids.shape[1], 1)
+            heard = msops.tile(hidden_keys(Tensor(heard), context.shape[1]), shape)
+        hidden = self.hidden_states(Tensor(ids), Tensor(positions), Tensor(mask), context, heard)
         logits = self.language_model.logits(hidden)
         return Seq2SeqLMOutput(loss=None if labels is None else _loss(logits, labels), logits=logits)
 
-    def hidden_states(self, input_ids: Tensor, positions: Tensor, visible: Tensor, context: Tensor) -> Tensor:
+    def hidden_states(
+        self, input_ids: Tensor, positions: Tensor, visible: Tensor, context: Tensor, context_mask: Tensor | None = None
+    ) -> Tensor:
         """What the decoder makes of whole prompts, before its output layer: (batch, length, hidden).
 
-        input_ids and positions int32, visible bool, (batch, length); context (batch, source positions, hidden).
+        input_ids and positions int32, visible bool, (batch, length); context (batch, source positions, hidden) and its
+        mask as for `TextDecoder`.
         """
         decoder = self.language_model
         tables = decoder.position_tables(input_ids.shape[1], self.dtype)
         at = decoder.positions_at(tables, positions)
         mask = causal_mask(ops.counting(input_ids.shape[1]), visible)
         rows = context.reshape((-1, context.shape[-1]))
-        return decoder(decoder.embed(input_ids), at, mask, rows=rows)
+        return decoder(decoder.embed(input_ids), at, mask, rows=rows, context_mask=context_mask)
 
     def shifted(self, labels: np.ndarray | None) -> np.ndarray:
         """Labels (batch, length) as the decoder reads them: its start token first, the last one left out."""

@@ -86,8 +86,10 @@ def _dtype_of(requested: ms.Type | dict[str, ms.Type] | None, name: str, stored:
 def _working_memory(model, width: int) -> dict[str, int]:
     """Bytes that one answer takes beside the parameters, about: its cache, and what the largest graph keeps.
 
-    width: bytes of a value.
+    width: bytes of a value. A model without a decoder counts nothing.
     """
+    if model.language_model is None:
+        return {}
     decoder = model.language_model.config
     cache = 2 * decoder.num_layers * decoder.num_key_value_heads * _POSITIONS * decoder.head_dim * width
     workspace = 2 * 4 * decoder.vocab_size

@@ -22,6 +22,7 @@ ACTIVATIONS = ("gelu",)
 class TextDecoderConfig:
     """Sizes of a text decoder and what its family does differently.
 
+    `vocab_size`: 0 for layers that are given embeddings of something else than tokens, with their positions.
     `pre_norm`: a LayerNorm before each part of a layer, and one after all layers; otherwise one after each part.
     `learned_positions`: rows of a table in the checkpoint; otherwise fairseq's sinusoids, the first token's being
     `first_position`. `embed_scale`: what token embeddings are multiplied with. `key_bias`: Whisper's keys have none.
@@ -165,7 +166,7 @@ class TextDecoderStack(nn.Cell):
 
     def __init__(self, config: TextDecoderConfig):
         super().__init__()
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size) if config.vocab_size else None
         self.embed_positions = Embedding(config.max_positions, config.hidden_size) if config.learned_positions else None
         self.layers = nn.CellList([TextDecoderLayer(config, i) for i in range(config.num_layers)])
         self.layer_norm = LayerNorm(config.hidden_size) if config.pre_norm else None

@@ -1,5 +1,6 @@
 """HiFi-GAN (arXiv 2010.05646): features of speech to samples, with the variations of the families as fields."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -53,6 +54,21 @@ class VocoderConfig:
         for kernel, stride in self.upsampling:
             frames = _upsampled(frames, kernel, stride)
         return frames
+
+    @property
+    def hop(self) -> int:
+        """How many samples a frame has."""
+        return math.prod(self.upsample_rates)
+
+    @property
+    def reach(self) -> int:
+        """How many frames before and after its own a sample depends on, at most."""
+        pairs = zip(self.resblock_kernel_sizes, self.resblock_dilation_sizes)
+        widest = max(sum((kernel - 1) // 2 * (dilation + 1) for dilation in sizes) for kernel, sizes in pairs)
+        far = _EDGE // 2
+        for kernel, stride in reversed(self.upsampling):
+            far = -(-(far + widest + kernel) // stride)
+        return far + _EDGE // 2
 
 
 def _upsampled(frames, kernel: int, stride: int):

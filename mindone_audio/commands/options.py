@@ -156,10 +156,10 @@ def settings(options: argparse.Namespace) -> dict[str, Any]:
     return given
 
 
-def load_pipeline(options: argparse.Namespace, task: str | None = QUESTIONS):
+def load_pipeline(options: argparse.Namespace, task: str | None = QUESTIONS, **more: Any):
     """The pipeline that the options ask for; `SettingError` for settings of `generate` that cannot be.
 
-    task: what it must be for, None for whatever the model is for.
+    task: what it must be for, None for whatever the model is for. more: other arguments of `pipeline`.
     """
     settings(options)  # before MindSpore is imported, which takes seconds
     affinity.bind_cores(options.device)
@@ -175,6 +175,7 @@ def load_pipeline(options: argparse.Namespace, task: str | None = QUESTIONS):
         device_memory=options.device_memory,
         mindspore_dtype=dtype,
         adapter=options.adapter,
+        **more,
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Parameter, Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
@@ -24,6 +24,7 @@ from mindone_audio.backbone.cache import KVCache
 from mindone_audio.backbone.checkpoint_model import CheckpointModel
 from mindone_audio.backbone.compiled import one_graph
 from mindone_audio.backbone.decoder import ring_mask, ring_places
+from mindone_audio.backbone.encoder import hidden_keys
 from mindone_audio.backbone.text_decoder import TextDecoder
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ class Forward(nn.Cell):
         super().__init__(auto_prefix=False)
         self.language_model, self.packed = slots.engine.model.language_model, packed
         self.cache, self.context, self.tables = slots.cache, slots.context, slots.tables
-        self.scores, self.first = step, first
+        self.scores, self.first, self.heard = step, first, slots.heard
 
     def construct(self, input_ids: Tensor, offset: Tensor, start: Tensor, chosen=None, audio=None, audio_index=None):
         """input_ids int32 (batch, length); offset int32: column of the first token; start int32 (batch, length): the
@@ -134,7 +135,8 @@ class Forward(nn.Cell):
         if self.context is None:
             hidden = self.language_model(embeddings, at, mask, self.cache, indices, self.packed, chosen)
         else:
-            hidden = self.language_model(embeddings, at, mask, self.cache, indices, chosen, self.context)
+            hides = None if self.heard is None else hidden_keys(self.heard, self.context.positions)
+            hidden = self.language_model(embeddings, at, mask, self.cache, indices, chosen, self.context, None, hides)
         hidden = hidden.reshape((-1, hidden.shape[-1]))
         if not self.scores:
             return hidden
@@ -156,7 +158,8 @@ class WriteContext(nn.Cell):
 class Slots:
     """A cache of `batch` slots, and the graphs that write it: the decode step, and for one slot the prefills.
 
-    context: the keys and values that encoder-decoder models attend to in each slot; None for others. prefills: by how
+    context: the keys and values that encoder-decoder models attend to in each slot; None for others. heard: of how many
+    positions, int32 (batch), and `counts` the same on the host; None where it is always all of them. prefills: by how
     many columns they take, and whether these begin a prompt. owner(): the `Sequences` that have the slots, None if they
     are gone.
     """
@@ -169,6 +172,10 @@ class Slots:
         self.cache, self.context = KVCache(*shape, positions, sizes.head_dim, dtype), None
         if engine.model.context_positions:
             self.context = KVCache(*shape, engine.model.context_positions, sizes.head_dim, dtype, name="context")
+        self.counts = np.full(batch, engine.model.context_positions, np.int32)
+        self.heard = None
+        if engine.model.heard(np.zeros(1, np.int32)) is not None:
+            self.heard = Parameter(Tensor(self.counts), name="context.heard", requires_grad=False)
         self.tables = decoder.position_tables(positions, dtype)
         step = Forward(self, engine.packed, step=True)
         self.step = engine.graph(step, f"the decode step of {_counted(batch, 'sequence')}, {positions} tokens")
@@ -181,8 +188,17 @@ class Slots:
         """Bytes of what the slots hold."""
         return self.cache.nbytes + (0 if self.context is None else self.context.nbytes)
 
-    def write_context(self, rows: Tensor) -> None:
-        """Let the sequence of the only slot attend to rows (source positions, hidden)."""
+    def hear(self, slots: int | list[int] | slice, counts: int | np.ndarray) -> None:
+        """Let these slots attend to so many positions of the context, where the model does not always to all."""
+        if self.heard is not None:
+            self.counts[slots] = counts
+            msops.assign(self.heard, Tensor(self.counts.copy()))
+
+    def write_context(self, rows: Tensor, count: int) -> None:
+        """Let the sequence of the only slot attend to rows (source positions, hidden), the first `count` of them."""
+        if (lacking := self.context.positions - len(rows)) > 0:
+            rows = msops.concat((rows, msops.zeros((lacking, rows.shape[1]), rows.dtype)))
+        self.hear(0, count)
         if self._write_context is None:
             cell = WriteContext(self.engine.model.language_model, self.context)
             self._write_context = self.engine.graph(cell, "the keys and values of what is heard")

@@ -22,6 +22,7 @@ from mindone_audio.generation.settings import GenerationSettings, settle
 class EngineMixin:
     """Gives a `CheckpointModel` its graphs."""
 
+    engine_class: type[Engine] = Engine
     _engines_of: int | None = None  # the `weights_version` that the engines' graphs were compiled for
     _engines: dict[bool, Engine]
 
@@ -41,7 +42,7 @@ class EngineMixin:
         if self._engines_of != version:
             self._engines_of, self._engines = version, {}
         if compiled not in self._engines:
-            self._engines[compiled] = Engine(self, compiled)
+            self._engines[compiled] = self.engine_class(self, compiled)
         return self._engines[compiled]
 
 

@@ -88,7 +88,8 @@ class Sequences:
             self.slots.write_context(
                 msops.zeros(
                     (context.positions, self.engine.model.language_model.config.hidden_size), self.engine.model.dtype
-                )
+                ),
+                context.positions,
             )
         for widths in prompts:
             ids = np.zeros(sum(widths), np.int32)
@@ -114,6 +115,7 @@ class Sequences:
             self.slots.cache.insert(slot, source, columns)
             if context is not None:
                 self.slots.context.insert(slot, context, np.arange(context.positions))
+                self.slots.hear(slot, prompts.slots.counts[0])
         self.start[slots] = self.begin[slots] = (self.column - length) % self.positions
         self.idle[slots] = False
 
@@ -144,6 +146,7 @@ class Sequences:
         if (context := self.slots.context) is not None:
             whole = np.arange(context.positions)
             other.slots.context.take(context, index, whole, np.ones((other.batch, len(whole)), bool))
+            other.slots.hear(slice(None), self.slots.counts[index])
         return other
 
     def reorder(self, index: np.ndarray) -> None:

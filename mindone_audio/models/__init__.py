@@ -12,6 +12,7 @@ FAMILIES = {
     "audioflamingo3": "audioflamingo3",
     "ichigo": "ichigo.model",
     "qwen2_audio": "qwen2_audio",
+    "speecht5": "speecht5.model",
     "ultravox": "ultravox.model",
     "voxtral": "voxtral.model",
     "whisper": "whisper.model",
@@ -32,18 +33,27 @@ def family(model_type: str | None) -> ModuleType:
     return import_module(f"{__name__}.{FAMILIES[names[model_type]]}")
 
 
+def model_class(config: dict) -> type:
+    """The model class of a config.json: that of its `model_type` or, where a family has several, its `architectures`.
+
+    Raises `ValueError` for those that no family has, with the known ones.
+    """
+    module, named = family(config.get("model_type")), config.get("architectures") or []
+    known = getattr(module, "ARCHITECTURES", {})
+    if known and named and not set(named) & set(known):
+        raise ValueError(f"architectures {', '.join(map(str, named))} are not supported: known are {', '.join(known)}")
+    return next((known[name] for name in named if name in known), module.MODEL)
+
+
 class AutoModelForAudioTextToText:
-    """Chooses the model class by the `model_type` in a checkpoint's config.json."""
+    """Chooses the model class by the `model_type` in a checkpoint's config.json, and by its `architectures`."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """The family's model; keywords are those of its own `from_pretrained`.
-
-        Raises `ValueError` for a model_type that no family has, naming the known ones.
-        """
+        """The family's model; keywords are those of its own `from_pretrained`. Raises what `model_class` raises."""
         download = {name: kwargs[name] for name in DOWNLOAD_KEYWORDS if name in kwargs}
-        model_type = read_config(pretrained_model_name_or_path, **download).get("model_type")
-        return family(model_type).MODEL.from_pretrained(pretrained_model_name_or_path, **kwargs)
+        chosen = model_class(read_config(pretrained_model_name_or_path, **download))
+        return chosen.from_pretrained(pretrained_model_name_or_path, **kwargs)
 
 
 class AutoProcessor:

@@ -1,4 +1,4 @@
-"""Pipelines: clips and questions in, text out."""
+"""Pipelines: clips and questions in, text out; or texts in, speech out."""
 
 from importlib import import_module
 
@@ -8,9 +8,17 @@ _HOMES = {
     "Answers": "answers",
     "AudioTextToTextPipeline": "audio_text_to_text",
     "SpeechRecognitionPipeline": "speech_recognition",
+    "TextToSpeechPipeline": "text_to_speech",
     "pipeline": "load",
 }
-__all__ = ["Answers", "AudioTextToTextPipeline", "Request", "SpeechRecognitionPipeline", "pipeline"]
+__all__ = [
+    "Answers",
+    "AudioTextToTextPipeline",
+    "Request",
+    "SpeechRecognitionPipeline",
+    "TextToSpeechPipeline",
+    "pipeline",
+]
 
 
 def __getattr__(name: str):

@@ -15,7 +15,7 @@ SECOND_COPIES = ["*consolidated*", "original/*", "*.fp32*"]
 SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model"]
 CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # what a repository is downloaded for
 # A tokenizer has one of these.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "spm_char.model")
 EXTRACTOR_FILE = "preprocessor_config.json"
 
 

@@ -1,5 +1,6 @@
 """Safetensors checkpoints to MindSpore parameters: checked before anything is read, then read once, in place."""
 
+import functools
 import json
 import math
 import re
@@ -17,10 +18,11 @@ from tqdm import tqdm
 
 from mindone_audio.conversion import share
 from mindone_audio.machine import device
-from mindone_audio.weights import nf4
+from mindone_audio.weights import nf4, weight_norm
 from mindone_audio.weights.folder_check import explain_missing, wrong_content
 from mindone_audio.weights.hub import CheckpointError
 from mindone_audio.weights.nf4 import QuantizedWeight
+from mindone_audio.weights.weight_norm import FactoredWeight
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -31,9 +33,10 @@ _SPELLINGS = (
     (re.compile(r"^model\.language_model\."), "language_model.model."),
     (re.compile(r"^lm_head\."), "language_model.lm_head."),
 )
-Prefixes = tuple[tuple[str, str], ...]  # how names begin: (on disk, here)
-# Buffers that old checkpoints have and no model reads: transformers computes them, and drops what is stored.
-_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|attn\.bias|position_ids)$")
+# How names begin: (on disk, here). A * stands for one part of a name, such as a layer's number, the same in both.
+Prefixes = tuple[tuple[str, str], ...]
+# Buffers that checkpoints have and no model reads: what transformers computes itself, and counts of training steps.
+_BUFFERS = re.compile(r"(^|\.)(rotary_emb\.inv_freq|masked_bias|attn\.bias|position_ids|num_batches_tracked)$")
 _CHUNK = 1 << 24  # bytes that are read and converted at a time
 _BAR_AFTER = 3.0  # seconds
 _NUMPY_DTYPES = {
@@ -97,7 +100,8 @@ def load_parameters(
 
     choose_dtype: from a parameter's name and the dtype that its tensor is stored in to the one that it gets. untie: the
     checkpoint ties its output layer and the model does not, so the layer starts as a copy of the token embedding.
-    prefixes: where the checkpoint's names begin otherwise than the published layout's. sources: where to look for
+    prefixes: where the checkpoint's names begin otherwise than the published layout's. A weight that is stored as
+    length and direction (`weight_norm`) is multiplied out. sources: where to look for
     tensors that the folder lacks, which then count as stored in the dtype of the folder's own. Each tensor is read
     straight into the memory that its parameter keeps; a progress bar shows where that takes long. A weight in 4 bits is
     dequantised on the way, unless `keep` takes it, which then returns True. more_memory: what else
@@ -107,7 +111,7 @@ def load_parameters(
     """
     parameters = {name: parameter for name, parameter in _parameters(model)}
     stored = {replace_prefix(published_name(tensor.name), prefixes): tensor for tensor in stored_tensors(folder)}
-    stored = nf4.group(stored, read_tensor)
+    stored = _grouped(stored)
     dtypes = [tensor.dtype for tensor in stored.values() if tensor.dtype in _FLOATS]
     parts = _add_sources(sources, parameters, stored)
     copies = _settle_output_layer(parameters, stored, untie)
@@ -115,7 +119,7 @@ def load_parameters(
     if keep and not any(isinstance(tensor, QuantizedWeight) for tensor in stored.values()):
         raise CheckpointError(f"keep_quantized=True, but {folder} has no weights in 4 bits: leave keep_quantized out")
 
-    def target(name: str, tensor: StoredTensor | QuantizedWeight) -> ms.Type:
+    def target(name: str, tensor: StoredTensor | QuantizedWeight | FactoredWeight) -> ms.Type:
         own = tensor.file.parent == folder or not dtypes
         return choose_dtype(name, _FLOATS[tensor.dtype if own else dtypes[0]])
 
@@ -129,7 +133,7 @@ def load_parameters(
             if not (quantized and keep and name not in copies and keep(tensor)):
                 dtype = target(name, tensor)
                 place = _memory(parameters[name], dtype)
-                array = tensor.dequantized(_numpy_dtype(dtype)) if quantized else read_tensor(tensor, dtype, place)
+                array = _values(tensor, dtype, place)
                 if dtype == ms.float16 and not np.isfinite(array).all():
                     raise CheckpointError(
                         f"{tensor.file}: tensor {name!r} has values that float16 cannot hold, which ends at 65504: "
@@ -140,6 +144,20 @@ def load_parameters(
                     _set(parameters[copies[name]], array.copy())
             bar.update(tensor.size)
     return parts
+
+
+def _grouped(stored: dict[str, StoredTensor]) -> dict[str, StoredTensor | QuantizedWeight | FactoredWeight]:
+    """What several tensors stand for as one each."""
+    return weight_norm.group(nf4.group(stored, read_tensor), read_tensor)
+
+
+def _values(tensor: StoredTensor | QuantizedWeight | FactoredWeight, dtype: ms.Type, place) -> np.ndarray:
+    """The array of a parameter, in its `place` where it is read as it is."""
+    if isinstance(tensor, QuantizedWeight):
+        return tensor.dequantized(_numpy_dtype(dtype))
+    if isinstance(tensor, FactoredWeight):
+        return tensor.multiplied(_numpy_dtype(dtype))
+    return read_tensor(tensor, dtype, place)
 
 
 def _check_memory(folder: Path, stored: dict, target: Callable[[str, Any], ms.Type], more: Mapping[str, int]) -> None:
@@ -230,9 +248,18 @@ def read_tensor(tensor: StoredTensor, dtype: ms.Type | None = None, place: np.nd
 def replace_prefix(name: str, prefixes: Prefixes) -> str:
     """`name` with the first of the prefixes (from, to) that it has replaced; without one it stays."""
     for before, after in prefixes:
-        if name.startswith(before):
-            return after + name.removeprefix(before)
+        if found := _beginning(before).match(name):
+            parts = iter(found.groups())
+            return (
+                "".join(next(parts) if part == "*" else part for part in re.split(r"(\*)", after)) + name[found.end() :]
+            )
     return name
+
+
+@functools.cache
+def _beginning(prefix: str) -> re.Pattern:
+    """What a prefix of `Prefixes` matches, each * as a group."""
+    return re.compile(re.escape(prefix).replace(r"\*", r"([^.]+)"))
 
 
 def mark_as_pytorch(file: Path) -> None:
@@ -309,7 +336,7 @@ def _add_sources(sources: Sequence[Source], parameters: dict, stored: dict[str, 
         parts[source.part] = source.folder()
         tensors = [t for t in stored_tensors(parts[source.part]) if not t.name.startswith(source.ignored)]
         named = {replace_prefix(tensor.name, source.prefixes): tensor for tensor in tensors}
-        for name, tensor in nf4.group(named, read_tensor).items():
+        for name, tensor in _grouped(named).items():
             stored.setdefault(name, tensor)
     return parts
 

@@ -115,7 +115,7 @@ class EncoderStack(nn.Cell):
 
 
 @msops.constexpr
-def _interleaved_sinusoids(positions: int, width: int) -> Tensor:
+def interleaved_sinusoids(positions: int, width: int) -> Tensor:
     """fp32 (positions, width): sines and cosines in turn (arXiv 1706.03762)."""
     rates = np.exp(np.arange(0, width, 2) * (-np.log(10000.0) / width))
     angles = np.arange(positions)[:, None] * rates
@@ -131,7 +131,7 @@ class ScaledPositions(nn.Cell):
         self.alpha = parameter((), "ones")
 
     def construct(self, x: Tensor) -> Tensor:
-        return x + _interleaved_sinusoids(x.shape[1], x.shape[2]).astype(x.dtype) * self.alpha
+        return x + interleaved_sinusoids(x.shape[1], x.shape[2]).astype(x.dtype) * self.alpha
 
 
 class TextPrenet(nn.Cell):

@@ -1,6 +1,6 @@
 """SpeechT5's speech encoder: raw samples through convolutions to frames, then the layers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mindspore as ms
 import numpy as np
@@ -40,6 +40,28 @@ class WaveConfig:
     def convolutions(self) -> tuple[tuple[int, int], ...]:
         """(kernel, stride) of each convolution of the samples."""
         return tuple(zip(self.conv_kernel, self.conv_stride))
+
+    def up_to(self, positions: int) -> "WaveConfig":
+        """The same for clips of so many frames."""
+        return replace(self, longest=self.samples(positions))
+
+    @property
+    def num_heads(self) -> int:
+        return self.stack.num_heads
+
+    @property
+    def intermediate_size(self) -> int:
+        return self.stack.intermediate_size
+
+    @property
+    def max_positions(self) -> int:
+        """Of the longest clip, in the graph for it."""
+        return self.positions(self.num_mel_frames)
+
+    @property
+    def num_mel_frames(self) -> int:
+        """What stands for the frames of a window in `EncoderConfig`: samples of the longest clip, in its graph."""
+        return self.frames_to_encode(self.longest)
 
     def positions(self, samples: int | np.ndarray) -> int | np.ndarray:
         """How many frames the convolutions make of so many samples."""
