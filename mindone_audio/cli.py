@@ -37,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         # This comes before the command imports anything that starts threads.
         with Signals(hold_terminate=getattr(options, "hold_terminate", False)) as options.signals:
             with shown_compiling() if sys.stderr.isatty() else nullcontext():
-                return options.run(options)
+                status = options.run(options)
+                sys.stdout.flush()  # here, where an error is told, and not when Python ends
+                return status
     except (OSError, ValueError) as error:
         if isinstance(error, BrokenPipeError):  # the reader has ended, as in `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -273,9 +273,11 @@ def test_a_command_does_not_load_pytorch():
     assert "transformers" in imported and "torch" not in imported
 
 
-def test_the_module_is_the_command_and_a_closed_pipe_is_no_error():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_the_module_is_the_command_and_a_closed_pipe_is_no_error(unbuffered):
     command = [sys.executable, "-m", "mindone_audio", "models"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT)
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT, env=environment)
     process.stdout.close()
     time.sleep(0.1)
     assert process.wait(60) == 0
