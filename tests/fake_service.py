@@ -60,6 +60,7 @@ class Pipe:
     """The seam of `AudioTextToTextPipeline`. languages: that it may be told."""
 
     languages = ("en", "de")
+    task = "audio-text-to-text"
     tells_times = False
 
     def __init__(self, processor=None):

@@ -554,7 +554,7 @@ def test_what_the_pipeline_refuses(pipe, arguments, error, message):
 
 def test_what_no_pipeline_is_made_of(saved):
     for arguments, message in (
-        ({}, "such as microsoft/speecht5_hifigan, as vocoder="),
+        ({}, "such as microsoft/speecht5_hifigan, as vocoder"),
         ({"vocoder": saved / "speaker"}, "holds a 'speecht5' model, SpeechT5HifiGan loads 'hifigan'"),
         ({"task": "audio-text-to-text", "vocoder": saved / "hifigan"}, r"speaks texts \(text-to-speech, not audio-t"),
         ({"vocoder": saved / "hifigan", "adapter": "x"}, "adapter='x': a speecht5 model that speaks takes none"),

@@ -6,13 +6,22 @@ from mindone_audio.commands.options import add_field, number
 from mindone_audio.server.options import ServerOptions
 from mindone_audio.setting_fields import option
 
-_REPEATED = {"adapter": None, "allow_media_domain": None, "allowed_hosts": "--allowed-host"}
+_REPEATED = {"adapter": None, "voice": None, "allow_media_domain": None, "allowed_hosts": "--allowed-host"}
 _NUMBERS = (
     *("port", "max_batch", "max_model_len", "max_tokens", "max_queue", "max_per_key", "queue_timeout"),
     *("drain_timeout", "media_timeout", "max_audio_seconds", "max_body_mb", "body_timeout"),
 )
 _OTHERS = (
-    *("model", "served_model_name", "host", "api_key_file", "allow_media_path", "ssl_certfile", "ssl_keyfile"),
+    *(
+        "model",
+        "served_model_name",
+        "vocoder",
+        "host",
+        "api_key_file",
+        "allow_media_path",
+        "ssl_certfile",
+        "ssl_keyfile",
+    ),
     *("device", "device_memory", "dtype"),
 )
 

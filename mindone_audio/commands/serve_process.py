@@ -16,6 +16,7 @@ from mindone_audio.machine.signals import Signals
 from mindone_audio.server.front import BACKLOG, GRACE
 from mindone_audio.server.front_process import FrontProcess
 from mindone_audio.server.options import ServerOptions
+from mindone_audio.setting_fields import refusal
 
 TICK = 0.05  # seconds between two looks at signals and at the scheduler
 # Seconds that a thread may keep the interpreter from the others. After each graph the scheduler needs it back, which
@@ -134,7 +135,7 @@ def start_engine(options: ServerOptions, service: Any) -> None:
 
     from mindone_audio.adapters.lora import load_adapter
     from mindone_audio.generation.scheduler import Scheduler
-    from mindone_audio.pipelines import pipeline
+    from mindone_audio.pipelines import pipeline, text_to_speech
 
     def load() -> Any:
         pipe = pipeline(
@@ -142,7 +143,11 @@ def start_engine(options: ServerOptions, service: Any) -> None:
             device=options.device,
             device_memory=options.device_memory,
             mindspore_dtype=None if options.dtype is None else getattr(ms, options.dtype),
+            vocoder=options.vocoder,
+            voice=next(iter(options.voices.values()), None),
         )
+        if pipe.task == text_to_speech.TASK:
+            service.voices = _voices(pipe, options)
         folders = {name: folder for name, folder in options.models.items() if folder is not None}
         adapted = None
         for name, folder in folders.items():
@@ -158,6 +163,19 @@ def start_engine(options: ServerOptions, service: Any) -> None:
     scheduler = Scheduler(load, timed=service.metrics.timed, **limits)
     scheduler.start()
     service.scheduler = scheduler
+
+
+def _voices(pipe: Any, options: ServerOptions) -> dict[str, Any]:
+    """The voices of a model that speaks, which has spoken once: this compiles what a short text takes."""
+    from mindone_audio.models.speecht5.voices import published_voices
+
+    if not options.voices:
+        where = published_voices(pipe.model.config.speaker_embedding_dim)
+        raise refusal("voice", f" is missing, as NAME=FILE, so that there is no voice to speak with: {where}")
+    voices = {name: pipe.model.voices(file, 1)[0] for name, file in options.voices.items()}
+    for _ in pipe("a", stream=True):
+        pass
+    return voices
 
 
 async def _tick(serving: asyncio.Task) -> None:

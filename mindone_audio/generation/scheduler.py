@@ -428,7 +428,9 @@ class Scheduler:
 
     def _warm_up(self, adapter: str | None) -> None:
         """Compile what requests need that fit into the first cache: encoders of all widths, prefills, and the steps of
-        every number of rows."""
+        every number of rows. Nothing of a model that has no tokens to say."""
+        if not self.model.language_model.config.vocab_size:
+            return
         engine, positions = self._engine(adapter), cache_bucket(self._positions())
         self._select(adapter)
         if self.model.audio_tower is not None:

@@ -31,6 +31,7 @@ TASK = "audio-text-to-text"
 class AudioTextToTextPipeline:
     """Answers questions about clips; made by `pipeline`."""
 
+    task = TASK
     tells_times = False  # a transcription has the times of the windows that its clip is cut into
 
     def __init__(self, model: Any, processor: Any):

@@ -14,6 +14,7 @@ from mindone_audio.pipelines import audio_text_to_text, speech_recognition, text
 from mindone_audio.pipelines.audio_text_to_text import AudioTextToTextPipeline
 from mindone_audio.pipelines.speech_recognition import SpeechRecognitionPipeline
 from mindone_audio.pipelines.text_to_speech import TextToSpeechPipeline
+from mindone_audio.setting_fields import SettingError
 from mindone_audio.weights.hub import ACCESS_KEYWORDS, read_config
 
 _PIPELINES = {
@@ -97,7 +98,9 @@ def _check(task: str | None, chosen: type, vocoder: Any, voice: Any) -> str:
     if task not in (None, own):
         raise ValueError(f"a {kind} model {does} ({own}, not {task}): use {command}, or take another model")
     if own == text_to_speech.TASK and vocoder is None:
-        raise ValueError(text_to_speech.NO_VOCODER.format(vocoder="vocoder="))
+        raise SettingError(lambda say: text_to_speech.NO_VOCODER.format(vocoder=say("vocoder")))
     if own != text_to_speech.TASK and (vocoder is not None or voice is not None):
-        raise ValueError(f"a {kind} model {does}, and takes no vocoder and no voice: leave them out")
+        raise SettingError(
+            lambda say: f"a {kind} model {does}, and takes no {say('vocoder')} and no {say('voice')}: leave them out"
+        )
     return own

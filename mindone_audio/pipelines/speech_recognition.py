@@ -34,6 +34,7 @@ FALLBACK = {
 class SpeechRecognitionPipeline:
     """Writes down what is said; made by `pipeline`."""
 
+    task = TASK
     tells_times = True
 
     def __init__(self, model: Any, processor: Any):

@@ -1,6 +1,8 @@
 """`pipeline("text-to-speech")`: texts in, sound out, by a SpeechT5 model, its vocoder and a voice."""
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ from mindone_audio.models.speecht5.text_to_speech import SpeechT5ForTextToSpeech
 from mindone_audio.models.speecht5.vocoder import SpeechT5HifiGan
 
 TASK = "text-to-speech"
+# Where a long text is cut: behind a sentence, else behind a part of one, else between words.
+_CUTS = (re.compile(r"(?<=[.!?])\s+"), re.compile(r"(?<=[,;:])\s+"), re.compile(r"\s+"))
 SETTINGS = ("threshold", "minlenratio", "maxlenratio", "seed", "compile")
 NO_VOCODER = (
     "a speecht5 model makes frames, which take a vocoder to be heard: give the folder or the Hugging Face id of one, "
@@ -19,6 +23,8 @@ NO_VOCODER = (
 
 class TextToSpeechPipeline:
     """Speaks texts; made by `pipeline`."""
+
+    task = TASK
 
     def __init__(
         self, model: SpeechT5ForTextToSpeech, processor: Any, vocoder: SpeechT5HifiGan | None, voice: Any = None
@@ -38,7 +44,7 @@ class TextToSpeechPipeline:
         forward_params: Mapping | None = None,
         **settings: Any,
     ) -> dict | list[dict] | Iterator[dict]:
-        """Speak a text, or a list of them.
+        """Speak a text, or a list of them. One that is longer than the model's positions is spoken in parts.
 
         voice: as `speaker_embeddings` of `generate_speech`: one for all texts, or one for each; None is the pipeline's.
         settings: threshold, minlenratio, maxlenratio, seed and compile, as for `generate_speech`, but that the seed is
@@ -58,25 +64,48 @@ class TextToSpeechPipeline:
             raise TypeError(f"text-to-speech does not know {', '.join(unknown)}: it takes {', '.join(SETTINGS)}")
         settings.setdefault("seed", 0)
         size, stream = whole("batch_size", batch_size, 1), flag("stream", stream)
-        ids = self.processor(text)
+        self.processor(text)  # raises for any text that cannot be spoken
         if stream:
             if not isinstance(text, str):
                 raise ValueError("stream=True takes one text, not a list: call the pipeline once for each")
-            return map(self._answer, self.model.stream_speech(ids["input_ids"], voice, self.vocoder, **settings))
-        voices = self.model.voices(voice, len(ids["input_ids"]))
-        answers = []
-        for first in range(0, len(voices), size):
-            some = slice(first, first + size)
+            ids = [self.processor(part)["input_ids"] for part in parts(text, self._fits)]
+            waves = [self.model.stream_speech(row, voice, self.vocoder, **settings) for row in ids]
+            return map(self._answer, chain.from_iterable(waves))
+        spoken = [parts(one, self._fits) for one in ([text] if isinstance(text, str) else text)]
+        counts = list(map(len, spoken))
+        voices = np.repeat(self.model.voices(voice, len(spoken)), counts, 0)
+        waves = self._waves(list(chain.from_iterable(spoken)), voices, size, settings)
+        answers = [self._answer(np.concatenate([next(waves) for _ in range(count)])) for count in counts]
+        return answers[0] if isinstance(text, str) else answers
+
+    def _fits(self, text: str) -> bool:
+        return self.processor(text)["input_ids"].shape[1] <= self.model.config.max_text_positions
+
+    def _waves(self, texts: list[str], voices: np.ndarray, size: int, settings: Mapping) -> Iterator[np.ndarray]:
+        for first in range(0, len(texts), size):
+            ids = self.processor(texts[first : first + size])
             waves, lengths = self.model.generate_speech(
-                ids["input_ids"][some],
-                voices[some],
-                ids["attention_mask"][some],
+                ids["input_ids"],
+                voices[first : first + size],
+                ids["attention_mask"],
                 vocoder=self.vocoder,
                 return_output_lengths=True,
                 **settings,
             )
-            answers += [self._answer(wave[:length]) for wave, length in zip(waves.asnumpy(), lengths)]
-        return answers[0] if isinstance(text, str) else answers
+            yield from (wave[:length] for wave, length in zip(waves.asnumpy(), lengths))
 
     def _answer(self, samples: np.ndarray) -> dict:
         return {"audio": samples, "sampling_rate": self.vocoder.sampling_rate}
+
+
+def parts(text: str, fits: Callable[[str], bool]) -> list[str]:
+    """The text, or where it does not fit, its halves, cut at the end of the sentence that is nearest its middle."""
+    if fits(text):
+        return [text]
+    for cut in _CUTS:
+        places = [found.span() for found in cut.finditer(text.strip())]
+        if places:
+            text = text.strip()
+            first, last = min(places, key=lambda span: abs(sum(span) - len(text)))
+            return parts(text[:first], fits) + parts(text[last:], fits)
+    return [text]  # one word, which the model refuses

@@ -18,6 +18,8 @@ from mindone_audio.server.keys import KeyCheck, read_keys
 from mindone_audio.server.options import ServerOptions
 from mindone_audio.server.page_files import add_page
 from mindone_audio.server.service import Service
+from mindone_audio.server.speech import FIELDS as SPEECH_FIELDS
+from mindone_audio.server.speech import speech
 from mindone_audio.server.task import predict
 from mindone_audio.server.transcriptions import transcription, translation
 
@@ -60,6 +62,11 @@ def _add_posts(app: FastAPI, service: Service) -> None:
     async def translations(request: Request) -> Response:
         """Writes down in English what is said in a clip."""
         return Exchange(service, read_form, translation)
+
+    @app.post("/v1/audio/speech", openapi_extra=_json(dict.fromkeys(SPEECH_FIELDS, {}), "model", "input"))
+    async def spoken(request: Request) -> Response:
+        """Speaks a text, by a model that can."""
+        return Exchange(service, _read_json, speech)
 
     for path in ("/", "/predict"):
 

@@ -74,18 +74,16 @@ def frame(content: dict) -> bytes:
     return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-class EventStream(Response):
-    """Server-sent events, ending with [DONE]; an error among them becomes a frame before that.
+class Stream(Response):
+    """A body that comes in pieces, of which the first is known; an error behind it breaks the connection.
 
     A client that does not read is not waited for, so that its answer is not computed for nobody.
     """
 
-    media_type = "text/event-stream"
-
-    def __init__(self, first: bytes, frames: AsyncIterator[bytes]):
-        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
+    def __init__(self, first: bytes, pieces: AsyncIterator[bytes], media_type: str):
+        super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}, media_type=media_type)
         del self.headers["content-length"]
-        self.first, self.frames = first, frames
+        self.first, self.pieces = first, pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def write(body: bytes, more: bool = True) -> None:
@@ -99,24 +97,31 @@ class EventStream(Response):
             finally:
                 sending.cancel()
 
-        async with aclosing(self.frames):
+        async with aclosing(self.pieces):
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             with suppress(asyncio.TimeoutError):
                 await write(self.first)
-                async for made in _with_errors(self.frames):
+                async for made in self.pieces:
                     await write(made)
-                await write(DONE, more=False)
+                await write(b"", more=False)
 
 
-async def _with_errors(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The frames, and one more for the error that ends them."""
-    try:
-        async for made in frames:
-            yield made
-    except Exception as error:
-        yield frame(as_request_error(error).body)
+async def _to_the_end(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The frames, one more for an error that ends them, and [DONE]."""
+    async with aclosing(frames):
+        try:
+            async for made in frames:
+                yield made
+        except Exception as error:
+            yield frame(as_request_error(error).body)
+        yield DONE
 
 
-async def event_stream(frames: AsyncIterator[bytes]) -> EventStream:
-    """The frames as a response, which there is only when the first one has been made: until then, errors are raised."""
-    return EventStream(await anext(frames), frames)
+async def stream(pieces: AsyncIterator[bytes], media_type: str) -> Stream:
+    """The pieces as a response, which there is only when the first one has been made: until then, errors are raised."""
+    return Stream(await anext(pieces), pieces, media_type)
+
+
+async def event_stream(frames: AsyncIterator[bytes]) -> Stream:
+    """The same of server-sent events, of which an error after the first one becomes another."""
+    return Stream(await anext(frames), _to_the_end(frames), "text/event-stream")

@@ -86,6 +86,7 @@ def read_transcript(form: Form, task: str, service: Service) -> Transcript:
     """The request that a form is; `RequestError` for anything that is wrong with it."""
     fields = _values(form, task)
     model = service.check_model(fields.get("model"))
+    service.check_hears()
     words = fields.get("response_format", "json")
     if words not in FORMATS:
         raise RequestError(f"response_format must be one of {', '.join(FORMATS)}", "response_format")

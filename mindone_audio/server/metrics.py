@@ -92,6 +92,11 @@ class Metrics:
         if count > 1:
             self.a_token.labels(model).observe((max(latest.values()) - first) / (count - 1))
 
+    def answered(self, model: str, seconds: float) -> None:
+        """Count a request that is answered by something else than tokens."""
+        self.whole.labels(model).observe(seconds)
+        self.finished.labels(model, "stop").inc()
+
     def over(self, ticket: Any, model: str) -> None:
         """Count the times of a request that has come to its end."""
         if ticket.ended is not None:

@@ -31,6 +31,16 @@ class ServerOptions:
     served_model_name: str | None = setting(
         None, "what requests call the model (default: the last part of where it is)", metavar="NAME"
     )
+    vocoder: str | None = setting(
+        None,
+        "of a model that speaks: the folder or Hugging Face id of one, such as microsoft/speecht5_hifigan",
+        metavar="MODEL",
+    )
+    voice: Sequence[str] | None = setting(
+        None,
+        "a .npy or .safetensors file with an x-vector, which requests call by its name; may be repeated",
+        metavar="NAME=FILE",
+    )
     host: str = setting("127.0.0.1", "the address to listen on", metavar="HOST")
     port: int = setting(8000, "the port to listen on; 0: a free one", metavar="PORT")
     api_key_file: str | os.PathLike | None = setting(
@@ -78,7 +88,7 @@ class ServerOptions:
         for name in ("queue_timeout", "media_timeout", "max_audio_seconds", "max_body_mb", "body_timeout"):
             object.__setattr__(self, name, real(name, getattr(self, name), 0, beyond=True))
         object.__setattr__(self, "drain_timeout", real("drain_timeout", self.drain_timeout, 0, math.inf))
-        for name in ("adapter", "allow_media_domain", "allowed_hosts"):
+        for name in ("adapter", "voice", "allow_media_domain", "allowed_hosts"):
             object.__setattr__(self, name, tuple(getattr(self, name) or ()))
         if self.dtype not in (None, *DTYPES):
             raise refusal("dtype", f" must be one of {', '.join(DTYPES)}, not {self.dtype!r}")
@@ -86,8 +96,15 @@ class ServerOptions:
             raise SettingError(lambda say: f"{say('ssl_certfile')} and {say('ssl_keyfile')} go together: give both")
         if self.allow_media_path is not None and not Path(self.allow_media_path).is_dir():
             raise refusal("allow_media_path", f": there is no folder {os.fspath(self.allow_media_path)!r}")
+        if len(self.voices) < len(self.voice):
+            raise refusal("voice", f": two voices have one name: {', '.join(self.voices)}")
         if len(set(self.models)) < 1 + len(self.adapter):
             raise refusal("adapter", f": two models have one name: {', '.join(self._names)}")
+
+    @property
+    def voices(self) -> dict[str, str]:
+        """Names of the voices, and the file of each."""
+        return dict(_named("voice", given, "FILE") for given in self.voice)
 
     @property
     def models(self) -> dict[str, str | None]:
@@ -99,13 +116,17 @@ class ServerOptions:
         base = self.served_model_name or os.fspath(self.model or "qwen2_audio_demo")
         if self.served_model_name is None and Path(base).expanduser().is_dir():
             base = Path(base).expanduser().resolve().name  # clients learn no path
-        for given in self.adapter:
-            name, _, folder = given.partition("=")
-            if not name or not folder:
-                raise refusal("adapter", f" must be NAME=DIR, not {given!r}")
-        return [base, *(given.partition("=")[0] for given in self.adapter)]
+        return [base, *(_named("adapter", given, "DIR")[0] for given in self.adapter)]
 
     @property
     def max_body_bytes(self) -> int:
         """The largest body of a request."""
         return round(self.max_body_mb * 2**20)
+
+
+def _named(setting: str, given: str, what: str) -> tuple[str, str]:
+    """NAME=FILE in its two parts."""
+    name, _, place = given.partition("=")
+    if not name or not place:
+        raise refusal(setting, f" must be NAME={what}, not {given!r}")
+    return name, place

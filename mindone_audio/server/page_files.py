@@ -45,10 +45,13 @@ def page_facts(service: Service) -> dict:
     question. These and the family's own questions are those of the model when it is loaded. one_clip: the bundled model
     was taught to hear one clip alone.
     """
+    tasks = ["ask", "caption", "transcribe"]
+    if service.transcribes_only or service.speaks:
+        tasks = [] if service.speaks else ["transcribe"]
     options, processor = service.options, getattr(service.pipe, "processor", None)
     return {
         "loaded": service.pipe is not None,
-        "tasks": ["transcribe"] if service.transcribes_only else ["ask", "caption", "transcribe"],
+        "tasks": tasks,
         "max_body_bytes": options.max_body_bytes,
         "max_audio_seconds": options.max_audio_seconds,
         "max_tokens": options.max_tokens,

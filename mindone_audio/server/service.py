@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, contextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -41,7 +41,8 @@ class Place:
 class Service:
     """The models of a server.
 
-    pipe is None until the model is loaded, scheduler until loading has begun. draining: no new request is taken.
+    pipe is None until the model is loaded, scheduler until loading has begun. voices: those of a model that speaks, by
+    their names. draining: no new request is taken.
     active: how many requests are answered now, bodies that are still being sent included. seconds: of samples that
     they keep in memory.
     """
@@ -50,6 +51,8 @@ class Service:
         self.options, self.created = options, int(time.time())
         self.pipe: Any = None
         self.scheduler: Any = None
+        self.voices: dict[str, Any] = {}
+        self._speaking = asyncio.Lock()
         self.draining, self.active, self.seconds = False, 0, 0.0
         self._of_key: Counter[str] = Counter()
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="requests")
@@ -87,10 +90,24 @@ class Service:
     @property
     def transcribes_only(self) -> bool:
         """Whether the model writes down what is said and answers no questions; False until it is loaded."""
-        return self.pipe is not None and self.pipe.tells_times
+        return self.pipe is not None and self.pipe.task == "automatic-speech-recognition"
+
+    @property
+    def speaks(self) -> bool:
+        """Whether the model makes sound of texts, and nothing else; False until it is loaded."""
+        return self.pipe is not None and self.pipe.task == "text-to-speech"
+
+    def check_hears(self) -> None:
+        """`RequestError` where the model takes no clips."""
+        if self.speaks:
+            message = (
+                f"model {next(iter(self.options.models))} speaks and does not hear: send a text to /v1/audio/speech"
+            )
+            raise RequestError(message, "model")
 
     def check_questions(self) -> None:
         """`RequestError` where the model answers no questions."""
+        self.check_hears()
         if self.transcribes_only:
             name = next(iter(self.options.models))
             message = f"model {name} transcribes and answers no questions: send the clip to /v1/audio/transcriptions"
@@ -178,6 +195,52 @@ class Service:
         """The result of a function that takes the engine of a model, in the scheduler's thread."""
         adapter = model if self.options.models[model] else None
         return await asyncio.wrap_future(self.scheduler.run_with_engine(function, adapter))
+
+    async def pieces(self, make: Callable[[], Iterator], model: str) -> AsyncIterator[Any]:
+        """What the iterator gives that `make` makes, which compute in the scheduler's thread; closing this stops them.
+
+        One iterator is at work at a time; it does not wait for whoever reads this. Raises `Overloaded` where another
+        one takes too long, and what the iterator raises.
+        """
+        found: asyncio.Queue = asyncio.Queue()
+
+        async def work() -> None:
+            start = time.monotonic()
+            try:
+                async with self._turn():
+                    iterator = await asyncio.wrap_future(self.scheduler.run(make))
+                    following = partial(next, iterator, None)
+                    while (piece := await asyncio.wrap_future(self.scheduler.run(following))) is not None:
+                        found.put_nowait(piece)
+            except Exception as error:  # raised again below, behind the pieces
+                found.put_nowait(error)
+            else:
+                self.metrics.answered(model, time.monotonic() - start)
+                found.put_nowait(None)
+
+        working = asyncio.create_task(work())
+        try:
+            while (piece := await found.get()) is not None:
+                if isinstance(piece, Exception):
+                    raise piece
+                yield piece
+        finally:
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[None]:
+        """Wait until nobody else speaks; `Overloaded` where that takes too long."""
+        waiting = asyncio.ensure_future(self._speaking.acquire())
+        try:
+            await asyncio.wait((waiting,), timeout=self.options.queue_timeout)
+            if not waiting.done():
+                raise Overloaded("this request has waited too long: ask again", "deadline", 1.0)
+            yield
+        finally:
+            if waiting.done() and not waiting.cancelled():
+                self._speaking.release()
+            waiting.cancel()
 
     async def _deltas(
         self, prepared: Any, model: str, logprobs: int | None, patient: bool, submitted: Callable[[Any], None]

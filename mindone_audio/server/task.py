@@ -29,6 +29,7 @@ async def predict(service: Service, body: bytes, place: Place) -> Response:
 def read_inputs(body: bytes, service: Service) -> tuple[list[tuple[np.ndarray, str | None]], dict]:
     """(samples, text) of each input, and settings of `generate`; `RequestError` for anything that is wrong."""
     content = read_object(body)
+    service.check_hears()
     if unknown := [name for name in content if name not in ("inputs", "parameters")]:
         raise RequestError(f"{unknown[0][:100]} is no field of this request: leave it out", unknown[0][:100])
     parameters = content.get("parameters", {})

@@ -8,10 +8,13 @@ import numpy as np
 from mindone_audio.backbone.checkpoint_model import to_numpy
 from mindone_audio.weights.parameters import read_tensor, tensors_in
 
-_WHERE = (
-    "take one of the published x-vectors, float32 ({size},) each: spkrec-xvect.zip of the Hugging Face data set "
-    "Matthijs/cmu-arctic-xvectors has them as .npy files"
-)
+
+def published_voices(size: int) -> str:
+    """Where there are voices, for a message."""
+    return (
+        f"take one of the published x-vectors, float32 ({size},) each: spkrec-xvect.zip of the Hugging Face data set "
+        "Matthijs/cmu-arctic-xvectors has them as .npy files"
+    )
 
 
 def speaker_embeddings(source, size: int) -> np.ndarray:
@@ -20,7 +23,7 @@ def speaker_embeddings(source, size: int) -> np.ndarray:
     source: an array or tensor (size) or (voices, size), or the .npy or .safetensors file of one. Raises `ValueError`
     for none, another size, zeros or what is no number, and `OSError` for a file that cannot be read.
     """
-    where = _WHERE.format(size=size)
+    where = published_voices(size)
     if source is None:
         raise ValueError(f"speaker_embeddings are missing, so that there is no voice to speak with: {where}")
     name = "speaker_embeddings"
