@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import helpers_speecht5
+import helpers_whisper
 import numpy as np
 import pytest
 from benchmark import batch as benchmark_batch
@@ -98,6 +100,27 @@ def test_long_contexts(tmp_path):
     grown = figures["a step's time at 40 tokens / at 20, 3 x 256"]
     assert grown.ours == pytest.approx(steps["ours"]["40"][0] / steps["ours"]["20"][0])
     assert drawing.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_whisper(tmp_path):
+    helpers_whisper.save_checkpoint(tmp_path)
+    options = ("--tokens", 5, "--attention", "sdpa", "--rounds", 1, "--json", tmp_path / "figures.json")
+    run_command("whisper", "--model", tmp_path, *options)
+    assert 0 < figures_of(tmp_path / "figures.json")[f"Whisper {tmp_path}: real-time factor"].ratio < math.inf
+
+
+@pytest.mark.slow
+def test_tts(tmp_path):
+    helpers_speecht5.text_to_speech().save_pretrained(tmp_path / "speaker")
+    helpers_speecht5.vocoder(upsample_rates=[8, 8], upsample_kernel_sizes=[16, 16]).save_pretrained(tmp_path / "sound")
+    options = ("--vocoder", tmp_path / "sound", "--seconds", 1, "--rounds", 1, "--json", tmp_path / "figures.json")
+    run_command("tts", "--model", tmp_path / "speaker", *options)
+    content = json.loads((tmp_path / "figures.json").read_text())
+    for parts in content["real_time"].values():
+        assert parts["frames"][0] + parts["vocoder"][0] == pytest.approx(parts["whole"][0])
+    (figure,) = figures_of(tmp_path / "figures.json").values()
+    assert figure.ratio == pytest.approx(figure.ours / figure.torch) and 0 < figure.ratio < math.inf
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ Single samples are compared: in a batch of transformers a shorter sample hears t
 
 import json
 import re
+import runpy
 import shutil
 import sys
+from pathlib import Path
 
 import helpers_speecht5 as speecht5
 import numpy as np
@@ -26,6 +28,8 @@ from mindone_audio.models.speecht5.speech_to_text import SpeechT5ForSpeechToText
 from mindone_audio.models.speecht5.text_to_speech import SpeechT5ForTextToSpeech
 from mindone_audio.models.speecht5.vocoder import SpeechT5HifiGan
 from mindone_audio.weights.hub import CheckpointError
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -597,6 +601,28 @@ def test_what_the_command_refuses(saved, tmp_path, capsys, left_out, more, messa
     said = capsys.readouterr().err
     assert message in said and said.startswith("error: ") and said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_example(saved, pipe, tmp_path, monkeypatch, capsys):
+    """The pieces that it writes are the whole; what is wrong is one line."""
+    import soundfile
+
+    example = ROOT / "examples" / "speecht5_speak.py"
+    given = ["--model", saved / "speaker", "--vocoder", saved / "hifigan", "--text", "abc de", "--seed", "3"]
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", list(map(str, [example, *given, *arguments])))
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(example), run_name="__main__")
+        return end.value.code
+
+    assert run("--voice", saved / "voice.npy", "--out", tmp_path / "said.wav") == 0
+    samples, rate = soundfile.read(tmp_path / "said.wav", dtype="float32")
+    expected = pipe("abc de", seed=3)["audio"]
+    np.testing.assert_allclose(samples, expected, atol=1e-4)
+    *pieces, said = capsys.readouterr().out.splitlines()
+    assert said == str(tmp_path / "said.wav") and pieces[-1].endswith(f": {len(samples) / rate:.1f} s of speech")
+    assert run("--voice", "none.npy").startswith("error: no file 'none.npy' with a voice")
 
 
 # Speech to text

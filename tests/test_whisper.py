@@ -2,6 +2,9 @@
 
 import json
 import re
+import runpy
+import sys
+from pathlib import Path
 
 import helpers_whisper as whisper
 import numpy as np
@@ -21,6 +24,7 @@ from mindone_audio.models.whisper.transcription import compression_ratio
 from mindone_audio.proof import parity
 from mindone_audio.setting_fields import SettingError, option
 
+ROOT = Path(__file__).parents[1]
 # Tokens that no answer without timestamps has: a random model would say them, and transformers goes on after a pair.
 NO_TIMES = {"suppress_tokens": [3, 5, 7, whisper.START, *range(92, whisper.VOCAB)]}
 IDS = np.array([[91, 92, 96, 100, 5, 6], [91, 93, 96, 100, 8, 9], [91, 94, 95, 1, 2, 3]])
@@ -390,6 +394,31 @@ def test_a_prompt_that_grows_too_long(models):
     settings = {"language": "en", "return_timestamps": True, "condition_on_prev_tokens": True, "max_new_tokens": 58}
     with pytest.raises(ValueError, match="max_new_tokens=58 after a prompt of"):
         ours.generate(whisper.features(1, 130), **settings)
+
+
+def test_the_example(checkpoint, tmp_path, monkeypatch, capsys):
+    """Lines of segments, and of words, as the pipeline tells them; what is wrong is one line."""
+    import soundfile
+
+    example, clip = ROOT / "examples" / "whisper_transcribe.py", tmp_path / "clip.wav"
+    soundfile.write(clip, noise(1.5), 16000)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(example), "--model", str(checkpoint), *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(example), run_name="__main__")
+        return end.value.code
+
+    expected = pipeline(model=checkpoint)(str(clip), language="de", return_timestamps="word")[0]["chunks"]
+    for more, told, key in (
+        ([], expected, "text"),
+        (["--words"], [word for chunk in expected for word in chunk["words"]], "word"),
+    ):
+        assert run("--audio", clip, "--language", "de", *more) == 0
+        lines = [f"{one['start']:7.2f} {one['end']:7.2f}  {one[key].strip()}" for one in told]
+        assert capsys.readouterr().out.splitlines() == "\n".join(lines).splitlines()
+    assert run("--audio", clip, "--language", "xx").startswith("error: --language")
+    assert run("--audio", "none.wav").startswith("error: no audio file 'none.wav'")
 
 
 def test_the_command(checkpoint, tmp_path, capsys):

@@ -13,6 +13,7 @@ from benchmark.generate import add_generate
 from benchmark.load import add_load
 from benchmark.readme import add_readme
 from benchmark.serve import add_serve
+from benchmark.speech import add_tts
 from benchmark.start import add_start
 from benchmark.whisper import add_whisper
 
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_serve,
         add_constrained,
         add_whisper,
+        add_tts,
     )
     for add in (*adds, add_readme):
         add(subparsers)
