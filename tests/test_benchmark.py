@@ -108,6 +108,8 @@ def test_whisper(tmp_path):
     options = ("--tokens", 5, "--attention", "sdpa", "--rounds", 1, "--json", tmp_path / "figures.json")
     run_command("whisper", "--model", tmp_path, *options)
     assert 0 < figures_of(tmp_path / "figures.json")[f"Whisper {tmp_path}: real-time factor"].ratio < math.inf
+    first = json.loads((tmp_path / "figures.json").read_text())["first"]
+    assert list(first) == ["ours", "ours, graphs kept by another process", "torch sdpa"] and min(first.values()) > 0
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import sys
+import tempfile
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -144,6 +146,33 @@ def in_a_process(make: Callable[..., Callable], *arguments, request):
     """The one answer of a process that then ends."""
     with Team({"only": (make, *arguments)}) as team:
         return team["only"].ask(request)
+
+
+def first_answers(starts: Mapping[str, tuple]) -> dict[str, float]:
+    """Seconds from the start of a process to its first answer, imports and loading included, each by itself.
+
+    Ours twice: without kept graphs, and with those that another process has kept. starts: as for `Team`.
+    """
+    seconds = {}
+    with tempfile.TemporaryDirectory() as kept:
+        for name, start in starts.items():
+            runs = [(name, "0")]
+            if name == "ours":
+                in_a_process(_first, kept, *start, request="")
+                runs.append((f"{name}, graphs kept by another process", kept))
+            for shown, cache in runs:
+                show_progress(f"first answer: {shown}")
+                begun = time.perf_counter()
+                in_a_process(_first, cache, *start, request="")
+                seconds[shown] = time.perf_counter() - begun
+    show_progress("")
+    return seconds
+
+
+def _first(cache: str, make: Callable[..., Callable], *arguments) -> Callable:
+    os.environ["MINDONE_AUDIO_COMPILE_CACHE"] = cache
+    make(*arguments)
+    return lambda _: None
 
 
 def show_progress(text: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmark.common import add_common, at_least, check_common, columns, compare, finish, machine, plot
-from benchmark.processes import Team, in_a_process, use_threads
+from benchmark.processes import Team, first_answers, in_a_process, use_threads
 
 LIMIT = 0.8  # of PyTorch's time
 TOKENS = 40  # characters of the text
@@ -96,6 +96,7 @@ def run_tts(options: argparse.Namespace) -> None:
             in_a_process(make_checkpoints, made, request="")
         folders = str(speaker or Path(made, "speaker")), str(vocoder or Path(made, "vocoder"))
         starts = {name: (contender, name, *folders, options.seconds, options.threads) for name in ("ours", "torch")}
+        first = first_answers(starts)
         with Team(starts) as team:
             series = team.take_turns(("speak",), options.rounds)
     what = str(speaker or "random weights")
@@ -104,8 +105,9 @@ def run_tts(options: argparse.Namespace) -> None:
         rows.append([name, *(f"{statistics.median(of[part]):.3f}" for part in PARTS)])
     print(f"{what}, {options.seconds:g} s of speech, {options.rounds} rounds\n" + "\n".join(columns(rows)))
     ours, theirs = (series[name]["whole"] for name in ("ours", "torch"))
+    print("\n" + "\n".join(columns([["first answer", "s"], *([name, f"{s:.1f}"] for name, s in first.items())])))
     figure = compare(f"SpeechT5 {what}: real-time factor", ours, theirs, limit=LIMIT)
-    finish(options, {"model": what, "machine": found, "real_time": series}, [figure])
+    finish(options, {"model": what, "machine": found, "first": first, "real_time": series}, [figure])
     if options.plot:
         shown = {name: {part: statistics.median(of[part]) for part in PARTS} for name, of in series.items()}
         plot(options.plot, f"SpeechT5, {what}", "seconds for a second of speech", shown)

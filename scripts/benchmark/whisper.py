@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmark.common import BenchmarkError, add_common, at_least, check_common, columns, compare, finish, machine, plot
-from benchmark.processes import Team, in_a_process, use_threads
+from benchmark.processes import Team, first_answers, in_a_process, use_threads
 
 LIMIT = 0.8  # of PyTorch's time
 WINDOW = 30.0  # seconds
@@ -109,6 +109,7 @@ def run_whisper(options: argparse.Namespace) -> None:
             in_a_process(make_checkpoint, folder, options.random, request="")
         names = ["ours", *(f"torch {attention}" for attention in options.attention)]
         starts = {name: (contender, name, str(folder), options.tokens, options.threads) for name in names}
+        first = first_answers(starts)
         with Team(starts) as team:
             series = {name: of["window"] for name, of in team.take_turns(("window",), options.rounds).items()}
     what = str(options.model or f"random {options.random}")
@@ -117,8 +118,13 @@ def run_whisper(options: argparse.Namespace) -> None:
     for name, seconds in series.items():
         rows.append([name, f"{statistics.median(seconds):.2f}", f"{statistics.median(seconds) / WINDOW:.3f}"])
     print(f"{what}, {options.tokens} tokens, {options.rounds} rounds\n" + "\n".join(columns(rows)))
+    print("\n" + "\n".join(columns([["first answer", "s"], *([name, f"{s:.1f}"] for name, s in first.items())])))
     figure = compare(f"Whisper {what}: real-time factor", series["ours"], best, 1 / WINDOW, LIMIT)
-    finish(options, {"model": what, "tokens": options.tokens, "machine": found, "seconds": series}, [figure])
+    finish(
+        options,
+        {"model": what, "tokens": options.tokens, "machine": found, "first": first, "seconds": series},
+        [figure],
+    )
     if options.plot:
         shown = {name: {"a window": statistics.median(of) / WINDOW} for name, of in series.items()}
         plot(options.plot, what, "seconds for a second of speech", shown)
