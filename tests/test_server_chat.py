@@ -357,7 +357,7 @@ def test_a_cancellation_at_the_end_of_a_frame_is_not_lost():
             if message.get("body"):
                 asyncio.get_running_loop().call_soon(answering.cancel)
 
-        answer = exchange.EventStream(b"data: 1\n\n", frames())
+        answer = exchange.Stream(b"data: 1\n\n", frames(), "text/event-stream")
         answering = asyncio.ensure_future(answer({}, None, send))
         await asyncio.wait((answering,), timeout=10)
         return answering.cancelled()
