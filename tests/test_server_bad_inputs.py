@@ -348,7 +348,7 @@ def test_other_types_of_body(server):
 @pytest.mark.parametrize(
     ("method", "path", "status"),
     [
-        *(("POST", path, 404) for path in ("/v1/audio/speech", "/v1/completions", "/v1/embeddings", "/v2")),
+        *(("POST", path, 404) for path in ("/v1/audio/voices", "/v1/completions", "/v1/embeddings", "/v2")),
         *(("GET", path, 404) for path in ("/nothing", "/chat/completions", "/redoc", "/static/../cli.py")),
         *(("GET", path, 405) for path in (CHAT, WRITE, "/predict")),
         *(("POST", path, 405) for path in ("/health", "/v1/models", "/metrics")),
