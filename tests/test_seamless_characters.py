@@ -13,7 +13,7 @@ PAD, UNKNOWN = 0, 1
 TEXTS = ["<pad>", "<unk>", "▁", "▁a", "▁bc", "d", "é", "7", ",", ".", "▁,", "...", "▁日", "本", "¿", "-", "zz", "▁q"]
 ID_TO_TEXT = {str(number): text for number, text in enumerate(TEXTS)}
 CHAR_TO_ID = {character: number for number, character in enumerate("▁abcd,.日本é7¿", start=2)}
-SPELLING = Spelling(ID_TO_TEXT, CHAR_TO_ID, UNKNOWN)
+SPELLING = Spelling(ID_TO_TEXT, CHAR_TO_ID, (PAD,), UNKNOWN)
 
 
 def theirs(tokens: list[int]) -> tuple[list[int], list[int]]:
@@ -54,4 +54,5 @@ def test_random_tokens():
 def test_a_token_without_a_text_is_silent():
     """In transformers it is spelled N, o, n, e."""
     assert SPELLING.characters([3, 99, 4]) == (SPELLING.characters([3, 4])[0], [2, 0, 3])
+    assert SPELLING.characters([3, PAD, 4]) == SPELLING.characters([3, 99, 4])
     assert SPELLING.characters([]) == ([], [])

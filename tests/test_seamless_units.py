@@ -16,7 +16,7 @@ from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import (
 )
 
 from mindone_audio.generation.engine import Engine
-from mindone_audio.models.seamless_m4t_v2.speaking import choose_units, code_vocoder, sound
+from mindone_audio.models.seamless_m4t_v2.speaking import Voice, choose_units, code_vocoder, sound
 from mindone_audio.models.seamless_m4t_v2.units import WEIGHT_PREFIXES, TextToUnit
 
 RNG = np.random.default_rng(0)
@@ -192,7 +192,7 @@ def their_sound(theirs, units: np.ndarray, language: int, speaker: int) -> np.nd
 def test_units_sound_as_in_pytorch(engines, theirs, compiled):
     for length, language, speaker in ((1, 0, 0), (12, 2, 1)):
         units = units_of(length)
-        wave = sound(engines[compiled], units, language, speaker)
+        wave = sound(engines[compiled], units, Voice(language, speaker))
         expected = their_sound(theirs, units, language, speaker)
         assert wave.shape == expected.shape and relative_error(wave, expected) < 1e-5
         assert 0.05 < np.abs(expected).mean() < 0.9
@@ -202,7 +202,7 @@ def test_a_long_speech_is_made_in_parts(engines, theirs):
     """With ends and padding among its units, which are a unit to the vocoder too."""
     units = units_of(200)
     units[[3, 80]], units[150] = 2, 1
-    wave = sound(engines[False], units, 1, 2)
+    wave = sound(engines[False], units, Voice(1, 2))
     expected = their_sound(theirs, units, 1, 2)
     assert len(wave) > 6 * 256 and relative_error(wave, expected) < 1e-5
 
@@ -212,4 +212,6 @@ def test_units_that_the_vocoder_lacks(engines):
     units = units_of(6)
     outside, nearest = units.copy(), units.copy()
     outside[[1, 4]], nearest[[1, 4]] = (3, 39), (4, 35)
-    np.testing.assert_array_equal(sound(engines[False], outside, 0, 0), sound(engines[False], nearest, 0, 0))
+    np.testing.assert_array_equal(
+        sound(engines[False], outside, Voice(0, 0)), sound(engines[False], nearest, Voice(0, 0))
+    )

@@ -1,6 +1,6 @@
 """The characters of a translation, which the text-to-unit model reads beside the text decoder's hidden states."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 _SPACE = "▁"  # what sentencepiece writes for one
@@ -10,13 +10,14 @@ _SPACE = "▁"  # what sentencepiece writes for one
 class Spelling:
     """How generation_config.json spells tokens.
 
-    id_to_text: the text of a token, by its number as a string; char_to_id: the number of a character. unknown: the
-    token, and the character, that stands for others.
+    id_to_text: the text of a token, by its number as a string; char_to_id: the number of a character. silent: tokens
+    that have a text and are not spoken, such as padding. unknown: the token, and the character, that stands for others.
     """
 
     id_to_text: Mapping[str, str]
     char_to_id: Mapping[str, int]
-    unknown: int
+    silent: Collection[int] = ()
+    unknown: int = 1
 
     def characters(self, tokens: Sequence[int]) -> tuple[list[int], list[int]]:
         """The characters of all tokens, one behind the other, and for each token how many of them it takes.
@@ -25,7 +26,7 @@ class Spelling:
         `_count_character_length_in_subword` in transformers. A token without a text, such as a language's, has no
         characters (in transformers those of "None").
         """
-        texts = [self.id_to_text.get(str(token), "") for token in tokens]
+        texts = ["" if token in self.silent else self.id_to_text.get(str(token), "") for token in tokens]
         found, counts = [], []
         for place, (token, text) in enumerate(zip(tokens, texts)):
             if token == self.unknown:

@@ -1,18 +1,45 @@
-"""From a text decoder's hidden states to units of speech, and from units to a waveform, one text at a time."""
+"""From a translation to units of speech, and from units to a waveform, one text at a time."""
+
+from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor, nn
 from mindspore import ops as msops
 from transformers import SeamlessM4Tv2Config
 
+from mindone_audio.backbone import ops
 from mindone_audio.backbone.buckets import bucket
 from mindone_audio.backbone.checkpoint_model import to_numpy
+from mindone_audio.backbone.decoder import causal_mask
+from mindone_audio.backbone.encoder import hidden_keys
 from mindone_audio.backbone.vocoder import CodeHifiGan, PredictDurations, VocoderConfig, repeat_units
 from mindone_audio.backbone.vocoder_parts import frames_of_graph, in_parts
 from mindone_audio.generation.engine import Engine
 from mindone_audio.models.seamless_m4t_v2.units import ChooseUnits, Spell
 
-_CHARACTERS, _UNITS = 64, 128  # of the shortest graphs
+_TOKENS, _CHARACTERS, _UNITS = 32, 64, 128  # of the shortest graphs
+
+
+@dataclass(frozen=True)
+class Translation:
+    """A text that is to be spoken.
+
+    source: what it translates, as the engine encodes it. tokens int32 (tokens): what the text decoder has read, from
+    its start token on, without the end. characters, and counts: how many of them are each token's.
+    """
+
+    source: tuple[np.ndarray, np.ndarray]
+    tokens: np.ndarray
+    characters: list[int]
+    counts: list[int]
+
+
+@dataclass(frozen=True)
+class Voice:
+    """The vocoder's numbers of a language and of a speaker."""
+
+    language: int
+    speaker: int
 
 
 def code_vocoder(config: SeamlessM4Tv2Config) -> CodeHifiGan:
@@ -32,6 +59,27 @@ def code_vocoder(config: SeamlessM4Tv2Config) -> CodeHifiGan:
     return CodeHifiGan(sizes, units, languages, speakers, config.variance_predictor_kernel_size)
 
 
+class ReadTranslation(nn.Cell):
+    """The text decoder on a translation, and on its hidden states the text-to-unit model's encoder, as a graph."""
+
+    def __init__(self, model, tokens: int):
+        super().__init__(auto_prefix=False)
+        self.language_model, self.t2u_model = model.language_model, model.t2u_model
+        self.num_heads = model.language_model.config.num_heads
+        self.tables = model.language_model.position_tables(tokens, model.dtype)
+
+    def construct(self, input_ids: Tensor, count: Tensor, rows: Tensor, heard: Tensor) -> Tensor:
+        """input_ids int32 (1, length), of which int32 count (1) are no padding; rows (source positions, hidden), of
+        which the decoder attends to int32 heard (1). Returns (1, length, hidden)."""
+        length, columns = input_ids.shape[1], ops.counting(input_ids.shape[1])
+        mask = causal_mask(columns, input_ids >= 0)
+        hides = msops.tile(hidden_keys(heard, rows.shape[0]), (1, self.num_heads, length, 1))
+        at = self.language_model.positions_at(self.tables, columns.expand_dims(0))
+        embeddings = self.language_model.embed(input_ids)
+        hidden = self.language_model(embeddings, at, mask, None, None, None, None, rows, hides)
+        return self.t2u_model.encode(hidden, count)
+
+
 class SoundUnits(nn.Cell):
     """`CodeHifiGan` as a graph."""
 
@@ -41,6 +89,24 @@ class SoundUnits(nn.Cell):
 
     def construct(self, units: Tensor, lengths: Tensor, language: Tensor, speaker: Tensor) -> Tensor:
         return self.vocoder(units, lengths, language, speaker)
+
+
+def read(engine: Engine, text: Translation) -> Tensor:
+    """States (1, tokens, hidden_size) of the text-to-unit model's encoder, with padding behind them."""
+    hearing = engine.heard(text.source)
+    while True:
+        try:
+            next(hearing)
+        except StopIteration as heard:
+            rows, count = heard.value
+            break
+    model, many = engine.model, len(text.tokens)
+    positions, width = model.context_positions, bucket(many, _TOKENS)
+    if (lacking := positions - len(rows)) > 0:
+        rows = msops.concat((rows, msops.zeros((lacking, rows.shape[1]), rows.dtype)))
+    what = f"the hidden states of {width} tokens"
+    run = engine.other(("translation", width), lambda: ReadTranslation(model, width), what)
+    return run(_padded(text.tokens, width), _count(many), rows, _count(count))
 
 
 def choose_units(engine: Engine, states: Tensor, characters: list[int], counts: list[int]) -> np.ndarray:
@@ -61,9 +127,8 @@ def choose_units(engine: Engine, states: Tensor, characters: list[int], counts: 
     return to_numpy(choose(_rows(x, places, width), _count(len(places))))[0, : len(places)]
 
 
-def sound(engine: Engine, units: np.ndarray, language: int, speaker: int) -> np.ndarray:
-    """The waveform fp32 (samples) of units int32 (units), as `choose_units` gives them, in the vocoder's language and
-    with a speaker's voice.
+def sound(engine: Engine, units: np.ndarray, voice: Voice) -> np.ndarray:
+    """The waveform fp32 (samples) of units int32 (units), as `choose_units` gives them.
 
     What is no sound, the end and padding, is the unit that transformers takes for them. A unit that the vocoder does
     not have, at which transformers fails, is the next one that it has.
@@ -77,7 +142,7 @@ def sound(engine: Engine, units: np.ndarray, language: int, speaker: int) -> np.
     predict = engine.other(("durations", width), lambda: PredictDurations(vocoder), what)
     predicted = to_numpy(predict(_padded(codes, width), _count(len(codes))))
     frames = repeat_units(codes[None], np.array([len(codes)]), predicted)[0]
-    language, speaker = _count(language), _count(speaker)
+    language, speaker = _count(voice.language), _count(voice.speaker)
 
     def samples(begin: int, end: int) -> np.ndarray:
         count, width = end - begin, frames_of_graph(end - begin)
