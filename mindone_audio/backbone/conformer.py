@@ -51,6 +51,11 @@ class ConformerConfig:
             raise ValueError(f"a chunk of {self.chunk_size} positions holds nothing: correct config.json")
 
     @property
+    def max_positions(self) -> int:
+        """How many positions the layers attend to, of the longest clip in the graph for it."""
+        return self.frames_to_encode(self.num_mel_frames)
+
+    @property
     def widths(self) -> list[int]:
         """How many frames graphs are compiled for, in ascending order, up to `num_mel_frames`."""
         return buckets(self.num_mel_frames, _SMALLEST)

@@ -269,14 +269,20 @@ class Engine:
         return (msops.gather(msops.concat(encoded), Tensor(order), 0) if encoded else None), firsts
 
     def heard(self, clips: tuple[np.ndarray, np.ndarray]) -> Iterator[None]:
-        """`encode` of one prompt's clip, which a model with a context hears; what it heard last is kept for prompts
-        that have the same tuple. The generator returns rows (source positions, hidden)."""
-        for kept, rows in self._heard:
+        """`listen` to one prompt's clip; what was heard last is kept for prompts that have the same tuple."""
+        for kept, found in self._heard:
             if kept is clips:
-                return rows
+                return found
+        found = yield from self.listen(clips)
+        self._heard.append((clips, found))
+        return found
+
+    def listen(self, clips: tuple[np.ndarray, np.ndarray]) -> Iterator[None]:
+        """`encode` one prompt's clip, which a model with a context hears. The generator returns rows (source positions,
+        hidden), and how many of them the decoder attends to."""
         rows, _ = yield from self.encode([clips])
-        self._heard.append((clips, rows))
-        return rows
+        counts = self.model.heard(clips[1])
+        return rows, len(rows) if counts is None else int(counts[0])
 
     def _encoder(self, width: int, clips: int, more: tuple[int, ...]) -> tuple[list[Callable], int]:
         """Graphs one after another for clips of this width, and how many they take: narrow ones together, to launch

@@ -65,7 +65,7 @@ def token_times(engine: Engine, clip: tuple, prompt: list[int], tokens: list[int
         try:
             next(hearing)
         except StopIteration as heard:
-            rows = heard.value
+            rows, _ = heard.value
             break
     padded = np.zeros((1, width), np.int32)
     padded[0, : len(ids)] = ids

@@ -1,0 +1,120 @@
+"""SeamlessM4T v2's processor: texts to tokens, clips to features, tokens to text."""
+
+import os
+from typing import Any
+
+import numpy as np
+import transformers
+from transformers import BatchFeature, SeamlessM4TFeatureExtractor, SeamlessM4TTokenizerFast
+
+from mindone_audio.inputs.audio import load_clips
+from mindone_audio.inputs.processor import AudioTextProcessor, as_sources, as_texts
+from mindone_audio.setting_fields import refusal
+from mindone_audio.weights import hub
+
+_FRAME, _HOP = 400, 160  # samples that a frame of the features is made of, and from one to the next
+
+
+class SeamlessM4TProcessor(AudioTextProcessor, transformers.SeamlessM4TProcessor):
+    """Texts or clips to model inputs. Needs no PyTorch, and no sentencepiece.
+
+    Features are those of transformers' feature extractor: log energies of 80 mel bands, each band of a clip with mean 0
+    and variance 1, two frames of 10 ms side by side.
+    """
+
+    keywords = ("src_lang", "tgt_lang", "sampling_rate", "return_tensors")
+    tokenizer_keywords = ()
+
+    def __init__(self, feature_extractor, tokenizer):
+        # transformers reads this signature to save and load: it must spell out the same parameters.
+        super().__init__(feature_extractor, tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **download: Any):
+        """Load a processor from a folder or a Hugging Face repository, which must have a tokenizer.json.
+
+        Raises `OSError` where a file is missing or cannot be read.
+        """
+        name = pretrained_model_name_or_path
+        with hub.processor_files(name, **download):
+            hub.checkpoint_file(name, "tokenizer.json", **download)  # without it the slow tokenizer would be converted
+            extractor = SeamlessM4TFeatureExtractor.from_pretrained(name, **download)
+            return cls(extractor, SeamlessM4TTokenizerFast.from_pretrained(name, **download))
+
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        audio: Any = None,
+        audios: Any = None,
+        *,
+        src_lang: str | None = None,
+        tgt_lang: str | None = None,
+        sampling_rate: int | None = None,
+        return_tensors: str = "np",
+        **unknown: Any,
+    ) -> BatchFeature:
+        """Tokens of texts, or features of clips.
+
+        text: one text, or a list of them, in the language src_lang, as "eng" or "__eng__"; None: English. tgt_lang: of
+        no effect on texts that are read; give it to `generate`. audio: one clip or a list of them, anything that
+        `mindone_audio.load_audio` takes, in any language; an array must be at the feature extractor's rate. `audios` is
+        its older name. sampling_rate: of arrays, in Hz, for checking only.
+
+        Returns:
+            Of texts `input_ids` and `attention_mask`, int64 `[texts, length]`; of clips `input_features` float32
+            `[clips, frames, 160]` and `attention_mask` int64 `[clips, frames]`.
+
+        Raises `TypeError` for another keyword, `AudioError` for a clip that cannot be read or is too short,
+        `ValueError` for an empty text, for a language that the tokenizer does not have, and for another value that
+        cannot be.
+        """
+        self._check_keywords(sampling_rate, return_tensors, unknown)
+        for name, language in (("src_lang", src_lang), ("tgt_lang", tgt_lang)):
+            self._check_language(name, language)
+        sources = as_sources(audio, audios)
+        if (text is None) == (not sources):
+            both = "both" if sources else "neither"
+            raise ValueError(f"{both} of text and audio were given: pass texts to read, or clips to listen to")
+        if text is None:
+            return BatchFeature(self._features(load_clips(sources, self.feature_extractor.sampling_rate)))
+        texts = as_texts(text)
+        for place, one in enumerate(texts):
+            if not one.strip():
+                raise ValueError(f"text {place} is empty: leave it out")
+        self.tokenizer.src_lang = src_lang or "eng"
+        encoded = self.tokenizer(texts, return_attention_mask=True)
+        return BatchFeature({name: np.asarray(encoded[name], np.int64) for name in ("input_ids", "attention_mask")})
+
+    @property
+    def languages(self) -> list[str]:
+        """Codes of the languages that the tokenizer has, such as "eng"."""
+        tokens = self.tokenizer.additional_special_tokens
+        return sorted(token.strip("_") for token in tokens if token.startswith("__") and token.endswith("__"))
+
+    def _check_language(self, name: str, language: str | None) -> None:
+        code = language.replace("__", "") if isinstance(language, str) else language
+        if code is not None and code not in self.languages:
+            known = ", ".join(self.languages)
+            raise refusal(name, f"={language!r:.40} is no language of this tokenizer: known are {known}")
+
+    def _features(self, clips: list[np.ndarray]) -> dict[str, np.ndarray]:
+        stride = self.feature_extractor.stride
+        self._require_samples(clips, _FRAME + (stride - 1) * _HOP)
+        found = self.feature_extractor(
+            clips, sampling_rate=self.feature_extractor.sampling_rate, return_tensors="np", return_attention_mask=True
+        )
+        return {
+            "input_features": found["input_features"].astype(np.float32),
+            "attention_mask": found["attention_mask"].astype(np.int64),
+        }
+
+    @property
+    def longest_clip(self) -> None:
+        """None: the encoder takes clips of any length."""
+        return None
+
+    def conversation_inputs(self, conversations: list, **keywords: Any) -> BatchFeature:
+        """Raises `ValueError`: SeamlessM4T translates, and answers no questions."""
+        raise ValueError("a SeamlessM4T model answers no questions: it translates texts and speech, and transcribes")
+
+    apply_chat_template = conversation_inputs
