@@ -96,6 +96,15 @@ def torch_model(seed: int = 0, **changes) -> TorchSeamless:
         model.shared.weight[END] *= 2
         model.text_decoder.layer_norm.weight *= 3
         model.vocoder.hifi_gan.conv_post.weight *= 0.2
+        # Units of many kinds, of which some last for several frames.
+        model.t2u_model.model.decoder.layer_norm.bias.zero_()
+        model.t2u_model.model.decoder.embed_tokens.weight[:4] *= (
+            0.3  # the end, padding, and what is no unit: PyTorch fails
+        )
+        model.t2u_model.model.decoder.embed_char.weight *= 3
+        for predictor in (model.t2u_model.model.decoder.duration_predictor, model.vocoder.dur_predictor):
+            predictor.proj.weight *= 0.4
+            predictor.proj.bias.fill_(1.1)
     model.generation_config = generation_config()
     return model
 

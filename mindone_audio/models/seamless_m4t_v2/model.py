@@ -1,4 +1,4 @@
-"""SeamlessM4T v2 (arXiv 2312.05187): speech or text in one language to text in another, or in the same."""
+"""SeamlessM4T v2 (arXiv 2312.05187): speech or text in one language to text or speech in another, or in the same."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from mindone_audio.backbone.text_decoder import TextDecoder, TextDecoderStack
 from mindone_audio.generation.generate import EngineMixin, columns, end_test, generated, streamed
 from mindone_audio.generation.matcher import compile_constraint
 from mindone_audio.generation.row import GenerationRequest
-from mindone_audio.generation.settings import settle
+from mindone_audio.generation.settings import flag, settle
 from mindone_audio.models.seamless_m4t_v2.processor import SeamlessM4TProcessor
 from mindone_audio.models.seamless_m4t_v2.sizes import (
     EMBEDDINGS,
@@ -27,7 +27,17 @@ from mindone_audio.models.seamless_m4t_v2.sizes import (
     speech_encoder_config,
     text_encoder_config,
 )
+from mindone_audio.models.seamless_m4t_v2.speaking import code_vocoder
+from mindone_audio.models.seamless_m4t_v2.speech_output import (
+    SpeechOutput,
+    check_speech,
+    spoken,
+    text_settings,
+    translations,
+    voices,
+)
 from mindone_audio.models.seamless_m4t_v2.text_encoder import EncodeText, TextOrSpeechEngine
+from mindone_audio.models.seamless_m4t_v2.units import TextToUnit
 from mindone_audio.setting_fields import refusal
 
 CHECKPOINTS = ("facebook/seamless-m4t-v2-large",)
@@ -38,7 +48,7 @@ _CONTEXT = 256
 
 
 class TextOutput(NamedTuple):
-    """What `SeamlessM4Tv2Model.generate` returns, as in transformers: sequences int32 (batch, length)."""
+    """What `SeamlessM4Tv2Model.generate` returns of text, as in transformers: sequences int32 (batch, length)."""
 
     sequences: Tensor
 
@@ -46,13 +56,15 @@ class TextOutput(NamedTuple):
 class SeamlessM4Tv2Model(EncoderDecoderModel, EngineMixin):
     """SeamlessM4T v2 on MindSpore: `from_pretrained`, `construct` (logits and loss) and `generate`.
 
-    Its subclasses have one of its encoders. Any class reads the checkpoint of any other one that has its parts.
+    Its subclasses have one of its encoders, or do not speak. Any class reads the checkpoint of any other one that has
+    its parts.
     """
 
     config_class = SeamlessM4Tv2Config
     engine_class = TextOrSpeechEngine
     weight_prefixes = WEIGHT_PREFIXES
     reads, listens = True, True  # which encoders there are: of texts, of speech
+    speaks = True  # whether there is what makes speech of text
     returns_output = True  # a `TextOutput`, or else the sequences alone
 
     def __init__(self, config: SeamlessM4Tv2Config):
@@ -60,12 +72,19 @@ class SeamlessM4Tv2Model(EncoderDecoderModel, EngineMixin):
         speech = ConformerEncoder(speech_encoder_config(config)) if self.listens else None
         super().__init__(config, speech, TextDecoder(decoder_config(config)))
         self.text_encoder = TextDecoderStack(text_encoder_config(config)) if self.reads else None
+        self.t2u_model = TextToUnit(config) if self.speaks else None
+        self.vocoder = code_vocoder(config) if self.speaks else None
         self._context_positions = _CONTEXT
 
     @classmethod
     def unread(cls, names: set[str]) -> set[str]:
-        """Those of the other classes' parts, and of the embeddings, which are one tensor, all names but one."""
-        lacking = ("t2u_model.", "vocoder.")
+        """Those of the other classes' parts, and of the embeddings, which are one tensor, all names but one.
+
+        Raises `ValueError` where the class speaks and there is nothing to speak with.
+        """
+        if cls.speaks:
+            check_speech(cls, names)
+        lacking = () if cls.speaks else ("t2u_model.", "vocoder.")
         lacking += () if cls.reads else ("text_encoder.",)
         lacking += () if cls.listens else ("speech_encoder.",)
         embeddings = [name for name in EMBEDDINGS if name in names]
@@ -165,54 +184,68 @@ class SeamlessM4Tv2Model(EncoderDecoderModel, EngineMixin):
         attention_mask=None,
         *,
         tgt_lang: str | Sequence[str] | None = None,
-        generate_speech: bool = False,
-        generation_config=None,
+        generate_speech: bool | None = None,
+        speaker_id: int = 0,
+        return_intermediate_token_ids: bool = False,
         streamer=None,
-        tokenizer=None,
         compile: bool = True,
         batch_size: int = 8,
         **settings,
-    ) -> Tensor | TextOutput:
-        """Translate texts or speech, or write down what is said: int32 (batch, length), which begin with the start
-        token and that of the language.
+    ) -> Tensor | TextOutput | SpeechOutput | tuple[Tensor, Tensor]:
+        """Translate texts or speech to speech or text, or write down or repeat what is said.
 
         input_ids int (batch, tokens), or input_features (batch, frames, bins), and their attention_mask, as the
-        processor makes them. tgt_lang: the language to write, as "fra" or "__fra__", or one for each sample; the
-        language of the speech itself writes it down. streamer: an object with `put` and `end` such as transformers'
-        TextStreamer, for one sample. tokenizer: needed for stop_strings and for a constraint. settings: the fields of
-        `GenerationSettings`. Up to `batch_size` samples are worked on side by side; the others wait. compile=False
-        interprets the same code. Sequences that end early are filled with the padding token. `SeamlessM4Tv2Model`
-        returns them as a `TextOutput`, which is how transformers' class does it. Raises `ValueError` for what does not
-        fit together or is not supported.
+        processor makes them. tgt_lang: the language of the answer, as "fra" or "__fra__", or one for each sample; the
+        language of the speech itself writes it down. generate_speech: False for text alone; by default a class that
+        speaks does so. speaker_id: whose voice. streamer: an object with `put` and `end` such as transformers'
+        TextStreamer, which is told the text of one sample. settings: the fields of `GenerationSettings`, of the text,
+        with text_ before them or without; and what else `requests` takes. Units of speech are never sampled: each is
+        the one with the highest score. Up to `batch_size` texts are written side by side; the others wait.
+        compile=False interprets the same code.
+
+        Returns of speech the waveforms fp32 (batch, samples), zeros behind each, and how many samples each has int32
+        (batch); with return_intermediate_token_ids a `SpeechOutput`, which also has the text and the units. Of text
+        int32 (batch, length): they begin with the start token and that of the language, and padding follows those that
+        end early. `SeamlessM4Tv2Model` returns them as a `TextOutput`, which is how transformers' class does it. Raises
+        `ValueError` for what does not fit together or is not supported, and for a text without characters to speak.
 
         A batch gives what each sample gives alone; in transformers the speech encoder hears the padding of shorter
-        clips. A padding token that a model chooses has the position of its place; in transformers it has none.
+        clips, units and the vocoder that of shorter texts. A padding token that a model chooses has the position of its
+        place; in transformers it has none.
         """
-        if generate_speech:
-            raise ValueError("generate_speech=True is not supported: this class writes text, leave it out")
-        requests = self.requests(
-            input_ids,
-            input_features,
-            attention_mask,
-            tgt_lang=tgt_lang,
-            generation_config=generation_config,
-            tokenizer=tokenizer,
-            **settings,
-        )
-        tagged, engine = enumerate(requests), self.engine(compile)
+        speech = flag("generate_speech", self.speaks if generate_speech is None else generate_speech)
+        intermediate = flag("return_intermediate_token_ids", return_intermediate_token_ids)
+        if speech and not self.speaks:
+            raise ValueError(
+                f"generate_speech=True is not supported: {type(self).__name__} writes text, use SeamlessM4Tv2Model"
+            )
+        settings = text_settings(settings)
+        requests = self.requests(input_ids, input_features, attention_mask, tgt_lang=tgt_lang, **settings)
+        speakers = voices(self, tgt_lang, speaker_id, len(requests)) if speech else []
+        said = self._said(self.engine(compile), requests, streamer, batch_size)
+        padding = requests[0].settings.padding
+        sequences = np.full((len(said), max(map(len, said))), padding, np.int32)
+        for row, tokens in zip(sequences, said):
+            row[: len(tokens)] = tokens
+        sequences = Tensor(sequences)
+        if not speech:
+            return TextOutput(sequences) if self.returns_output else sequences
+        texts = translations(self, [request.clips for request in requests], said)
+        made = spoken(self.engine(compile), texts, speakers, sequences)
+        return made if intermediate else made[:2]
+
+    def _said(self, engine, requests: list[GenerationRequest], streamer, batch_size: int) -> list[np.ndarray]:
+        """The tokens of each sample, int32, from its start token to its end."""
         if streamer is not None and len(requests) > 1:
             raise ValueError(f"a streamer takes one sample, not {len(requests)}: leave the streamer out")
+        tagged = enumerate(requests)
         found = generated(engine, tagged, batch_size) if streamer is None else streamed(engine, tagged, streamer)
         said: dict[int, np.ndarray] = {}
         for row, tokens in found:
             if isinstance(tokens, Exception):
                 raise tokens
             said[row] = np.append(requests[row].input_ids, tokens)
-        padding = requests[0].settings.padding
-        sequences = np.full((len(said), max(map(len, said.values()))), padding, np.int32)
-        for row, tokens in said.items():
-            sequences[row, : len(tokens)] = tokens
-        return TextOutput(Tensor(sequences)) if self.returns_output else Tensor(sequences)
+        return [said[row] for row in range(len(requests))]
 
     def stream(self, *inputs, compile: bool = True, **settings) -> Iterator[np.ndarray]:
         """What `generate` appends, a step at a time: int32 (batch) as soon as it is known. Arguments are those of
@@ -308,24 +341,41 @@ class SeamlessM4Tv2Model(EncoderDecoderModel, EngineMixin):
         return prompts
 
 
-class SeamlessM4Tv2ForSpeechToText(SeamlessM4Tv2Model):
+class SeamlessM4Tv2ForSpeechToSpeech(SeamlessM4Tv2Model):
     """The same without the text encoder."""
 
     main_input_name = "input_features"
-    reads, returns_output = False, False
+    reads = False
 
 
-class SeamlessM4Tv2ForTextToText(SeamlessM4Tv2Model):
+class SeamlessM4Tv2ForTextToSpeech(SeamlessM4Tv2Model):
     """The same without the speech encoder."""
 
     main_input_name = "input_ids"
-    listens, returns_output = False, False
+    listens = False
+
+
+class SeamlessM4Tv2ForSpeechToText(SeamlessM4Tv2ForSpeechToSpeech):
+    """The same without the text encoder and without speech."""
+
+    speaks, returns_output = False, False
+
+
+class SeamlessM4Tv2ForTextToText(SeamlessM4Tv2ForTextToSpeech):
+    """The same without the speech encoder and without speech."""
+
+    speaks, returns_output = False, False
 
 
 # What config.json's `architectures` may say.
 ARCHITECTURES = {
-    "SeamlessM4Tv2Model": SeamlessM4Tv2Model,
-    "SeamlessM4Tv2ForSpeechToText": SeamlessM4Tv2ForSpeechToText,
-    "SeamlessM4Tv2ForTextToText": SeamlessM4Tv2ForTextToText,
+    one.__name__: one
+    for one in (
+        SeamlessM4Tv2Model,
+        SeamlessM4Tv2ForSpeechToSpeech,
+        SeamlessM4Tv2ForTextToSpeech,
+        SeamlessM4Tv2ForSpeechToText,
+        SeamlessM4Tv2ForTextToText,
+    )
 }
 MODEL, PROCESSOR = SeamlessM4Tv2Model, SeamlessM4TProcessor

@@ -5,6 +5,7 @@ from transformers import SeamlessM4Tv2Config
 from mindone_audio.backbone.config_fields import refuse_fields
 from mindone_audio.backbone.conformer import ConformerConfig
 from mindone_audio.backbone.text_decoder import TextDecoderConfig
+from mindone_audio.models.seamless_m4t_v2 import units
 
 # The values with which a field changes nothing that is computed here.
 _ONLY = {
@@ -37,6 +38,7 @@ WEIGHT_PREFIXES = (
     ),
     ("text_decoder.", "language_model.model."),
     ("speech_encoder.", "audio_tower."),
+    *units.WEIGHT_PREFIXES,
 )
 
 

@@ -29,6 +29,16 @@ class SpeechOutput(NamedTuple):
     unit_sequences: Tensor
 
 
+def check_speech(model_class: type, names: set[str]) -> None:
+    """`ValueError` where the tensors of a checkpoint, by their names, are not those of a model that speaks."""
+    for part in ("t2u_model.", "vocoder."):
+        if not any(name.startswith(part) for name in names):
+            raise ValueError(
+                f"the checkpoint has no {part.rstrip('.')}, with which {model_class.__name__} speaks: take one that "
+                "has, or load it to write text with SeamlessM4Tv2ForSpeechToText or SeamlessM4Tv2ForTextToText"
+            )
+
+
 def text_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of the text among those of `generate`: without a prefix or with text_, which counts more.
 
@@ -55,7 +65,7 @@ def voices(model, tgt_lang: str | Sequence[str] | None, speaker_id: int, count: 
         raise refusal("tgt_lang", f" is missing: give the language to speak, one of {names}")
     found = []
     for language in [tgt_lang] * count if isinstance(tgt_lang, str) else tgt_lang:
-        code = language.replace("__", "") if isinstance(language, str) else None
+        code = language.replace("__", "")
         if code not in spoken:
             raise refusal(
                 "tgt_lang",

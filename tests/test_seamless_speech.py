@@ -1,0 +1,239 @@
+"""SeamlessM4T v2 that speaks, from end to end, against transformers on PyTorch.
+
+Single samples are compared: in a batch of transformers clips, units and the vocoder hear the padding of shorter ones.
+Its `waveform_lengths` are too short where the vocoder's unit 1 is spoken, which it takes for padding; what is compared
+is how long its waveforms are.
+"""
+
+import json
+import shutil
+
+import helpers_seamless as seamless
+import numpy as np
+import pytest
+import torch
+import transformers
+from helpers import relative_error
+from safetensors.numpy import load_file, save_file
+
+from mindone_audio.models import AutoModelForAudioTextToText
+from mindone_audio.models.seamless_m4t_v2 import speech_output
+from mindone_audio.models.seamless_m4t_v2.model import (
+    SeamlessM4Tv2ForSpeechToSpeech,
+    SeamlessM4Tv2ForSpeechToText,
+    SeamlessM4Tv2ForTextToSpeech,
+    SeamlessM4Tv2Model,
+)
+
+SOURCES = {"input_ids": seamless.texts(11, 5, 3), "input_features": seamless.clips(60, 9, 41)}
+TARGETS = ["eng", "__deu__", "eng"]
+KINDS = pytest.mark.parametrize("kind", SOURCES)
+# Neither padding, which PyTorch fails at, nor languages, which it spells "None".
+WRITING = {"max_new_tokens": 12, "no_repeat_ngram_size": 1, "suppress_tokens": [0, *seamless.CODES.values()]}
+SPEAKING = WRITING | {"return_intermediate_token_ids": True, "speaker_id": 2}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A folder of the whole model, and PyTorch's."""
+    folder = tmp_path_factory.mktemp("seamless")
+    return folder, seamless.save_checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def theirs(checkpoint):
+    return checkpoint[1]
+
+
+@pytest.fixture(scope="module")
+def ours(checkpoint):
+    return AutoModelForAudioTextToText.from_pretrained(checkpoint[0])
+
+
+def together(kind: str) -> dict[str, np.ndarray]:
+    """All samples, with values behind the shorter ones that would be noticed."""
+    rows = SOURCES[kind]
+    full = np.full((len(rows), max(map(len, rows)), *rows[0].shape[1:]), 7, rows[0].dtype)
+    mask = np.zeros(full.shape[:2], int)
+    for place, kept, row in zip(full, mask, rows):
+        place[: len(row)], kept[: len(row)] = row, 1
+    return {kind: full, "attention_mask": mask}
+
+
+def alone(kind: str, place: int) -> dict[str, np.ndarray]:
+    row = SOURCES[kind][place][None]
+    return {kind: row, "attention_mask": np.ones(row.shape[:2], int)}
+
+
+def spoken(theirs, kind: str, place: int, **settings):
+    """What PyTorch says, whose durations rounding noise does not change."""
+    exact = []
+
+    def watch(module, given, made):
+        exact.append(torch.expm1(made).numpy())
+
+    predictors = theirs.t2u_model.model.decoder.duration_predictor, theirs.vocoder.dur_predictor
+    hooks = [predictor.register_forward_hook(watch) for predictor in predictors]
+    inputs = {name: torch.from_numpy(value) for name, value in alone(kind, place).items()}
+    made = theirs.generate(**inputs, tgt_lang=TARGETS[place], **{**SPEAKING, **settings})
+    for hook in hooks:
+        hook.remove()
+    for values in exact:
+        assert (np.abs(values % 1 - 0.5) > 5e-5).all() and values.max() > 2
+    return made
+
+
+def check(made, expected: list) -> None:
+    """That a `SpeechOutput` has what PyTorch said of each sample."""
+    assert made[0] is made.waveform and made[1] is made.waveform_lengths
+    waves, lengths, texts, units = (value.asnumpy() for value in made)
+    assert len(waves) == len(expected) and lengths.max() == waves.shape[1]
+    for wave, length, text, unit, one in zip(waves, lengths, texts, units, expected):
+        their_text, their_units = one.sequences[0].numpy(), one.unit_sequences[0].numpy()
+        np.testing.assert_array_equal(text[: len(their_text)], their_text)
+        np.testing.assert_array_equal(unit[: len(their_units)], their_units)
+        assert not text[len(their_text) :].any() and (unit[len(their_units) :] == 1).all()
+        assert length == one.waveform.shape[1]
+        assert relative_error(wave[:length], one.waveform[0].numpy()) < 1e-4 and not wave[length:].any()
+        if not (their_units == 5).any():  # which is 1 to the vocoder
+            assert length == int(one.waveform_lengths)
+    assert len({tuple(unit) for unit in units.tolist()}) == len(expected)
+
+
+@KINDS
+def test_samples_together_are_each_alone_in_pytorch(ours, theirs, kind):
+    """Compiled, two at a time, each in a language of its own."""
+    made = ours.generate(**together(kind), tgt_lang=TARGETS, batch_size=2, **SPEAKING)
+    check(made, [spoken(theirs, kind, place) for place in range(3)])
+
+
+@KINDS
+def test_interpreted_and_with_beams(ours, theirs, kind):
+    """The beams are of the text."""
+    settings = {"num_beams": 2}
+    made = ours.generate(**alone(kind, 0), tgt_lang="eng", compile=False, **SPEAKING | settings)
+    check(made, [spoken(theirs, kind, 0, **settings)])
+
+
+def test_what_is_returned(ours):
+    """By default sound alone; the settings of the text with their prefix too."""
+    asked = alone("input_ids", 1)
+    whole = ours.generate(**asked, tgt_lang="deu", compile=False, **SPEAKING)
+    prefixed = {f"text_{name}": value for name, value in WRITING.items()}
+    settings = prefixed | {"max_new_tokens": 2, "speaker_id": 2, "speech_do_sample": False}
+    waves, lengths = ours.generate(**asked, tgt_lang="deu", compile=False, **settings)
+    np.testing.assert_array_equal(waves.asnumpy(), whole.waveform.asnumpy())
+    np.testing.assert_array_equal(lengths.asnumpy(), whole.waveform_lengths.asnumpy())
+    text = ours.generate(**asked, tgt_lang="deu", generate_speech=False, compile=False, **WRITING)
+    np.testing.assert_array_equal(text.sequences.asnumpy(), whole.sequences.asnumpy())
+    other = ours.generate(**asked, tgt_lang="deu", compile=False, **SPEAKING | {"speaker_id": 0})
+    np.testing.assert_array_equal(other.unit_sequences.asnumpy(), whole.unit_sequences.asnumpy())
+    assert relative_error(other.waveform.asnumpy()[:, :50], whole.waveform.asnumpy()[:, :50]) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_class"),
+    [("input_ids", SeamlessM4Tv2ForTextToSpeech), ("input_features", SeamlessM4Tv2ForSpeechToSpeech)],
+)
+def test_classes_with_one_encoder(checkpoint, theirs, tmp_path, kind, model_class):
+    """They read the whole model's checkpoint, and transformers reads what they save."""
+    model = model_class.from_pretrained(checkpoint[0])
+    check(model.generate(**alone(kind, 1), tgt_lang="deu", compile=False, **SPEAKING), [spoken(theirs, kind, 1)])
+    model.save_pretrained(tmp_path)
+    model.generation_config.save_pretrained(tmp_path)
+    again = getattr(transformers, model_class.__name__).from_pretrained(tmp_path).eval()
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, theirs.state_dict()[name]), name
+    assert type(AutoModelForAudioTextToText.from_pretrained(tmp_path)) is model_class
+
+
+def test_a_saved_model_loads_in_transformers(ours, theirs, tmp_path):
+    ours.save_pretrained(tmp_path)
+    again, found = transformers.SeamlessM4Tv2Model.from_pretrained(tmp_path, output_loading_info=True)
+    assert not found["unexpected_keys"] and not found["mismatched_keys"]
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("names", [("t2u_model.lm_head.weight",), ("t2u_model.lm_head.weight", None)])
+def test_names_of_the_tied_units(checkpoint, theirs, tmp_path, names):
+    """The output layer may be stored instead of the embedding, or beside it."""
+    folder = shutil.copytree(checkpoint[0], tmp_path / "other")
+    tensors = load_file(folder / "model.safetensors")
+    stored = "t2u_model.model.decoder.embed_tokens.weight"
+    value = tensors.pop(stored)
+    tensors |= {name or stored: value.copy() for name in names}
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    model = SeamlessM4Tv2Model.from_pretrained(folder)
+    np.testing.assert_array_equal(model.t2u_model.model.decoder.embed_tokens.weight.asnumpy(), value)
+
+
+def test_a_checkpoint_that_cannot_speak(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint[0], tmp_path / "mute")
+    tensors = load_file(folder / "model.safetensors")
+    for part in ("vocoder", "t2u_model"):
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(f"{part}.")}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        for model_class in (SeamlessM4Tv2Model, SeamlessM4Tv2ForTextToSpeech):
+            with pytest.raises(ValueError, match=f"has no {part}, with which {model_class.__name__} speaks.*ToText"):
+                model_class.from_pretrained(folder)
+    model = SeamlessM4Tv2ForSpeechToText.from_pretrained(folder)
+    with pytest.raises(ValueError, match="ForSpeechToText writes text, use SeamlessM4Tv2Model"):
+        model.generate(**alone("input_features", 1), tgt_lang="eng", generate_speech=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"tgt_lang": "fra"},
+            "'fra' is no language that the model speaks.*generate_speech=False: spoken are deu, eng$",
+        ),
+        ({"tgt_lang": "xyz"}, "tgt_lang='xyz' is no language"),
+        ({"tgt_lang": None}, "tgt_lang is missing"),
+        ({"tgt_lang": ["eng", "deu"]}, "2 languages as tgt_lang for 1 samples"),
+        ({"speaker_id": 4}, "speaker_id must be between 0 and 3, not 4"),
+        ({"speaker_id": "1"}, "speaker_id must be"),
+        ({"generate_speech": 1}, "generate_speech must be true or false"),
+        ({"return_intermediate_token_ids": "yes"}, "return_intermediate_token_ids must be true or false"),
+        ({"speech_do_sample": True}, "speech_do_sample is not supported: the unit with the highest score"),
+        ({"speech_do_sample": False, "speech_temperature": 0.5}, "speech_temperature is not supported"),
+        ({"text_num_beans": 2}, "num_beans"),
+    ],
+)
+def test_what_cannot_be_spoken(ours, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ours.generate(**alone("input_ids", 1), **{"tgt_lang": "eng", "compile": False} | settings)
+
+
+def test_a_text_without_characters(ours):
+    """The end at once, or nothing but languages: alone, and beside another one."""
+    silent = [token for token in range(seamless.VOCAB) if token != 3]
+    with pytest.raises(ValueError, match="the text of sample 0 has no characters, so there is nothing to speak"):
+        ours.generate(**together("input_ids"), tgt_lang="eng", compile=False, suppress_tokens=silent)
+
+
+@pytest.mark.parametrize("lacking", ["t2u_lang_code_to_id", "vocoder_lang_code_to_id", "id_to_text", "char_to_id"])
+def test_a_generation_config_that_does_not_tell_how_to_speak(checkpoint, tmp_path, lacking):
+    folder = shutil.copytree(checkpoint[0], tmp_path / "lacking")
+    file = folder / "generation_config.json"
+    values = json.loads(file.read_text())
+    del values[lacking]
+    file.write_text(json.dumps(values))
+    model = SeamlessM4Tv2ForTextToSpeech.from_pretrained(folder)
+    with pytest.raises(ValueError, match=f"generation_config.json has no {lacking}, which speech takes"):
+        model.generate(**alone("input_ids", 1), tgt_lang="eng", compile=False, max_new_tokens=2)
+
+
+def test_a_wrong_count_of_characters_is_noticed(ours, theirs, monkeypatch):
+    """Each token with the characters of its neighbour: other units, so that the tests above would see it."""
+    right = speech_output.Spelling.characters
+
+    def wrong(self, tokens):
+        characters, counts = right(self, tokens)
+        return characters, counts[1:] + counts[:1]
+
+    monkeypatch.setattr(speech_output.Spelling, "characters", wrong)
+    made = ours.generate(**alone("input_ids", 0), tgt_lang="eng", compile=False, **SPEAKING)
+    with pytest.raises(AssertionError):
+        check(made, [spoken(theirs, "input_ids", 0)])
