@@ -12,6 +12,7 @@ from helpers_bodies import wrong_parameters
 
 from mindone_audio.generation.engine import Slots
 from mindone_audio.models import AutoModelForAudioTextToText
+from mindone_audio.models.seamless_m4t_v2.model import SeamlessM4Tv2ForTextToText
 
 CLIPS, TEXTS = seamless.clips(60, 41, 9, 24, 77), seamless.texts(11, 5, 3, 17, 8)
 TARGETS = ["fra", "deu", "__eng__", "fra", "deu"]
