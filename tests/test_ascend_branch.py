@@ -143,6 +143,28 @@ with as_on_ascend():
 )
 
 
+UNITS_IN_BFLOAT16 = (
+    BFLOAT16.split("with as_on_ascend")[0]
+    + """
+import helpers_seamless
+from mindone_audio.models.seamless_m4t_v2 import speaking, units
+from mindone_audio.models.seamless_m4t_v2.model import SeamlessM4Tv2ForTextToSpeech
+
+with as_on_ascend():
+    model = SeamlessM4Tv2ForTextToSpeech(helpers_seamless.config())
+    for parameter in model.get_parameters():
+        parameter.set_dtype(ms.bfloat16)
+    made, width = engine.Engine(model, compiled=True), model.config.hidden_size
+    whole, floats = lambda *shape: Tensor(np.zeros(shape, np.int32)), lambda *s: Tensor(np.zeros(s), ms.bfloat16)
+    read = speaking.ReadTranslation(model, 32)
+    call(made.graph(read, "a translation"), whole(1, 32), whole(1), floats(40, width), whole(1))
+    call(made.graph(units.Spell(model.t2u_model), "characters"), floats(1, 64, width), whole(1, 64), whole(1))
+    call(made.graph(units.ChooseUnits(model.t2u_model), "units"), floats(1, 64, width), whole(1))
+    call(made.graph(speaking.SoundUnits(model.vocoder), "sound"), whole(1, 32), whole(1), whole(1), whole(1))
+"""
+)
+
+
 BODIES_IN_BFLOAT16 = """
 import mindspore as ms
 import helpers_bodies
@@ -201,6 +223,18 @@ def test_types_of_speech_in_bfloat16(tmp_path):
     check_types(types)
     assert types["MatMul"] == {frozenset({"BFloat16"})}
     for name in ("Softmax", "MeanExt", "Rsqrt"):
+        assert types[name] == {frozenset({"Float32"})}, name
+    assert OLD_KERNELS & primitives(graphs) == set()
+
+
+def test_types_of_units_in_bfloat16(tmp_path):
+    """The best unit is that of scores in float32."""
+    graphs = graphs_of(UNITS_IN_BFLOAT16, tmp_path)
+    assert len(graphs) == 4
+    types = float_types(graphs)
+    check_types(types)
+    assert types["MatMul"] == {frozenset({"BFloat16"})}
+    for name in ("Softmax", "MeanExt", "Rsqrt", "Argmax"):
         assert types[name] == {frozenset({"Float32"})}, name
     assert OLD_KERNELS & primitives(graphs) == set()
 

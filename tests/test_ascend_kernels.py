@@ -20,6 +20,7 @@ STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateSta
 GENERATE = """
 import mindspore as ms
 import helpers_bodies
+import helpers_seamless
 import helpers_whisper_vq
 from ascend_branch import as_on_ascend
 from families import GOLDENS
@@ -29,6 +30,7 @@ from helpers_voxtral import tiny_voxtral_config, voxtral_cases
 from mindone_audio import (
     AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration, WhisperVQ
 )
+from mindone_audio.models.seamless_m4t_v2.model import SeamlessM4Tv2ForTextToSpeech
 from mindone_audio.proof.parity import read_recording
 with as_on_ascend():
     model = Qwen2AudioForConditionalGeneration(tiny_config())
@@ -47,6 +49,9 @@ with as_on_ascend():
         model = AutoModelForAudioTextToText.from_pretrained(GOLDENS / name, mindspore_dtype=ms.float32)
         model.generate(**cases(frames, stack)["one clip"](), max_new_tokens=2)
     helpers_bodies.run_all()
+    model = SeamlessM4Tv2ForTextToSpeech(helpers_seamless.config())
+    model.generation_config = helpers_seamless.generation_config(max_new_tokens=3)
+    model.generate(helpers_seamless.texts(5)[0][None], tgt_lang="eng", suppress_tokens=[0, 3])
 """
 
 
