@@ -6,11 +6,15 @@ is how long its waveforms are.
 """
 
 import json
+import runpy
 import shutil
+import sys
+from pathlib import Path
 
 import helpers_seamless as seamless
 import numpy as np
 import pytest
+import soundfile
 import torch
 import transformers
 from helpers import relative_error
@@ -25,6 +29,7 @@ from mindone_audio.models.seamless_m4t_v2.model import (
     SeamlessM4Tv2Model,
 )
 
+EXAMPLE = Path(__file__).parent.parent / "examples" / "seamless_translate.py"
 SOURCES = {"input_ids": seamless.texts(11, 5, 3), "input_features": seamless.clips(60, 9, 41)}
 TARGETS = ["eng", "__deu__", "eng"]
 KINDS = pytest.mark.parametrize("kind", SOURCES)
@@ -187,7 +192,7 @@ def test_a_checkpoint_that_cannot_speak(checkpoint, tmp_path):
     [
         (
             {"tgt_lang": "fra"},
-            "'fra' is no language that the model speaks.*generate_speech=False: spoken are deu, eng$",
+            "'fra' is no language that the model speaks, though.* spoken are deu, eng$",
         ),
         ({"tgt_lang": "xyz"}, "tgt_lang='xyz' is no language"),
         ({"tgt_lang": None}, "tgt_lang is missing"),
@@ -237,3 +242,33 @@ def test_a_wrong_count_of_characters_is_noticed(ours, theirs, monkeypatch):
     made = ours.generate(**alone("input_ids", 0), tgt_lang="eng", compile=False, **SPEAKING)
     with pytest.raises(AssertionError):
         check(made, [spoken(theirs, "input_ids", 0)])
+
+
+def test_the_example(checkpoint, tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(EXAMPLE), "--model", str(checkpoint[0]), *map(str, arguments)])
+        with pytest.raises(SystemExit) as stop:
+            runpy.run_path(str(EXAMPLE), run_name="__main__")
+        return stop.value.code, capsys.readouterr().out
+
+    clip = EXAMPLE.parent / "audio" / "siren.ogg"
+    status, said = run("--audio", clip, "--tgt-lang", "deu", "--device", "cpu", "--dtype", "float32")
+    assert status == 0 and said.strip()
+    for file in (tmp_path / "a.wav", tmp_path / "a.flac"):
+        status, said = run(
+            "--text", "abc de", "--tgt-lang", "deu", "--speak", file, "--speaker-id", 1, "--num-beams", 2
+        )
+        samples, rate = soundfile.read(file)
+        assert status == 0 and said.strip() and rate == 16000 and np.abs(samples).mean() > 0.05
+    for arguments, message in (
+        (
+            ("--tgt-lang", "fra", "--speak", tmp_path / "b.wav"),
+            "error: --tgt-lang='fra' is no language that the model sp",
+        ),
+        (
+            ("--tgt-lang", "eng", "--speak", tmp_path / "b.wav", "--speaker-id", 9),
+            "error: --speaker-id must be between",
+        ),
+        (("--tgt-lang", "eng", "--src-lang", "xyz"), "error: --src-lang='xyz' is no language of this tokenizer"),
+    ):
+        assert run("--text", "abc", *arguments)[0].startswith(message)

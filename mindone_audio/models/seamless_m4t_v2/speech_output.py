@@ -69,8 +69,7 @@ def voices(model, tgt_lang: str | Sequence[str] | None, speaker_id: int, count: 
         if code not in spoken:
             raise refusal(
                 "tgt_lang",
-                f"={language!r:.40} is no language that the model speaks, though it may write it with "
-                f"generate_speech=False: spoken are {names}",
+                f"={language!r:.40} is no language that the model speaks, though it may write it: spoken are {names}",
             )
         found.append(Voice(maps[1][code], speaker))
     return found
