@@ -3,16 +3,28 @@
 Of clips singles are compared: in a batch of transformers a shorter clip hears the padding of a longer one.
 """
 
+import json
+import shutil
+
 import helpers_seamless as seamless
+import mindspore as ms
 import numpy as np
 import pytest
 import torch
+import transformers
+from ascend_branch import as_on_ascend
 from helpers import relative_error
 from helpers_bodies import wrong_parameters
+from safetensors.numpy import load_file, save_file
 
 from mindone_audio.generation.engine import Slots
 from mindone_audio.models import AutoModelForAudioTextToText
-from mindone_audio.models.seamless_m4t_v2.model import SeamlessM4Tv2ForTextToText
+from mindone_audio.models.seamless_m4t_v2.model import (
+    SeamlessM4Tv2ForSpeechToText,
+    SeamlessM4Tv2ForTextToText,
+    SeamlessM4Tv2Model,
+)
+from mindone_audio.weights.hub import CheckpointError
 
 CLIPS, TEXTS = seamless.clips(60, 41, 9, 24, 77), seamless.texts(11, 5, 3, 17, 8)
 TARGETS = ["fra", "deu", "__eng__", "fra", "deu"]
@@ -130,7 +142,7 @@ WRITING = [
 def test_samples_together_are_each_alone_in_pytorch(ours, theirs, kind, settings):
     """Two at a time, so that a slot was another sample's before, each in a language of its own."""
     settings = {"max_new_tokens": 14, "suppress_tokens": [0], **settings}  # padding has no position in transformers
-    made = ours.generate(**together(kind), generate_speech=False, tgt_lang=TARGETS, batch_size=2, **settings)
+    made = ours.generate(generate_speech=False, **together(kind), tgt_lang=TARGETS, batch_size=2, **settings)
     expected = [written(theirs, kind, place, **settings) for place in range(len(TARGETS))]
     assert made[0] is made.sequences
     rows = made.sequences.asnumpy().tolist()
@@ -143,7 +155,7 @@ def test_samples_together_are_each_alone_in_pytorch(ours, theirs, kind, settings
 def test_interpreted_is_compiled(ours, kind):
     settings = {"tgt_lang": TARGETS, "max_new_tokens": 6, "no_repeat_ngram_size": 1}
     made = [
-        ours.generate(**together(kind), generate_speech=False, compile=compile, **settings)[0].asnumpy()
+        ours.generate(generate_speech=False, **together(kind), compile=compile, **settings)[0].asnumpy()
         for compile in (True, False)
     ]
     assert np.array_equal(*made)
@@ -157,9 +169,274 @@ def test_a_sample_is_attended_to_no_further_than_its_end(ours, theirs, kind, mon
     monkeypatch.setattr(Slots, "hear", lambda *arguments: None)
     ours.weights_changed()  # so that its slots are made anew
     made = (
-        ours.generate(**together(kind), generate_speech=False, tgt_lang=TARGETS, compile=False, **settings)[0]
+        ours.generate(generate_speech=False, **together(kind), tgt_lang=TARGETS, compile=False, **settings)[0]
         .asnumpy()
         .tolist()
     )
     ours.weights_changed()
     assert [row[: len(one)] for row, one in zip(made, expected)] != expected
+
+
+def test_sampling_is_repeatable_and_as_in_the_other_batch(ours):
+    settings = {"tgt_lang": "fra", "do_sample": True, "seed": 5, "max_new_tokens": 8}
+    made = ours.generate(generate_speech=False, **together("text"), **settings)[0].asnumpy()
+    single = ours.generate(generate_speech=False, **padded(TEXTS[1:2], 0), **settings)[0].asnumpy()
+    assert np.array_equal(made[1], single[0])
+    assert not np.array_equal(
+        made, ours.generate(generate_speech=False, **together("text"), **{**settings, "seed": 6})[0].asnumpy()
+    )
+
+
+def test_streams(ours):
+    settings = {"tgt_lang": TARGETS, "max_new_tokens": 9, "no_repeat_ngram_size": 1}
+    whole = ours.generate(generate_speech=False, **together("speech"), **settings)[0].asnumpy()
+    steps = list(ours.stream(**together("speech"), **settings))
+    assert np.array_equal(np.stack(steps, 1), whole[:, 2:])
+
+    class Heard(list):
+        put, ended = list.append, False
+
+        def end(self):
+            self.ended = True
+
+    streamer, first = Heard(), padded(CLIPS[:1], 0)
+    ours.generate(generate_speech=False, **first, streamer=streamer, **{**settings, "tgt_lang": "fra"})
+    told = np.concatenate([np.array(step).reshape(-1) for step in streamer])
+    assert streamer.ended and told.tolist() == whole[0, : len(told)].tolist()
+    with pytest.raises(ValueError, match="a streamer takes one sample, not 5"):
+        ours.generate(generate_speech=False, **together("speech"), streamer=streamer, tgt_lang="fra")
+    with pytest.raises(ValueError, match="num_beams=2 cannot be streamed"):
+        ours.stream(**first, tgt_lang="fra", num_beams=2)
+
+
+def test_long_texts_and_clips_make_larger_contexts(ours, theirs):
+    """As many positions as a context has at first are too few; later calls keep what is there."""
+    (text,), settings = seamless.texts(280), {"max_new_tokens": 4, "suppress_tokens": [0], "no_repeat_ngram_size": 1}
+    before = ours.context_positions
+    made = (
+        ours.generate(generate_speech=False, **padded([text], 0), tgt_lang="fra", compile=False, **settings)[0]
+        .asnumpy()[0]
+        .tolist()
+    )
+    assert before == 256 and ours.context_positions == 384
+    inputs = {"input_ids": torch.from_numpy(text)[None], "tgt_lang": "fra", "generate_speech": False}
+    assert made == theirs.generate(**inputs, **settings)[0][0].tolist()
+    (clip,) = seamless.clips(1700)  # beyond the longest that is expected
+    expected = theirs.generate(
+        input_features=torch.from_numpy(clip)[None], tgt_lang="fra", generate_speech=False, **settings
+    )
+    made = ours.generate(generate_speech=False, input_features=clip[None], tgt_lang="fra", compile=False, **settings)
+    assert made[0].asnumpy().tolist() == expected[0].tolist() and ours.context_positions == 384
+    ours._context_positions = before
+    ours.weights_changed()
+
+
+# Checkpoints
+
+
+CLASSES = {
+    SeamlessM4Tv2ForSpeechToText: ("speech", transformers.SeamlessM4Tv2ForSpeechToText),
+    SeamlessM4Tv2ForTextToText: ("text", transformers.SeamlessM4Tv2ForTextToText),
+}
+
+
+@pytest.mark.parametrize("kind_class", CLASSES)
+def test_a_class_of_one_encoder(checkpoint, theirs, tmp_path, kind_class):
+    """It reads the whole model's folder, and saves what transformers' class of its name loads and says."""
+    kind, torch_class = CLASSES[kind_class]
+    ours = kind_class.from_pretrained(checkpoint[0])
+    assert (
+        relative_error(ours(**together(kind), decoder_input_ids=IDS).logits[0].asnumpy(), scores(theirs, kind, 0))
+        < 1e-5
+    )
+    settings = {"max_new_tokens": 8, "no_repeat_ngram_size": 1, "suppress_tokens": [0]}
+    expected = written(theirs, kind, 0, **settings)
+    first = padded(SOURCES[kind][0][:1], 0)
+    assert (
+        ours.generate(generate_speech=False, **first, tgt_lang="fra", compile=False, **settings).asnumpy()[0].tolist()
+        == expected
+    )
+    ours.save_pretrained(tmp_path)
+    again = torch_class.from_pretrained(tmp_path).eval()
+    state = theirs.state_dict()
+    for name, value in again.state_dict().items():
+        assert torch.equal(value, state[name]), name
+    assert again.generate(**alone(kind, 0), tgt_lang="fra", **settings)[0].tolist() == expected
+    again.save_pretrained(tmp_path / "theirs")
+    for folder in (tmp_path, tmp_path / "theirs"):
+        assert type(AutoModelForAudioTextToText.from_pretrained(folder)) is kind_class
+
+
+def test_a_whole_model_that_was_saved(ours, theirs, tmp_path):
+    ours.save_pretrained(tmp_path)
+    again = transformers.SeamlessM4Tv2Model.from_pretrained(tmp_path)
+    state = again.state_dict()
+    for name, value in theirs.state_dict().items():
+        if not name.startswith(("t2u_model", "vocoder")):
+            assert torch.equal(state[name], value), name
+
+
+@pytest.mark.parametrize("names", [("lm_head.weight",), ("text_encoder.embed_tokens.weight",), ("shared.weight", "*")])
+def test_the_embeddings_under_any_name(checkpoint, ours, tmp_path, names):
+    """Where there are several, that of the table that transformers ties the others to is read."""
+    for file in ("config.json", "generation_config.json"):
+        shutil.copy(checkpoint[0] / file, tmp_path)
+    tensors = load_file(checkpoint[0] / "model.safetensors")
+    table = tensors.pop("shared.weight")
+    tensors[names[0]] = table
+    if "*" in names:
+        tensors |= {"lm_head.weight": table + 1, "text_decoder.embed_tokens.weight": table + 1}
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    expected = ours.language_model.model.embed_tokens.weight.asnumpy()
+    for kind in (SeamlessM4Tv2Model, SeamlessM4Tv2ForSpeechToText):
+        again = kind.from_pretrained(tmp_path)
+        assert np.array_equal(again.language_model.model.embed_tokens.weight.asnumpy(), expected)
+
+
+def test_missing_and_unexpected_weights(checkpoint, tmp_path):
+    shutil.copy(checkpoint[0] / "config.json", tmp_path)
+    tensors = load_file(checkpoint[0] / "model.safetensors")
+    tensors["speech_encoder.other.weight"] = tensors.pop("text_decoder.layers.1.cross_attention.q_proj.weight")
+    del tensors["shared.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError) as refused:
+        SeamlessM4Tv2Model.from_pretrained(tmp_path)
+    assert "2 missing: language_model.model.embed_tokens.weight, language_model.model.layers.1.enc" in str(
+        refused.value
+    )
+    assert "1 unexpected: audio_tower.other.weight" in str(refused.value)
+    with pytest.raises(CheckpointError, match="2 missing"):
+        SeamlessM4Tv2ForTextToText.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("speech_encoder_hidden_act", "gelu"),
+        ("position_embeddings_type", "relative"),
+        ("layer_norm_eps", 1e-6),
+        ("tie_word_embeddings", False),
+    ],
+)
+def test_refused_configs(field, value):
+    with pytest.raises(ValueError, match=f"config.json.{field} {value!r} is not supported"):
+        SeamlessM4Tv2Model(seamless.config(**{field: value}))
+
+
+def test_an_activation_that_is_not_there():
+    with pytest.raises(ValueError, match="activation_function 'selu' is not supported: known are gelu, relu"):
+        SeamlessM4Tv2Model(seamless.config(activation_function="selu"))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"activation_function": "gelu", "scale_embedding": False}, {"add_adapter": False, "pad_token_id": 2}]
+)
+def test_other_fields(tmp_path, changes):
+    """PyTorch's class is given no mask: with one, it counts positions as if there always were an adapter."""
+    theirs = seamless.torch_model(1, **changes)
+    theirs.save_pretrained(tmp_path)
+    ours = SeamlessM4Tv2Model.from_pretrained(tmp_path)
+    for kind in SOURCES:
+        made = ours(**together(kind), decoder_input_ids=IDS).logits.asnumpy()
+        for place in range(3):
+            inputs = {name: value for name, value in alone(kind, place).items() if name != "attention_mask"}
+            with torch.no_grad():
+                expected = theirs(**inputs, decoder_input_ids=torch.from_numpy(IDS[[place]])).logits[0].numpy()
+            assert relative_error(made[place], expected) < 1e-5
+
+
+def test_version_1_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "seamless_m4t"}))
+    with pytest.raises(ValueError, match="v1 is another model: use facebook/seamless-m4t-v2-large"):
+        AutoModelForAudioTextToText.from_pretrained(tmp_path)
+
+
+# What cannot be
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"tgt_lang": None}, "tgt_lang is missing: give the language to write, one of deu, eng, fra"),
+        ({"tgt_lang": "fr"}, "tgt_lang='fr' is no language that the model writes: known are deu, eng, fra"),
+        ({"tgt_lang": 5}, "tgt_lang=5 is no language"),
+        ({"tgt_lang": ["fra"] * 2}, "2 languages as tgt_lang for 5 samples"),
+        ({"input_ids": None}, "neither of input_ids and input_features were given"),
+        ({"input_features": CLIPS[0][None]}, "both of input_ids and input_features were given"),
+        ({"num_return_sequences": 2, "num_beams": 2}, "num_return_sequences=2 is not supported"),
+        ({"temperture": 2}, "temperture=2 is not supported"),
+        ({"attention_mask": np.ones((5, 2))}, r"attention_mask \(5, 2\): both \(texts, tokens\)"),
+        ({"input_ids": np.full((5, 17), 44)}, "input_ids hold 44, and this model has the tokens 0 to 43"),
+        ({"attention_mask": np.arange(5)[:, None] * np.ones((1, 17))}, "text 0 has 0 tokens, the model reads 1 to 300"),
+        ({"input_ids": np.full((1, 301), 5), "attention_mask": None}, "text 0 has 301 tokens"),
+    ],
+)
+def test_texts_that_cannot_be_translated(ours, changes, message):
+    with pytest.raises(ValueError, match=message):
+        ours.generate(generate_speech=False, **{**together("text"), "tgt_lang": "fra", **changes})
+
+
+@pytest.mark.parametrize(
+    "features, mask, message",
+    [
+        (np.zeros((1, 9, 80), np.float32), None, r"shape \(1, 9, 80\), this model takes \(clips, frames, 160\)"),
+        (np.zeros((9, 160), np.float32), None, r"input_features have shape \(9, 160\)"),
+        (np.zeros((1, 9, 160), np.float32), np.ones((1, 8)), r"attention_mask of shape \(1, 8\)"),
+        (np.zeros((1, 9, 160), np.float32), np.arange(9)[None] > 3, "clips are padded on the right"),
+        (np.zeros((1, 9, 160), np.float32), np.zeros((1, 9)), "none is empty"),
+    ],
+)
+def test_clips_that_cannot_be_translated(ours, features, mask, message):
+    for call in (ours.generate, ours):
+        more = {"tgt_lang": "fra"} if call is not ours else {"decoder_input_ids": IDS[:1]}
+        with pytest.raises(ValueError, match=message):
+            call(input_features=features, attention_mask=mask, **more)
+
+
+def test_what_the_other_class_is_for(checkpoint):
+    for kind_class, (kind, _) in CLASSES.items():
+        other = "text" if kind == "speech" else "speech"
+        with pytest.raises(ValueError, match=f"{kind_class.__name__} takes input_\\w+, and was given"):
+            kind_class.from_pretrained(checkpoint[0]).generate(**together(other), tgt_lang="fra")
+
+
+def test_a_checkpoint_without_languages(checkpoint, theirs):
+    ours = SeamlessM4Tv2ForTextToText.from_pretrained(checkpoint[0])
+    ours.generation_config.text_decoder_lang_to_code_id = None
+    with pytest.raises(ValueError, match="generation_config.json has no text_decoder_lang_to_code_id"):
+        ours.generate(generate_speech=False, **padded(TEXTS[:1], 0), tgt_lang="fra")
+    settings = {"max_new_tokens": 5, "no_repeat_ngram_size": 1, "suppress_tokens": [0]}
+    made = ours.generate(generate_speech=False, **padded(TEXTS[:1], 0), compile=False, **settings).asnumpy()
+    expected = theirs.generate(**alone("text", 0), generate_speech=False, **settings)[0]
+    assert made.tolist() == expected.tolist()
+
+
+# An NPU's branch, on this CPU
+
+
+@KINDS
+def test_the_branch_of_an_npu(checkpoint, theirs, kind):
+    settings = {"max_new_tokens": 8, "suppress_tokens": [0], "no_repeat_ngram_size": 1}
+    expected = [written(theirs, kind, place, **settings) for place in range(2)]
+    with as_on_ascend():
+        ours = SeamlessM4Tv2Model.from_pretrained(checkpoint[0])
+        made = (
+            ours.generate(generate_speech=False, **padded(SOURCES[kind][0][:2], 3), tgt_lang=TARGETS[:2], **settings)[0]
+            .asnumpy()
+            .tolist()
+        )
+    assert [row[: len(one)] for row, one in zip(made, expected)] == expected
+
+
+@KINDS
+@pytest.mark.parametrize("half", ["audio_tower", "language_model"])
+def test_parts_in_two_dtypes(checkpoint, theirs, kind, half):
+    """The text encoder counts as the speech encoder does."""
+    with as_on_ascend():
+        ours = SeamlessM4Tv2Model.from_pretrained(checkpoint[0], mindspore_dtype={half: ms.float16, "": ms.float32})
+        first = padded(SOURCES[kind][0][:1], 0)
+        made = ours(**first, decoder_input_ids=IDS[:1]).logits.asnumpy()[0]
+        assert 1e-5 < relative_error(made, scores(theirs, kind, 0)) < 2e-2
+        assert ours.generate(generate_speech=False, **first, tgt_lang="fra", max_new_tokens=2, min_new_tokens=2)[
+            0
+        ].shape == (1, 4)

@@ -12,11 +12,13 @@ import sys
 from pathlib import Path
 
 import helpers_seamless as seamless
+import mindspore as ms
 import numpy as np
 import pytest
 import soundfile
 import torch
 import transformers
+from ascend_branch import as_on_ascend
 from helpers import relative_error
 from safetensors.numpy import load_file, save_file
 
@@ -134,6 +136,25 @@ def test_what_is_returned(ours):
     other = ours.generate(**asked, tgt_lang="deu", compile=False, **SPEAKING | {"speaker_id": 0})
     np.testing.assert_array_equal(other.unit_sequences.asnumpy(), whole.unit_sequences.asnumpy())
     assert relative_error(other.waveform.asnumpy()[:, :50], whole.waveform.asnumpy()[:, :50]) > 1e-2
+
+
+@KINDS
+def test_the_branch_of_an_npu(checkpoint, theirs, kind):
+    with as_on_ascend():
+        ours = SeamlessM4Tv2Model.from_pretrained(checkpoint[0])
+        made = ours.generate(**alone(kind, 1), tgt_lang="deu", **SPEAKING)
+    check(made, [spoken(theirs, kind, 1)])
+
+
+@pytest.mark.parametrize("half", ["audio_tower", "language_model"])
+def test_parts_in_two_dtypes(checkpoint, theirs, half):
+    """What makes speech counts as the encoders do. Rounding changes a unit where two are nearly as good."""
+    with as_on_ascend():
+        ours = SeamlessM4Tv2Model.from_pretrained(checkpoint[0], mindspore_dtype={half: ms.float16, "": ms.float32})
+        made = ours.generate(**alone("input_ids", 1), tgt_lang="deu", compile=False, **SPEAKING)
+    expected = spoken(theirs, "input_ids", 1)
+    assert (made.unit_sequences.asnumpy() == expected.unit_sequences.numpy()).mean() > 0.9
+    assert made.waveform.dtype == ms.float32 and np.abs(made.waveform.asnumpy()).mean() > 0.1
 
 
 @pytest.mark.parametrize(

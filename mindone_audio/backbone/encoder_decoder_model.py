@@ -77,7 +77,7 @@ class EncoderDecoderModel(CheckpointModel):
         tables = decoder.position_tables(input_ids.shape[1], self.dtype)
         at = decoder.positions_at(tables, positions)
         mask = causal_mask(ops.counting(input_ids.shape[1]), visible)
-        rows = context.reshape((-1, context.shape[-1]))
+        rows = context.reshape((-1, context.shape[-1])).astype(self.dtype)
         return decoder(decoder.embed(input_ids), at, mask, rows=rows, context_mask=context_mask)
 
     def shifted(self, labels: np.ndarray | None) -> np.ndarray:

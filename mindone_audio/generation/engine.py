@@ -282,7 +282,7 @@ class Engine:
         hidden), and how many of them the decoder attends to."""
         rows, _ = yield from self.encode([clips])
         counts = self.model.heard(clips[1])
-        return rows, len(rows) if counts is None else int(counts[0])
+        return rows.astype(self.model.dtype), len(rows) if counts is None else int(counts[0])
 
     def _encoder(self, width: int, clips: int, more: tuple[int, ...]) -> tuple[list[Callable], int]:
         """Graphs one after another for clips of this width, and how many they take: narrow ones together, to launch

@@ -328,7 +328,7 @@ class SeamlessM4Tv2Model(EncoderDecoderModel, EngineMixin):
             return [np.array([start], np.int32)] * count
         if tgt_lang is None:
             raise refusal("tgt_lang", f" is missing: give the language to write, one of {names}")
-        languages = [tgt_lang] * count if isinstance(tgt_lang, str) else list(tgt_lang)
+        languages = list(tgt_lang) if isinstance(tgt_lang, (list, tuple)) else [tgt_lang] * count
         if len(languages) != count:
             raise ValueError(f"{len(languages)} languages as tgt_lang for {count} samples: give one, or one for each")
         prompts = []

@@ -65,7 +65,7 @@ class ReadTranslation(nn.Cell):
     def __init__(self, model, tokens: int):
         super().__init__(auto_prefix=False)
         self.language_model, self.t2u_model = model.language_model, model.t2u_model
-        self.num_heads = model.language_model.config.num_heads
+        self.num_heads, self.dtype = model.language_model.config.num_heads, model.t2u_model.dtype
         self.tables = model.language_model.position_tables(tokens, model.dtype)
 
     def construct(self, input_ids: Tensor, count: Tensor, rows: Tensor, heard: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class ReadTranslation(nn.Cell):
         at = self.language_model.positions_at(self.tables, columns.expand_dims(0))
         embeddings = self.language_model.embed(input_ids)
         hidden = self.language_model(embeddings, at, mask, None, None, None, None, rows, hides)
-        return self.t2u_model.encode(hidden, count)
+        return self.t2u_model.encode(hidden.astype(self.dtype), count)
 
 
 class SoundUnits(nn.Cell):

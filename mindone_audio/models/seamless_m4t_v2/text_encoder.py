@@ -25,11 +25,12 @@ class EncodeText(nn.Cell):
         super().__init__(auto_prefix=False)
         self.language_model, self.layers = model.language_model, model.text_encoder
         self.first_position = model.language_model.config.first_position
+        self.dtype = model.text_encoder.layer_norm.weight.dtype
 
     def construct(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids int32 (texts, tokens), of which a text has int32 lengths (texts); returns (texts, tokens, hidden)."""
         x = self.language_model.embed(ids)
-        x = x + _sinusoids(x.shape[1], x.shape[2], self.first_position).astype(x.dtype)
+        x = (x + _sinusoids(x.shape[1], x.shape[2], self.first_position).astype(x.dtype)).astype(self.dtype)
         mask = msops.tile(hidden_keys(lengths, x.shape[1]), (1, 1, x.shape[1], 1))
         return self.layers(x, mask, None, None, None, None, None, None)
 
@@ -46,4 +47,4 @@ class TextOrSpeechEngine(Engine):
         run = self.other(("text", tokens), lambda: EncodeText(self.model), f"the encoder of a text of {tokens} tokens")
         rows = run(Tensor(ids), Tensor(lengths))
         yield
-        return rows.reshape((tokens, -1)), int(lengths[0])
+        return rows.reshape((tokens, -1)).astype(self.model.dtype), int(lengths[0])

@@ -144,6 +144,11 @@ class TextToUnit(nn.Cell):
             )
         self.model = TextToUnitBody(config)
 
+    @property
+    def dtype(self) -> ms.Type:
+        """That of the weights."""
+        return self.model.decoder.embed_tokens.weight.dtype
+
     def encode(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """The encoder's states (batch, tokens, hidden_size) of a text decoder's, of which int32 lengths (batch) are no
         padding."""
