@@ -4,12 +4,15 @@ Of clips singles are compared: in a batch of transformers a shorter clip hears t
 """
 
 import json
+import re
 import shutil
+import sys
 
 import helpers_seamless as seamless
 import mindspore as ms
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 import transformers
 from ascend_branch import as_on_ascend
@@ -17,13 +20,15 @@ from helpers import relative_error
 from helpers_bodies import wrong_parameters
 from safetensors.numpy import load_file, save_file
 
+from mindone_audio import pipeline
 from mindone_audio.generation.engine import Slots
-from mindone_audio.models import AutoModelForAudioTextToText
+from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
 from mindone_audio.models.seamless_m4t_v2.model import (
     SeamlessM4Tv2ForSpeechToText,
     SeamlessM4Tv2ForTextToText,
     SeamlessM4Tv2Model,
 )
+from mindone_audio.pipelines import SpeechToTextPipeline
 from mindone_audio.weights.hub import CheckpointError
 
 CLIPS, TEXTS = seamless.clips(60, 41, 9, 24, 77), seamless.texts(11, 5, 3, 17, 8)
@@ -440,3 +445,200 @@ def test_parts_in_two_dtypes(checkpoint, theirs, kind, half):
         assert ours.generate(generate_speech=False, **first, tgt_lang="fra", max_new_tokens=2, min_new_tokens=2)[
             0
         ].shape == (1, 4)
+
+
+# The processor
+
+
+def samples(*lengths: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(1)
+    return [(rng.normal(size=length) * 0.1).astype(np.float32) for length in lengths]
+
+
+@pytest.fixture(scope="module")
+def processor(checkpoint):
+    return AutoProcessor.from_pretrained(checkpoint[0])
+
+
+WORDS = ["abc de", " a", "hello world cde"]
+
+
+def test_the_processor_is_transformers(checkpoint, processor):
+    theirs = transformers.SeamlessM4TProcessor.from_pretrained(checkpoint[0])
+    for language in ("eng", "__fra__"):
+        made = processor(WORDS, src_lang=language)
+        expected = theirs(text=WORDS, src_lang=language, return_tensors="np")
+        for name in ("input_ids", "attention_mask"):
+            assert made[name].dtype == np.int64 and np.array_equal(made[name], expected[name])
+    assert np.array_equal(processor(WORDS, tgt_lang="deu")["input_ids"], processor(WORDS, src_lang="eng")["input_ids"])
+    clips = samples(9000, 5000, 560, 561)
+    for keyword in ("audio", "audios"):
+        made, expected = processor(**{keyword: clips}), theirs(audio=clips, sampling_rate=16000, return_tensors="np")
+        assert made["input_features"].dtype == np.float32 and made["attention_mask"].dtype == np.int64
+        for name in made:
+            assert np.array_equal(made[name], expected[name])
+    assert processor.batch_decode(processor(WORDS)["input_ids"], skip_special_tokens=True) == ["abc de", "a", WORDS[2]]
+
+
+def test_the_processor_of_a_sentencepiece_model(processor, tmp_path, monkeypatch):
+    """Which is what the published checkpoint has; it is saved with a tokenizer.json."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["hello world cde", "abc de fgh"] * 9),
+        model_prefix=str(tmp_path / "sentencepiece.bpe"),
+        model_type="bpe",
+        vocab_size=40,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    names = [f"__{language}__" for language in seamless.LANGUAGES]
+    model = str(tmp_path / "sentencepiece.bpe.model")
+    slow = transformers.SeamlessM4TTokenizer(model, additional_special_tokens=names)
+    slow.save_pretrained(tmp_path)
+    transformers.SeamlessM4TFeatureExtractor().save_pretrained(tmp_path)
+    load = type(processor).from_pretrained
+    ours = load(tmp_path)
+    expected = slow(WORDS, src_lang="deu")
+    assert ours(WORDS, src_lang="deu")["input_ids"].tolist() == expected["input_ids"]
+    assert ours.languages == processor.languages == ["deu", "eng", "fra"]
+    ours.save_pretrained(tmp_path / "fast")
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    again = load(tmp_path / "fast")
+    assert again(WORDS, src_lang="deu")["input_ids"].tolist() == expected["input_ids"]
+    with pytest.raises(OSError, match="pip install sentencepiece"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, "neither of text and audio were given"),
+        ({"text": "a", "audio": samples(900)[0]}, "both of text and audio were given"),
+        ({"audio": samples(900), "audios": samples(900)}, "audio= and audios= were both given"),
+        ({"text": ["a", " \n"]}, "text 1 is empty"),
+        ({"text": 5}, "text must be a string"),
+        ({"text": "a", "src_lang": "en"}, "src_lang='en' is no language of this tokenizer: known are deu, eng, fra"),
+        ({"audio": samples(900)[0], "tgt_lang": "ita"}, "tgt_lang='ita' is no language"),
+        ({"text": "a", "src_lang": 5}, "src_lang=5 is no language"),
+        ({"audio": samples(900, 559)}, "audio clip 1 has 559 samples, too few for one audio token: give at least 560"),
+        ({"audio": samples(0)[0]}, "holds no samples"),
+        ({"audio": samples(900)[0], "sampling_rate": 8000}, "sampling_rate=8000"),
+        ({"text": "a", "return_tensors": "pt"}, "return_tensors='pt'"),
+    ],
+)
+def test_what_the_processor_refuses(processor, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        processor(**arguments)
+
+
+def test_what_the_processor_does_not_know(processor):
+    with pytest.raises(TypeError, match="does not know padding"):
+        processor("a", padding=True)
+    with pytest.raises(ValueError, match="answers no questions"):
+        processor.apply_chat_template([{"role": "user", "content": "?"}])
+
+
+# Pipelines
+
+
+@pytest.fixture(scope="module")
+def pipes(ours, processor):
+    """By task."""
+    tasks = ("automatic-speech-recognition", "translation")
+    return {task: pipeline(task, model=ours, processor=processor) for task in tasks}
+
+
+def said(theirs, processor, tgt_lang: str, inputs: dict, **settings) -> str:
+    """What PyTorch's model writes of one input."""
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    found = theirs.generate(**tensors, tgt_lang=tgt_lang, generate_speech=False, **settings)
+    return processor.decode(found[0][0].numpy(), skip_special_tokens=True).strip()
+
+
+ASKED = {"max_new_tokens": 12, "no_repeat_ngram_size": 1, "suppress_tokens": [0]}
+
+
+def test_texts_are_translated_as_by_pytorch(pipes, theirs, processor):
+    pipe, texts = pipes["translation"], ["abc de", "hello world cde", "a"]
+    answers = pipe(texts, src_lang="deu", tgt_lang="fra", batch_size=2, **ASKED)
+    expected = [said(theirs, processor, "fra", processor(text, src_lang="deu"), **ASKED) for text in texts]
+    assert answers["translation_text"] == answers["generated_text"] == expected and len(set(expected)) == 3
+    one = pipe(texts[1], src_lang="deu", tgt_lang="fra", generate_kwargs=ASKED)
+    assert one["translation_text"] == expected[1]
+    for more in ({}, {"num_beams": 2}):
+        whole = pipe(texts[0], tgt_lang="deu", **ASKED, **more)[0]["generated_text"]
+        assert "".join(pipe(texts[0], tgt_lang="deu", stream=True, **ASKED, **more)) == whole
+    stop = expected[1][2:4]
+    stopped = pipe(texts[1], src_lang="deu", tgt_lang="fra", stop_sequence=stop, **ASKED)["translation_text"]
+    assert stopped == expected[1][: expected[1].index(stop)].strip()
+
+
+def test_speech_is_transcribed_and_translated_as_by_pytorch(pipes, theirs, processor):
+    clips = samples(9000, 5000)
+    expected = [said(theirs, processor, "fra", processor(audio=clip), **ASKED) for clip in clips]
+    for named in ({"language": "fra"}, {"tgt_lang": "__fra__"}, {"generate_kwargs": {"tgt_lang": "fra"}}):
+        answers = pipes["automatic-speech-recognition"](clips, **named, **ASKED)
+        assert answers["text"] == answers["generated_text"] == expected
+    assert answers[0]["chunks"] == [{"start": 0, "end": 0.5625, "timestamp": (0, 0.5625), "text": expected[0]}]
+    answers = pipes["translation"]([{"audio": clip} for clip in clips], tgt_lang="fra", **ASKED)
+    assert answers["translation_text"] == expected and len(set(expected)) == 2
+    assert "".join(pipes["translation"](clips[0], tgt_lang="fra", stream=True, **ASKED)) == expected[0]
+
+
+def test_a_long_clip_is_cut_into_windows(pipes, theirs, processor):
+    (clip,) = samples(24_000)
+    clip[13_000:14_000] = 0  # a pause, which is where it is cut
+    answer = pipes["automatic-speech-recognition"](clip, language="deu", window=1.0, **ASKED)
+    parts = [(chunk["start"], chunk["end"]) for chunk in answer[0]["chunks"]]
+    assert len(parts) == 2 and parts[0][0] == 0 and 13_000 <= parts[0][1] * 16_000 <= 14_000 and parts[1][1] == 1.5
+    windows = [clip[round(start * 16_000) : round(end * 16_000)] for start, end in parts]
+    expected = [said(theirs, processor, "deu", processor(audio=window), **ASKED) for window in windows]
+    assert answer["text"] == " ".join(filter(None, expected))
+
+
+@pytest.mark.parametrize(
+    "task, inputs, settings, error, message",
+    [
+        ("translation", "abc", {}, ValueError, "tgt_lang is missing"),
+        ("translation", ["abc", samples(900)[0]], {"tgt_lang": "fra"}, ValueError, "in one list"),
+        ("translation", "tests/conftest.py", {"tgt_lang": "fra"}, ValueError, "is where a clip is, and no text"),
+        ("translation", "https://x.org/a.wav", {"tgt_lang": "fra"}, ValueError, "is where a clip is"),
+        ("translation", samples(900)[0], {"tgt_lang": "fra", "src_lang": "eng"}, ValueError, "hears the language"),
+        ("translation", ["a", " "], {"tgt_lang": "fra"}, ValueError, "input 1: text 0 is empty"),
+        ("translation", "a", {"tgt_lang": "fra", "temperture": 1}, ValueError, "temperture=1"),
+        ("translation", ["a"], {"tgt_lang": "fra", "stream": True}, ValueError, "takes one input"),
+        ("automatic-speech-recognition", samples(900)[0], {}, ValueError, "language is missing: give the language to"),
+        ("automatic-speech-recognition", samples(900)[0], {"language": "xxx"}, ValueError, "'xxx' is no language"),
+        (
+            "automatic-speech-recognition",
+            samples(900)[0],
+            {"language": "fra", "tgt_lang": "deu"},
+            ValueError,
+            "several languages to write, 'fra' and 'deu'",
+        ),
+        ("automatic-speech-recognition", samples(900)[0], {"language": "fra", "task": "translate"}, ValueError, "task"),
+        ("automatic-speech-recognition", samples(900)[0], {"language": "fra", "text": "?"}, ValueError, "no questions"),
+        ("automatic-speech-recognition", samples(900)[0], {"language": "fra", "prompt": "?"}, ValueError, "prompt"),
+        ("automatic-speech-recognition", "none.wav", {"language": "fra"}, OSError, "none.wav"),
+    ],
+)
+def test_what_the_pipelines_refuse(pipes, task, inputs, settings, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        pipes[task](inputs, **settings)
+
+
+def test_a_failed_input_stops_no_other(pipes):
+    answers = pipes["translation"](["a", ""], tgt_lang="fra", on_error="return", **ASKED)
+    assert answers[0]["translation_text"] and answers[1] == {
+        "generated_text": None,
+        "error": "text 0 is empty: leave it out",
+    }
+
+
+def test_tasks_of_the_model(checkpoint, ours, processor):
+    assert type(pipeline(model=ours, processor=processor)) is SpeechToTextPipeline
+    with pytest.raises(
+        ValueError, match="a seamless_m4t_v2 model transcribes and translates, and answers no questions"
+    ):
+        pipeline("audio-text-to-text", model=checkpoint[0])
+    with pytest.raises(ValueError, match="takes no vocoder"):
+        pipeline("translation", model=checkpoint[0], vocoder="x")

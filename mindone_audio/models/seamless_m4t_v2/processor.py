@@ -1,6 +1,7 @@
 """SeamlessM4T v2's processor: texts to tokens, clips to features, tokens to text."""
 
 import os
+import re
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,15 @@ from mindone_audio.inputs.processor import AudioTextProcessor, as_sources, as_te
 from mindone_audio.setting_fields import refusal
 from mindone_audio.weights import hub
 
+_LANGUAGE = re.compile("__[a-z]{3}(_[A-Za-z]+)?__")  # the token of one, such as __eng__ and __cmn_Hant__
 _FRAME, _HOP = 400, 160  # samples that a frame of the features is made of, and from one to the next
 
 
 class SeamlessM4TProcessor(AudioTextProcessor, transformers.SeamlessM4TProcessor):
-    """Texts or clips to model inputs. Needs no PyTorch, and no sentencepiece.
+    """Texts or clips to model inputs. Needs no PyTorch.
+
+    The published checkpoint has a sentencepiece model, which takes the package sentencepiece (it comes with MindONE).
+    What `save_pretrained` writes has a tokenizer.json, which does not.
 
     Features are those of transformers' feature extractor: log energies of 80 mel bands, each band of a clip with mean 0
     and variance 1, two frames of 10 ms side by side.
@@ -31,13 +36,13 @@ class SeamlessM4TProcessor(AudioTextProcessor, transformers.SeamlessM4TProcessor
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **download: Any):
-        """Load a processor from a folder or a Hugging Face repository, which must have a tokenizer.json.
+        """Load a processor from a folder or a Hugging Face repository.
 
-        Raises `OSError` where a file is missing or cannot be read.
+        Raises `OSError` where a file is missing or cannot be read, or the package sentencepiece is missing.
         """
         name = pretrained_model_name_or_path
         with hub.processor_files(name, **download):
-            hub.checkpoint_file(name, "tokenizer.json", **download)  # without it the slow tokenizer would be converted
+            hub.only_sentencepiece(name, **download)  # which is converted to the same class, by that package
             extractor = SeamlessM4TFeatureExtractor.from_pretrained(name, **download)
             return cls(extractor, SeamlessM4TTokenizerFast.from_pretrained(name, **download))
 
@@ -88,12 +93,15 @@ class SeamlessM4TProcessor(AudioTextProcessor, transformers.SeamlessM4TProcessor
     @property
     def languages(self) -> list[str]:
         """Codes of the languages that the tokenizer has, such as "eng"."""
-        tokens = self.tokenizer.additional_special_tokens
-        return sorted(token.strip("_") for token in tokens if token.startswith("__") and token.endswith("__"))
+        return sorted(token[2:-2] for token in self.tokenizer.get_vocab() if _LANGUAGE.fullmatch(token))
 
-    def _check_language(self, name: str, language: str | None) -> None:
-        code = language.replace("__", "") if isinstance(language, str) else language
-        if code is not None and code not in self.languages:
+    def _check_language(self, name: str, language: Any) -> None:
+        """`SettingError` for a language that is no token, with those that are."""
+        token = f"__{language.replace('__', '')}__" if isinstance(language, str) else ""
+        known = (
+            _LANGUAGE.fullmatch(token) and self.tokenizer.convert_tokens_to_ids(token) != self.tokenizer.unk_token_id
+        )
+        if language is not None and not known:
             known = ", ".join(self.languages)
             raise refusal(name, f"={language!r:.40} is no language of this tokenizer: known are {known}")
 
@@ -108,10 +116,21 @@ class SeamlessM4TProcessor(AudioTextProcessor, transformers.SeamlessM4TProcessor
             "attention_mask": found["attention_mask"].astype(np.int64),
         }
 
-    @property
-    def longest_clip(self) -> None:
-        """None: the encoder takes clips of any length."""
-        return None
+    longest_clip = None  # the encoder takes clips of any length
+    transcription_window = 30.0  # seconds: it was trained with single sentences
+
+    def transcription_inputs(
+        self, clips: list[np.ndarray], *, language: str | None, chat: bool, prompt: str | None = None
+    ) -> BatchFeature:
+        """Model inputs that ask for what is said in each clip, in a language. Raises `ValueError` without one, and for
+        a prompt."""
+        if prompt is not None:
+            raise refusal("prompt", f"={prompt!r:.40}: this model family takes no words beside the clip: leave it out")
+        if language is None:
+            known = ", ".join(self.languages)
+            raise refusal("language", f" is missing: give the language to write, one of {known}")
+        self._check_language("language", language)
+        return BatchFeature({**self(audio=clips), "tgt_lang": language})
 
     def conversation_inputs(self, conversations: list, **keywords: Any) -> BatchFeature:
         """Raises `ValueError`: SeamlessM4T translates, and answers no questions."""
