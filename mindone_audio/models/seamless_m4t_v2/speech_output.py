@@ -76,39 +76,41 @@ def voices(model, tgt_lang: str | Sequence[str] | None, speaker_id: int, count: 
 
 
 def translations(model, sources: list, sequences: list[np.ndarray]) -> list[Translation]:
-    """What is to be spoken: for each sample its source and what the text decoder wrote, from its start token on.
-
-    Raises `ValueError` for a text without characters.
-    """
+    """What is to be spoken: for each sample its source and what the text decoder wrote, from its start token on."""
     config = model.generation_config
     silent = (model.config.pad_token_id, *np.atleast_1d(config.eos_token_id).tolist())
     spelling = Spelling(_map(model, "id_to_text"), _map(model, "char_to_id"), silent)
     found = []
-    for place, (source, sequence) in enumerate(zip(sources, sequences)):
+    for source, sequence in zip(sources, sequences):
         # As in transformers the last token is left out, which is the end, or that at which max_new_tokens cut the text.
         tokens = sequence[:-1].astype(np.int32)
         characters, counts = spelling.characters(tokens[2:].tolist())
-        if not characters:
-            raise ValueError(
-                f"the text of sample {place} has no characters, so there is nothing to speak: leave the sample out, or "
-                "ask for text alone with generate_speech=False"
-            )
         # Each state has the characters of the token that it chose, which is the next one.
         found.append(Translation(source, tokens, characters, [0, *counts, 0]))
     return found
 
 
+def say(engine: Engine, text: Translation, voice: Voice) -> tuple[np.ndarray, np.ndarray]:
+    """The units int32 (units) and the waveform fp32 (samples) of a text that has characters."""
+    units = choose_units(engine, read(engine, text), text.characters, text.counts)
+    return units, sound(engine, units, voice)
+
+
 def spoken(engine: Engine, texts: list[Translation], voices: list[Voice], sequences: Tensor) -> SpeechOutput:
-    """Texts in voices, one after the other; sequences: as they are returned."""
-    units, waves = [], []
-    for text, voice in zip(texts, voices):
-        units.append(choose_units(engine, read(engine, text), text.characters, text.counts))
-        waves.append(sound(engine, units[-1], voice))
+    """Texts in voices, one after the other; sequences: as they are returned. Raises `ValueError` for a text without
+    characters."""
+    for place, text in enumerate(texts):
+        if not text.characters:
+            raise ValueError(
+                f"the text of sample {place} has no characters, so there is nothing to speak: leave the sample out, or "
+                "ask for text alone with generate_speech=False"
+            )
+    units, waves = zip(*(say(engine, text, voice) for text, voice in zip(texts, voices)))
     lengths = Tensor(np.array(list(map(len, waves)), np.int32))
     return SpeechOutput(_stacked(waves, 0), lengths, sequences, _stacked(units, engine.model.config.t2u_pad_token_id))
 
 
-def _stacked(rows: list[np.ndarray], padding: int) -> Tensor:
+def _stacked(rows: Sequence[np.ndarray], padding: int) -> Tensor:
     most = max(map(len, rows))
     return Tensor(np.stack([np.pad(row, (0, most - len(row)), constant_values=padding) for row in rows]))
 
