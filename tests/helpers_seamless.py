@@ -78,6 +78,7 @@ def generation_config(**changes) -> GenerationConfig:
         "bos_token_id": START,
         "eos_token_id": END,
         "max_new_tokens": 20,
+        "suppress_tokens": [PAD],  # which has no position in transformers where a model chooses it
         "text_decoder_lang_to_code_id": CODES,
         "t2u_lang_code_to_id": {language: 20 + place for place, language in enumerate(LANGUAGES[:2])},
         "vocoder_lang_code_to_id": {language: place for place, language in enumerate(LANGUAGES[:2])},

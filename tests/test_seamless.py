@@ -3,6 +3,7 @@
 Of clips singles are compared: in a batch of transformers a shorter clip hears the padding of a longer one.
 """
 
+import io
 import json
 import re
 import shutil
@@ -13,6 +14,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 import sentencepiece
+import soundfile
 import torch
 import transformers
 from ascend_branch import as_on_ascend
@@ -20,15 +22,19 @@ from helpers import relative_error
 from helpers_bodies import wrong_parameters
 from safetensors.numpy import load_file, save_file
 
-from mindone_audio import pipeline
-from mindone_audio.generation.engine import Slots
+from mindone_audio import cli, pipeline, pipelines
+from mindone_audio.backbone.layers import name_parameters
+from mindone_audio.commands.warm_up import _warm_up
+from mindone_audio.generation.engine import EncodeAudio, Slots, WriteContext
 from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
 from mindone_audio.models.seamless_m4t_v2.model import (
     SeamlessM4Tv2ForSpeechToText,
     SeamlessM4Tv2ForTextToText,
     SeamlessM4Tv2Model,
 )
+from mindone_audio.models.seamless_m4t_v2.text_encoder import EncodeText
 from mindone_audio.pipelines import SpeechToTextPipeline
+from mindone_audio.weights.graph_key import graph_key
 from mindone_audio.weights.hub import CheckpointError
 
 CLIPS, TEXTS = seamless.clips(60, 41, 9, 24, 77), seamless.texts(11, 5, 3, 17, 8)
@@ -606,7 +612,13 @@ def test_a_long_clip_is_cut_into_windows(pipes, theirs, processor):
         ("translation", ["a", " "], {"tgt_lang": "fra"}, ValueError, "input 1: text 0 is empty"),
         ("translation", "a", {"tgt_lang": "fra", "temperture": 1}, ValueError, "temperture=1"),
         ("translation", ["a"], {"tgt_lang": "fra", "stream": True}, ValueError, "takes one input"),
-        ("automatic-speech-recognition", samples(900)[0], {}, ValueError, "language is missing: give the language to"),
+        (
+            "automatic-speech-recognition",
+            samples(900)[0],
+            {},
+            ValueError,
+            "language is missing: known are deu, eng, fra",
+        ),
         ("automatic-speech-recognition", samples(900)[0], {"language": "xxx"}, ValueError, "'xxx' is no language"),
         (
             "automatic-speech-recognition",
@@ -642,3 +654,113 @@ def test_tasks_of_the_model(checkpoint, ours, processor):
         pipeline("audio-text-to-text", model=checkpoint[0])
     with pytest.raises(ValueError, match="takes no vocoder"):
         pipeline("translation", model=checkpoint[0], vocoder="x")
+
+
+def test_graphs_are_kept(checkpoint):
+    """All of them have keys, the same when a checkpoint is loaded again, of which no two are equal."""
+    found = []
+    for _ in range(2):
+        model = SeamlessM4Tv2Model.from_pretrained(checkpoint[0])
+        name_parameters(model)
+        slots = model.engine(False).slots(1, 1, prefills=True)
+        cells = [EncodeAudio(model), EncodeText(model), slots.step, slots.prefill(48, True)]
+        cells.append(WriteContext(model.language_model, slots.context))
+        found.append([graph_key(cell, ()) for cell in cells])
+    assert found[0] == found[1] and len(set(found[0])) == 5
+
+
+# Commands
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """Two clips, as files."""
+    folder = tmp_path_factory.mktemp("recordings")
+    for name, clip in zip("ab", samples(9000, 5000)):
+        soundfile.write(folder / f"{name}.wav", clip, 16_000, subtype="FLOAT")
+    return folder
+
+
+FEW = ["--max-new-tokens", "8", "--no-repeat-ngram-size", "1"]
+
+
+@pytest.fixture
+def command(checkpoint, ours, processor, monkeypatch):
+    """A command with the model that is loaded already."""
+    monkeypatch.setattr(pipelines.load, "model_class", lambda config: type(ours))
+    monkeypatch.setattr(type(ours), "from_pretrained", lambda *arguments, **more: ours)
+    return lambda *words: cli.main([*map(str, words), "--model", str(checkpoint[0]), *FEW])
+
+
+def asked(theirs, processor, tgt_lang: str, **inputs) -> str:
+    return said(theirs, processor, tgt_lang, processor(**inputs), max_new_tokens=8, no_repeat_ngram_size=1)
+
+
+def test_translate(command, theirs, processor, recordings, capsys, monkeypatch):
+    heard = [asked(theirs, processor, "deu", audio=recordings / f"{name}.wav") for name in "ab"]
+    assert command("translate", recordings / "a.wav", "--to", "deu") == 0
+    assert capsys.readouterr().out == f"{heard[0]}\n"
+    assert command("translate", recordings / "*.wav", "--to", "deu") == 0
+    a, b = (recordings / f"{name}.wav" for name in "ab")
+    assert capsys.readouterr().out == f"{a}: {heard[0]}\n{b}: {heard[1]}\n"
+    assert command("translate", a, b, "--to", "deu", "--stream") == 0
+    assert capsys.readouterr().out == f"{a}: {heard[0]}\n{b}: {heard[1]}\n"
+    assert command("translate", a, "--to", "deu", "--json") == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["audio"] == str(a) and answer["translation_text"] == heard[0] and len(answer["chunks"]) == 1
+    read = asked(theirs, processor, "fra", text="abc de", src_lang="deu")
+    for more in ([], ["--stream"]):
+        assert command("translate", "--text", "abc de", "--from", "deu", "--to", "fra", *more) == 0
+        assert capsys.readouterr().out == f"{read}\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("abc de\n\nhello\n"))
+    assert command("translate", "--text", "-", "--to", "fra") == 0
+    lines = [asked(theirs, processor, "fra", text=text) for text in ("abc de", "hello")]
+    assert capsys.readouterr().out == "".join(f"{line}\n" for line in lines)
+
+
+def test_transcribe(command, theirs, processor, recordings, capsys):
+    heard = asked(theirs, processor, "fra", audio=recordings / "a.wav")
+    assert command("transcribe", recordings / "a.wav", "--language", "fra") == 0
+    assert capsys.readouterr().out == f"{heard}\n"
+    assert command("transcribe", recordings / "a.wav", "--language", "fra", "--format", "srt") == 0
+    assert capsys.readouterr().out.splitlines()[1] == "00:00:00,000 --> 00:00:00,562"
+
+
+@pytest.mark.parametrize(
+    "words, status, message",
+    [
+        (["translate", "--to", "deu"], 2, "neither of clips and --text were given"),
+        (["translate", "a.wav", "--text", "a", "--to", "deu"], 2, "both of clips and --text were given"),
+        (["translate", "Good morning", "--to", "deu"], 2, "give a text as --text 'Good morning'"),
+        (["translate", "--text", " ", "--to", "deu"], 2, "there is no text to translate"),
+        (
+            ["translate", "--text", "a", "--to", "german"],
+            2,
+            "--to='german' is no language of this tokenizer: known are",
+        ),
+        (["translate", "--text", "a", "--to", "deu", "--from", "x"], 2, "--from='x' is no language"),
+        (["translate", __file__, "--to", "deu", "--from", "eng"], 2, "--from eng is for --text"),
+        (["translate", __file__, "--to", "deu"], 1, "error: "),
+        (["transcribe", __file__], 1, "error: "),
+        (["transcribe", __file__, "--task", "translate"], 2, "take a Whisper model"),
+        (["ask", __file__, "What?"], 2, "transcribes and translates, and answers no questions"),
+    ],
+)
+def test_what_the_commands_refuse(command, capsys, words, status, message):
+    assert command(*words) == status
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_a_language_is_needed_to_transcribe(command, recordings, capsys):
+    assert command("transcribe", recordings / "a.wav") == 1
+    assert "--language is missing: known are deu, eng, fra" in capsys.readouterr().err
+
+
+def test_warm_up(pipes):
+    _warm_up(pipes["automatic-speech-recognition"], [2], [1], [64])
+
+
+def test_it_is_not_served(ours, processor, monkeypatch):
+    made = pipeline(model=ours, processor=processor)
+    assert not made.served

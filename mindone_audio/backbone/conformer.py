@@ -40,6 +40,7 @@ class ConformerConfig:
     num_adapters: int = 0
     adapter_kernel: int = 8
     adapter_stride: int = 8
+    frames_per_second = 50  # of two stacked ones
 
     def __post_init__(self):
         if self.hidden_size % self.num_heads:

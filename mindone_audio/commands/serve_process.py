@@ -143,6 +143,9 @@ def start_engine(options: ServerOptions, service: Any) -> None:
             device_memory=options.device_memory,
             mindspore_dtype=None if options.dtype is None else getattr(ms, options.dtype),
         )
+        if not pipe.served:
+            kind = pipe.model.config.model_type
+            raise ValueError(f"a {kind} model is not served: use mindone-audio transcribe or translate")
         folders = {name: folder for name, folder in options.models.items() if folder is not None}
         adapted = None
         for name, folder in folders.items():

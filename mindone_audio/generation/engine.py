@@ -293,7 +293,8 @@ class Engine:
             count = 1
         key = width, count, *more
         if key not in self._encoders:
-            what = f"the encoder of {_counted(count, 'clip')} of {width / 100:g} s"
+            seconds = width / self.model.audio_tower.config.frames_per_second
+            what = f"the encoder of {_counted(count, 'clip')} of {seconds:g} s"
             cells = [EncodeAudio(self.model, layers) for layers in self._parts(width * count)]
             names = [f"{what}, part {i + 1} of {len(cells)}" if len(cells) > 1 else what for i in range(len(cells))]
             self._encoders[key] = [self.graph(cell, name) for cell, name in zip(cells, names)]

@@ -24,6 +24,13 @@ _ADDRESSES = ("http://", "https://", "file://", "data:")
 class SpeechToTextPipeline(AudioTextToTextPipeline):
     """Writes what is said, in the language of the speech or in another one; made by `pipeline`."""
 
+    served = False
+
+    @property
+    def about_noise(self) -> dict:
+        """As for other pipelines: here any language does."""
+        return {"language": self.processor.languages[0], "min_new_tokens": 2}
+
     def __call__(
         self,
         inputs: Any,
@@ -119,6 +126,8 @@ class TranslationPipeline:
         texts = [item for item in items if isinstance(item, str)]
         if texts and len(texts) < len(items):
             raise ValueError("texts and clips were given in one list: translate them in two calls")
+        self.processor.check_language("tgt_lang", tgt_lang, needed=True)
+        self.processor.check_language("src_lang", src_lang)
         stops = check_stops("stop_sequence", stop_sequence)
         if not texts:
             return self._speech(inputs, tgt_lang, src_lang, settings, batch_size, on_error, stream, compile, stops)

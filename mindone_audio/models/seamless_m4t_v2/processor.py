@@ -75,7 +75,7 @@ class SeamlessM4TProcessor(AudioTextProcessor, transformers.SeamlessM4TProcessor
         """
         self._check_keywords(sampling_rate, return_tensors, unknown)
         for name, language in (("src_lang", src_lang), ("tgt_lang", tgt_lang)):
-            self._check_language(name, language)
+            self.check_language(name, language)
         sources = as_sources(audio, audios)
         if (text is None) == (not sources):
             both = "both" if sources else "neither"
@@ -95,15 +95,14 @@ class SeamlessM4TProcessor(AudioTextProcessor, transformers.SeamlessM4TProcessor
         """Codes of the languages that the tokenizer has, such as "eng"."""
         return sorted(token[2:-2] for token in self.tokenizer.get_vocab() if _LANGUAGE.fullmatch(token))
 
-    def _check_language(self, name: str, language: Any) -> None:
-        """`SettingError` for a language that is no token, with those that are."""
+    def check_language(self, name: str, language: Any, needed: bool = False) -> None:
+        """`SettingError` for a language that is no token, with those that are. needed: None is none either."""
+        if language is None and not needed:
+            return
         token = f"__{language.replace('__', '')}__" if isinstance(language, str) else ""
-        known = (
-            _LANGUAGE.fullmatch(token) and self.tokenizer.convert_tokens_to_ids(token) != self.tokenizer.unk_token_id
-        )
-        if language is not None and not known:
-            known = ", ".join(self.languages)
-            raise refusal(name, f"={language!r:.40} is no language of this tokenizer: known are {known}")
+        if not _LANGUAGE.fullmatch(token) or self.tokenizer.convert_tokens_to_ids(token) == self.tokenizer.unk_token_id:
+            wrong = " is missing" if language is None else f"={language!r:.40} is no language of this tokenizer"
+            raise refusal(name, f"{wrong}: known are {', '.join(self.languages)}")
 
     def _features(self, clips: list[np.ndarray]) -> dict[str, np.ndarray]:
         stride = self.feature_extractor.stride
@@ -126,10 +125,7 @@ class SeamlessM4TProcessor(AudioTextProcessor, transformers.SeamlessM4TProcessor
         a prompt."""
         if prompt is not None:
             raise refusal("prompt", f"={prompt!r:.40}: this model family takes no words beside the clip: leave it out")
-        if language is None:
-            known = ", ".join(self.languages)
-            raise refusal("language", f" is missing: give the language to write, one of {known}")
-        self._check_language("language", language)
+        self.check_language("language", language, needed=True)
         return BatchFeature({**self(audio=clips), "tgt_lang": language})
 
     def conversation_inputs(self, conversations: list, **keywords: Any) -> BatchFeature:
