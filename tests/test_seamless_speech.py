@@ -22,14 +22,21 @@ from ascend_branch import as_on_ascend
 from helpers import relative_error
 from safetensors.numpy import load_file, save_file
 
-from mindone_audio.models import AutoModelForAudioTextToText
-from mindone_audio.models.seamless_m4t_v2 import speech_output
+from mindone_audio import cli, load_audio, pipeline, pipelines
+from mindone_audio.backbone.layers import name_parameters
+from mindone_audio.backbone.vocoder import PredictDurations
+from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
+from mindone_audio.models.seamless_m4t_v2 import speaking, speech_output, units
 from mindone_audio.models.seamless_m4t_v2.model import (
     SeamlessM4Tv2ForSpeechToSpeech,
     SeamlessM4Tv2ForSpeechToText,
     SeamlessM4Tv2ForTextToSpeech,
+    SeamlessM4Tv2ForTextToText,
     SeamlessM4Tv2Model,
 )
+from mindone_audio.pipelines import spoken_translation
+from mindone_audio.setting_fields import option
+from mindone_audio.weights.graph_key import graph_key
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "seamless_translate.py"
 SOURCES = {"input_ids": seamless.texts(11, 5, 3), "input_features": seamless.clips(60, 9, 41)}
@@ -297,3 +304,100 @@ def test_the_example(checkpoint, tmp_path, monkeypatch, capsys):
         (("--tgt-lang", "eng", "--src-lang", "xyz"), "error: --src-lang='xyz' is no language of this tokenizer"),
     ):
         assert run("--text", "abc", *arguments)[0].startswith(message)
+
+
+def test_graphs_are_kept(checkpoint):
+    """All of them have keys, the same when a checkpoint is loaded again, of which no two are equal."""
+    found = []
+    for _ in range(2):
+        model = SeamlessM4Tv2ForTextToSpeech.from_pretrained(checkpoint[0])
+        name_parameters(model)
+        cells = [units.Spell(model.t2u_model), units.ChooseUnits(model.t2u_model), PredictDurations(model.vocoder)]
+        cells += [speaking.ReadTranslation(model, 32), speaking.SoundUnits(model.vocoder)]
+        found.append([graph_key(cell, ()) for cell in cells])
+    assert found[0] == found[1] and len(set(found[0])) == 5 and None not in found[0]
+
+
+# The pipeline and the command
+
+FEW = {"max_new_tokens": 12, "no_repeat_ngram_size": 1, "num_beams": 2}
+
+
+@pytest.fixture(scope="module")
+def pipe(ours, checkpoint):
+    return pipeline("translation", model=ours, processor=AutoProcessor.from_pretrained(checkpoint[0]))
+
+
+def heard(theirs, pipe, tgt_lang: str, **inputs) -> tuple[str, np.ndarray]:
+    """PyTorch's translation, and its sound."""
+    inputs = {name: torch.from_numpy(value) for name, value in pipe.processor(**inputs).items()}
+    made = theirs.generate(**inputs, tgt_lang=tgt_lang, return_intermediate_token_ids=True, speaker_id=1, **FEW)
+    return pipe.processor.decode(made.sequences[0], skip_special_tokens=True).strip(), made.waveform[0].numpy()
+
+
+def test_the_pipeline_speaks(pipe, theirs, monkeypatch):
+    """A text, and a clip window by window; what is silent is left out."""
+    asked = {"speaker_id": 1, "compile": False, **FEW}
+    made, (text, wave) = pipe.speak("abc de", tgt_lang="deu", **asked), heard(theirs, pipe, "deu", text="abc de")
+    assert made["translation_text"] == text and made["sampling_rate"] == 16_000
+    assert relative_error(made["audio"], wave) < 1e-4
+    # Windows of 64 frames, of which the extractor makes pairs, and silence between them. PyTorch would hear the padding
+    # beside an odd one.
+    first, second = np.split(load_audio(EXAMPLE.parent / "audio" / "spoken_digits.flac")[: 2 * 10_480], 2)
+    windows = [(0, 10_480), (10_480, 18_480), (18_480, 28_960)]
+    monkeypatch.setattr(spoken_translation, "quiet_windows", lambda clip, rate, longest: windows)
+    whole = {"audio": np.concatenate([first, np.zeros(8_000, np.float32), second])}
+    made = pipe.speak(whole, tgt_lang="eng", **asked)
+    texts, waves = zip(*(heard(theirs, pipe, "eng", audio=part) for part in (first, second)))
+    assert made["translation_text"] == " ".join(texts) and all(texts)
+    assert relative_error(made["audio"], np.concatenate(waves)) < 1e-4
+
+
+def test_translate_and_speak(checkpoint, theirs, pipe, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pipelines.load, "model_class", lambda config: type(pipe.model))
+    monkeypatch.setattr(type(pipe.model), "from_pretrained", lambda *arguments, **more: pipe.model)
+    options = ["--model", checkpoint[0], *(word for name, value in FEW.items() for word in (option(name), value))]
+
+    def command(*words) -> tuple[int, str, str]:
+        status = cli.main([*map(str, ("translate", *words, *options))])
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    text, wave = heard(theirs, pipe, "deu", text="abc de")
+    file, saying = tmp_path / "new" / "a.flac", ("--text", "abc de", "--to", "deu", "--speaker", 1)
+    status, said, _ = command(*saying, "--speak", file)
+    samples, rate = soundfile.read(file)
+    assert status == 0 and said == f"{text}\n{file}: {len(wave) / 16_000:.1f} s\n"
+    assert rate == 16_000 and relative_error(samples, wave) < 1e-3
+    status, said, _ = command(*saying, "--speak", tmp_path / "b.wav", "--json")
+    assert status == 0 and json.loads(said) == {"translation_text": text, "speech": str(tmp_path / "b.wav")}
+
+    file = tmp_path / "c.wav"
+    for words, status, message in (
+        ((*saying, "--speak", "c.txt"), 2, "--speak c.txt: the file's name must end in .wav, .flac, .mp3"),
+        ((__file__, EXAMPLE, "--to", "deu", "--speak", file), 2, "is for one clip or text, not for 2: give one"),
+        ((*saying, "--speak", file, "--stream"), 2, "--stream writes text as it is produced"),
+        (
+            ("--text", "abc", "--to", "fra", "--speak", file),
+            2,
+            "--to='fra' is no language that the model speaks, though",
+        ),
+        ((*saying[:-1], 9, "--speak", file), 2, "--speaker must be between 0 and 3, not 9"),
+        ((*saying[:-1], "x", "--speak", file), 2, "--speaker must be between 0 and 3, not 'x'"),
+        ((__file__, "--to", "deu", "--speak", file), 1, "error: "),
+    ):
+        found, _, error = command(*words)
+        assert (found, error.count("\n")) == (status, 1) and message in error, error
+    assert not file.exists()
+
+
+def test_a_clip_without_speech_and_a_model_that_writes(checkpoint, pipe):
+    with pytest.raises(ValueError, match="the translation is empty, so there is nothing to say"):
+        pipe.speak({"audio": np.zeros(20_000, np.float32)}, tgt_lang="eng", compile=False)
+    with pytest.raises(ValueError, match="src_lang='eng': the model hears the language of speech"):
+        pipe.speak({"audio": np.zeros(20_000, np.float32)}, tgt_lang="eng", src_lang="eng", compile=False)
+    writes = pipeline(
+        "translation", model=SeamlessM4Tv2ForTextToText.from_pretrained(checkpoint[0]), processor=pipe.processor
+    )
+    with pytest.raises(ValueError, match="a SeamlessM4Tv2ForTextToText writes text and cannot speak"):
+        writes.speak("abc", tgt_lang="eng")

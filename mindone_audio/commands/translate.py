@@ -1,16 +1,19 @@
-"""`mindone-audio translate`: speech or texts in one language as text in another, by a SeamlessM4T model."""
+"""`mindone-audio translate`: speech or texts in one language as text or speech in another, by a SeamlessM4T model."""
 
 import argparse
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from mindone_audio.commands import options as shared
+from mindone_audio.commands.sound_file import check_name, write_sound
+from mindone_audio.inputs.audio.errors import AudioError
 from mindone_audio.setting_fields import in_words, option
 
 _TOGETHER = 8  # inputs, so that an interruption costs no more
-_OPTIONS = {"tgt_lang": "--to", "language": "--to", "src_lang": "--from"}
+_OPTIONS = {"tgt_lang": "--to", "language": "--to", "src_lang": "--from", "speaker_id": "--speaker"}
 
 
 def add(commands) -> None:
@@ -27,6 +30,15 @@ def add(commands) -> None:
         metavar="LANGUAGE",
         help="of the text (default: eng); speech may be in any language",
     )
+    parser.add_argument(
+        "--speak",
+        type=Path,
+        metavar="FILE",
+        help="also say the translation of one clip or text: a .wav, .flac or .mp3 file",
+    )
+    parser.add_argument(
+        "--speaker", type=shared.number, default=0, metavar="N", help="whose voice, from 0 on (default: 0)"
+    )
     shared.add_output(parser)
     shared.add_model(parser)
     shared.add_generation(parser)
@@ -36,6 +48,8 @@ def add(commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """0, or 1 where an input failed."""
     names, inputs = _inputs(options)
+    if options.speak is not None:
+        return _speak(options, names, inputs)
     pipe = shared.load_pipeline(options, "translation")
     pipe.explain = _explain
     settings = {"tgt_lang": options.to, "src_lang": options.source, "generate_kwargs": shared.settings(options)}
@@ -51,6 +65,27 @@ def run(options: argparse.Namespace) -> int:
             _show(name, answer, options)
             failed = 1 if "error" in answer else failed
     return failed
+
+
+def _speak(options: argparse.Namespace, names: list[str], inputs: list[Any]) -> int:
+    """`run` where the translation is also said."""
+    check_name("--speak", options.speak)
+    if len(inputs) > 1:
+        raise shared.WrongUse(f"--speak {options.speak} is for one clip or text, not for {len(inputs)}: give one")
+    if options.stream:
+        raise shared.WrongUse("--stream writes text as it is produced, and --speak says it when it is known: leave one")
+    pipe = shared.load_pipeline(options, "translation")
+    languages = {"tgt_lang": options.to, "src_lang": options.source}
+    try:
+        answer = pipe.speak(inputs[0], speaker_id=options.speaker, **languages, **shared.settings(options))
+    except AudioError as error:
+        _show(names[0], {"error": _explain(error)}, options)
+        return 1
+    done = write_sound(options.speak, answer.pop("audio"), answer.pop("sampling_rate"))
+    _show(names[0], answer | {"speech": str(options.speak)}, options)
+    if not options.json:
+        print(done)
+    return 0
 
 
 def _inputs(options: argparse.Namespace) -> tuple[list[str], list[Any]]:

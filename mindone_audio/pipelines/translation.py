@@ -15,6 +15,7 @@ from mindone_audio.generation.text_stream import check_stops, cut, text_stream
 from mindone_audio.inputs.audio import is_one_clip
 from mindone_audio.pipelines.answers import REFUSALS, Answers, failure
 from mindone_audio.pipelines.audio_text_to_text import AudioTextToTextPipeline
+from mindone_audio.pipelines.spoken_translation import speak
 from mindone_audio.setting_fields import MAX_NEW_TOKENS, refusal
 
 TASK = "translation"
@@ -151,6 +152,13 @@ class TranslationPipeline:
             else:
                 answers[place] = _answer({"generated_text": cut(self._decode(tokens.tolist()), stops).strip()})
         return Answers([answers[place] for place in range(len(items))], single)
+
+    def speak(self, source: Any, *, tgt_lang: str | None = None, src_lang: str | None = None, **settings: Any) -> dict:
+        """Translate one text or clip, and say it: the arguments, the answer and the errors are those of `speak` in
+        `spoken_translation`."""
+        self.processor.check_language("tgt_lang", tgt_lang, needed=True)
+        self.processor.check_language("src_lang", src_lang)
+        return speak(self.model, self.processor, source, tgt_lang=tgt_lang, src_lang=src_lang, **settings)
 
     def _speech(
         self, inputs, tgt_lang, src_lang, settings, batch_size, on_error, stream, compile, stops
