@@ -48,6 +48,8 @@ def add(commands) -> None:
 def run(options: argparse.Namespace) -> int:
     """0, or 1 where an input failed."""
     names, inputs = _inputs(options)
+    if options.model is None:
+        raise shared.WrongUse("--model is missing: give a SeamlessM4T v2, such as facebook/seamless-m4t-v2-large")
     if options.speak is not None:
         return _speak(options, names, inputs)
     pipe = shared.load_pipeline(options, "translation")
@@ -125,7 +127,8 @@ def _streamed(pipe, name: str, source: Any, settings: dict) -> dict:
 
 def _show(name: str, answer: dict, options: argparse.Namespace) -> None:
     if options.json:
-        print(json.dumps(({"audio": name} if name else {}) | answer, ensure_ascii=False), flush=True)
+        kept = {key: value for key, value in answer.items() if key not in ("text", "generated_text")}
+        print(json.dumps(({"audio": name} if name else {}) | kept, ensure_ascii=False), flush=True)
     elif "error" in answer:
         print(f"error: {name + ': ' if name else ''}{answer['error']}", file=sys.stderr)
     elif answer:
