@@ -24,32 +24,43 @@ UNITS, CHARACTERS = 40, 30
 LENGTHS = [9, 4, 1]  # texts, in tokens
 
 
-def tiny_config() -> SeamlessM4Tv2Config:
+def tiny_config(**changes) -> SeamlessM4Tv2Config:
     """Unequal counts of heads, an even and an odd kernel, units that are several frames long."""
-    return SeamlessM4Tv2Config(
-        **{"hidden_size": 24, "vocab_size": 50, "t2u_vocab_size": UNITS, "char_vocab_size": CHARACTERS},
-        **{"t2u_encoder_layers": 2, "t2u_encoder_attention_heads": 3, "t2u_encoder_ffn_dim": 40},
-        **{"t2u_decoder_layers": 2, "t2u_decoder_attention_heads": 4, "t2u_decoder_ffn_dim": 40},
-        **{"t2u_variance_predictor_embed_dim": 24, "t2u_variance_predictor_hidden_dim": 10},
-        **{
-            "t2u_variance_predictor_kernel_size": 3,
-            "variance_predictor_kernel_size": 4,
-            "t2u_max_position_embeddings": 64,
-        },
-        **{"unit_hifi_gan_vocab_size": 32, "unit_embed_dim": 6, "lang_embed_dim": 3, "spkr_embed_dim": 5},
-        **{"vocoder_num_langs": 4, "vocoder_num_spkrs": 3, "vocoder_offset": 4},
-        upsample_initial_channel=16,
-        upsample_rates=[3, 2],
-        upsample_kernel_sizes=[7, 4],
-        resblock_kernel_sizes=[3, 5],
-        resblock_dilation_sizes=[[1, 3], [1, 2]],
-    )
+    sizes = {
+        "hidden_size": 24,
+        "vocab_size": 50,
+        "t2u_vocab_size": UNITS,
+        "char_vocab_size": CHARACTERS,
+        "t2u_encoder_layers": 2,
+        "t2u_encoder_attention_heads": 3,
+        "t2u_encoder_ffn_dim": 40,
+        "t2u_decoder_layers": 2,
+        "t2u_decoder_attention_heads": 4,
+        "t2u_decoder_ffn_dim": 40,
+        "t2u_variance_predictor_embed_dim": 24,
+        "t2u_variance_predictor_hidden_dim": 10,
+        "t2u_variance_predictor_kernel_size": 3,
+        "variance_predictor_kernel_size": 4,
+        "t2u_max_position_embeddings": 64,
+        "vocoder_offset": 4,
+        "unit_hifi_gan_vocab_size": 32,
+        "unit_embed_dim": 6,
+        "lang_embed_dim": 3,
+        "spkr_embed_dim": 5,
+        "vocoder_num_langs": 4,
+        "vocoder_num_spkrs": 3,
+        "upsample_initial_channel": 16,
+        "upsample_rates": [3, 2],
+        "upsample_kernel_sizes": [7, 4],
+        "resblock_kernel_sizes": [3, 5],
+        "resblock_dilation_sizes": [[1, 3], [1, 2]],
+    }
+    return SeamlessM4Tv2Config(**{**sizes, **changes})
 
 
-@pytest.fixture(scope="module")
-def theirs() -> torch.nn.Module:
+def torch_models(**changes) -> torch.nn.Module:
     """PyTorch's two models that make speech, in one."""
-    config = tiny_config()
+    config = tiny_config(**changes)
     t2u_model = SeamlessM4Tv2TextToUnitForConditionalGeneration(config)
     both = torch.nn.ModuleDict({"t2u_model": t2u_model, "vocoder": SeamlessM4Tv2CodeHifiGan(config)})
     random_module(both)
@@ -60,6 +71,11 @@ def theirs() -> torch.nn.Module:
             predictor.proj.bias.fill_(1.1)  # some last for several units or frames
         both.vocoder.hifi_gan.conv_post.weight *= 0.2
     return both
+
+
+@pytest.fixture(scope="module")
+def theirs() -> torch.nn.Module:
+    return torch_models()
 
 
 class Speech(nn.Cell):
@@ -153,6 +169,26 @@ def scores(ours: Speech, lengths: list[int]) -> list[np.ndarray]:
 def test_scores_of_a_batch_are_those_of_each_text(ours, theirs):
     for length, found in zip(LENGTHS, scores(ours, LENGTHS)):
         assert relative_error(found, their_units(theirs, length)) < 1e-5
+
+
+def test_another_activation_and_no_scale():
+    changes = {"activation_function": "gelu", "scale_embedding": False}
+    theirs = torch_models(**changes)
+    ours = load(Speech(tiny_config(**changes)), theirs, prefixes=WEIGHT_PREFIXES)
+    assert relative_error(scores(ours, [9])[0], their_units(theirs, 9)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"t2u_variance_predictor_embed_dim": 20}, "t2u_variance_predictor_embed_dim 20 is not the hidden_size 24"),
+        ({"activation_function": "swish"}, "activation_function 'swish' is not supported"),
+        ({"t2u_decoder_attention_heads": 5}, "width 24 is not a multiple of its 5 heads"),
+    ],
+)
+def test_configs_that_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        TextToUnit(tiny_config(**changes))
 
 
 def test_every_parameter_of_the_units_is_heard(ours, theirs):

@@ -58,6 +58,7 @@ class UnitDecoderLayer(nn.Cell):
     def __init__(self, config: TextDecoderConfig, layer: int):
         super().__init__()
         width, edges = config.hidden_size, (_KERNEL // 2, _KERNEL // 2)
+        self.relu = config.activation == "relu"
         self.self_attn = TextAttention(config, layer)
         self.self_attn_layer_norm = LayerNorm(width)
         self.conv1 = Conv1d(width, width, _KERNEL, padding=edges)
@@ -71,8 +72,8 @@ class UnitDecoderLayer(nn.Cell):
         rows = x.reshape((batch * frames, width))
         rows = self.self_attn_layer_norm(rows + self.self_attn(rows, batch, mask, None, None, None))
         x = rows.reshape((batch, frames, width))
-        y = self.conv1(first_frames(x, lengths))
-        y = self.conv2(ops.relu(first_frames(y, lengths)))
+        y = first_frames(self.conv1(first_frames(x, lengths)), lengths)
+        y = self.conv2(ops.relu(y) if self.relu else ops.gelu(y))
         return self.conv_layer_norm(x + y)
 
 
