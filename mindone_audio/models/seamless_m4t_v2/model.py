@@ -61,6 +61,7 @@ class SeamlessM4Tv2Model(EncoderDecoderModel, EngineMixin):
         super().__init__(config, speech, TextDecoder(decoder_config(config)))
         self.text_encoder = TextDecoderStack(text_encoder_config(config)) if self.reads else None
         self._context_positions = _CONTEXT
+        config.architectures = [type(self).__name__]  # which adapters are of, whatever the checkpoint is of
 
     @classmethod
     def unread(cls, names: set[str]) -> set[str]:
