@@ -1,9 +1,9 @@
 """Write speech or a text in another language, with SeamlessM4T v2 on MindSpore.
 
-    python examples/seamless_translate.py --audio talk.mp3 --to deu
-    python examples/seamless_translate.py --text "good morning" --from eng --to fra
+    python examples/seamless_translate.py --audio talk.mp3 --tgt-lang deu
+    python examples/seamless_translate.py --text "good morning" --src-lang eng --tgt-lang fra
 
-Speech may be in any language of the model; its own language as --to writes down what is said.
+Speech may be in any language of the model; its own language as --tgt-lang writes down what is said.
 """
 
 import argparse
@@ -25,8 +25,8 @@ def main() -> int:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--audio", metavar="CLIP", help="path or URL")
     source.add_argument("--text", help="what to translate")
-    parser.add_argument("--from", dest="source", metavar="LANGUAGE", help="of the text (default: eng)")
-    parser.add_argument("--to", required=True, metavar="LANGUAGE", help="to write, such as deu")
+    parser.add_argument("--src-lang", metavar="LANGUAGE", help="of the text (default: eng)")
+    parser.add_argument("--tgt-lang", required=True, metavar="LANGUAGE", help="to write, such as deu")
     parser.add_argument("--num-beams", type=int, default=1, metavar="N", help="beam search with N beams (default: 1)")
     parser.add_argument("--device", default="auto", help="auto, cpu, ascend or ascend:1")
     parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="default: the checkpoint's")
@@ -38,7 +38,7 @@ def main() -> int:
         model=arguments.model,
         mindspore_dtype=getattr(ms, arguments.dtype) if arguments.dtype else None,
     )
-    asked = {"tgt_lang": arguments.to, "src_lang": arguments.source, "num_beams": arguments.num_beams}
+    asked = {"tgt_lang": arguments.tgt_lang, "src_lang": arguments.src_lang, "num_beams": arguments.num_beams}
     print(pipe({"audio": arguments.audio} if arguments.audio else arguments.text, **asked)["translation_text"])
     return 0
 
