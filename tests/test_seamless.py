@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 
+import helpers_peft
 import helpers_seamless as seamless
 import mindspore as ms
 import numpy as np
@@ -23,6 +24,7 @@ from helpers_bodies import wrong_parameters
 from safetensors.numpy import load_file, save_file
 
 from mindone_audio import cli, pipeline, pipelines
+from mindone_audio.adapters.lora import load_adapter
 from mindone_audio.backbone.layers import name_parameters
 from mindone_audio.commands.warm_up import _warm_up
 from mindone_audio.generation.engine import EncodeAudio, Slots, WriteContext
@@ -276,6 +278,18 @@ def test_a_class_of_one_encoder(checkpoint, theirs, tmp_path, kind_class):
     again.save_pretrained(tmp_path / "theirs")
     for folder in (tmp_path, tmp_path / "theirs"):
         assert type(AutoModelForAudioTextToText.from_pretrained(folder)) is kind_class
+
+
+@pytest.mark.parametrize("kind_class", CLASSES)
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["fc1", "fc2", "linear_q", "out_proj", "output_dense"]])
+def test_an_adapter_of_peft(checkpoint, theirs, tmp_path, kind_class, targets):
+    """Its layers have transformers' names, which differ here in the middle."""
+    kind, torch_class = CLASSES[kind_class]
+    adapted = helpers_peft.torch_adapter(torch_class.from_pretrained(checkpoint[0]), target_modules=targets)
+    adapted.save_pretrained(tmp_path)
+    ours = load_adapter(kind_class.from_pretrained(checkpoint[0]), tmp_path).get_base_model()
+    made = ours(**padded(SOURCES[kind][0][:1], 0), decoder_input_ids=IDS[:1]).logits.asnumpy()[0]
+    assert relative_error(made, scores(adapted, kind, 0)) < 1e-5 < 1e-2 < relative_error(made, scores(theirs, kind, 0))
 
 
 def test_a_whole_model_that_was_saved(ours, theirs, tmp_path):

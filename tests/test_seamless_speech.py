@@ -286,12 +286,10 @@ def test_the_example(checkpoint, tmp_path, monkeypatch, capsys):
     clip = EXAMPLE.parent / "audio" / "siren.ogg"
     status, said = run("--audio", clip, "--tgt-lang", "deu", "--device", "cpu", "--dtype", "float32")
     assert status == 0 and said.strip()
-    for file in (tmp_path / "a.wav", tmp_path / "a.flac"):
-        status, said = run(
-            "--text", "abc de", "--tgt-lang", "deu", "--speak", file, "--speaker-id", 1, "--num-beams", 2
-        )
-        samples, rate = soundfile.read(file)
-        assert status == 0 and said.strip() and rate == 16000 and np.abs(samples).mean() > 0.05
+    file = tmp_path / "a.flac"
+    status, said = run("--text", "abc de", "--tgt-lang", "deu", "--speak", file, "--speaker-id", 1)
+    samples, rate = soundfile.read(file)
+    assert status == 0 and said.strip() and rate == 16000 and np.abs(samples).mean() > 0.05
     for arguments, message in (
         (
             ("--tgt-lang", "fra", "--speak", tmp_path / "b.wav"),

@@ -62,6 +62,7 @@ class SeamlessM4Tv2Model(EncoderDecoderModel, TranslationMixin):
         self.t2u_model = TextToUnit(config) if self.speaks else None
         self.vocoder = code_vocoder(config) if self.speaks else None
         self._context_positions = _CONTEXT
+        config.architectures = [type(self).__name__]  # which adapters are of, whatever the checkpoint is of
 
     @classmethod
     def unread(cls, names: set[str]) -> set[str]:
