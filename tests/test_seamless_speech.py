@@ -262,6 +262,19 @@ def test_a_generation_config_that_does_not_tell_how_to_speak(checkpoint, tmp_pat
         model.generate(**alone("input_ids", 1), tgt_lang="eng", compile=False, max_new_tokens=2)
 
 
+@pytest.mark.parametrize(
+    ("name", "numbers", "of"),
+    [("vocoder_lang_code_to_id", {"eng": 3}, "3 languages"), ("char_to_id", {"a": 31}, "31 ch")],
+)
+def test_a_generation_config_of_another_model(ours, monkeypatch, name, numbers, of):
+    """PyTorch fails too; a graph would not."""
+    monkeypatch.setattr(ours.generation_config, name, getattr(ours.generation_config, name) | numbers)
+    (number,) = numbers.values()
+    with pytest.raises(ValueError, match=f"has the number {number} in {name}, and the model {of}"):
+        forced = {"suppress_tokens": [token for token in range(seamless.VOCAB) if token != 5]}
+        ours.generate(**alone("input_ids", 1), tgt_lang="eng", compile=False, max_new_tokens=3, **forced)
+
+
 def test_a_wrong_count_of_characters_is_noticed(ours, theirs, monkeypatch):
     """Each token with the characters of its neighbour: other units, so that the tests above would see it."""
     right = speech_output.Spelling.characters
@@ -374,6 +387,7 @@ def test_translate_and_speak(checkpoint, theirs, pipe, tmp_path, capsys, monkeyp
     for words, status, message in (
         ((*saying, "--speak", "c.txt"), 2, "--speak c.txt: the file's name must end in .wav, .flac, .mp3"),
         ((__file__, EXAMPLE, "--to", "deu", "--speak", file), 2, "is for one clip or text, not for 2: give one"),
+        (saying, 2, "--speaker 1 is the voice of --speak FILE: give both"),
         ((*saying, "--speak", file, "--stream"), 2, "--stream writes text as it is produced"),
         (
             ("--text", "abc", "--to", "fra", "--speak", file),

@@ -37,7 +37,7 @@ def add(commands) -> None:
         help="also say the translation of one clip or text: a .wav, .flac or .mp3 file",
     )
     parser.add_argument(
-        "--speaker", type=shared.number, default=0, metavar="N", help="whose voice, from 0 on (default: 0)"
+        "--speaker", type=shared.number, metavar="N", help="whose voice --speak has, from 0 on (default: 0)"
     )
     shared.add_output(parser)
     shared.add_model(parser)
@@ -50,6 +50,8 @@ def run(options: argparse.Namespace) -> int:
     names, inputs = _inputs(options)
     if options.model is None:
         raise shared.WrongUse("--model is missing: give a SeamlessM4T v2, such as facebook/seamless-m4t-v2-large")
+    if options.speaker is not None and options.speak is None:
+        raise shared.WrongUse(f"--speaker {options.speaker} is the voice of --speak FILE: give both")
     if options.speak is not None:
         return _speak(options, names, inputs)
     pipe = shared.load_pipeline(options, "translation")
@@ -77,9 +79,9 @@ def _speak(options: argparse.Namespace, names: list[str], inputs: list[Any]) -> 
     if options.stream:
         raise shared.WrongUse("--stream writes text as it is produced, and --speak says it when it is known: leave one")
     pipe = shared.load_pipeline(options, "translation")
-    languages = {"tgt_lang": options.to, "src_lang": options.source}
+    asked = {"tgt_lang": options.to, "src_lang": options.source, **shared.settings(options)}
     try:
-        answer = pipe.speak(inputs[0], speaker_id=options.speaker, **languages, **shared.settings(options))
+        answer = pipe.speak(inputs[0], speaker_id=options.speaker or 0, **asked)
     except AudioError as error:
         _show(names[0], {"error": _explain(error)}, options)
         return 1

@@ -67,6 +67,15 @@ def pieces(length: int, first: Sequence[int]) -> list[int]:
     return [begin] + [CHUNK] * -(-max(0, length - begin) // CHUNK)
 
 
+def returned(work: Iterator[None]) -> Any:
+    """What a generator returns at its end, to which it is brought."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' if count > 1 else ''}"
 

@@ -1,1 +1,1 @@
-"""SeamlessM4T v2: model, processor, and the text encoder that only this family has beside its speech encoder."""
+"""SeamlessM4T v2: model, processor, the text encoder, and what makes units of speech and sound of a translation."""

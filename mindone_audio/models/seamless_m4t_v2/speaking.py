@@ -14,7 +14,7 @@ from mindone_audio.backbone.decoder import causal_mask
 from mindone_audio.backbone.encoder import hidden_keys
 from mindone_audio.backbone.vocoder import CodeHifiGan, PredictDurations, VocoderConfig, repeat_units
 from mindone_audio.backbone.vocoder_parts import frames_of_graph, in_parts
-from mindone_audio.generation.engine import Engine
+from mindone_audio.generation.engine import Engine, returned
 from mindone_audio.models.seamless_m4t_v2.units import ChooseUnits, Spell
 
 _TOKENS, _CHARACTERS, _UNITS = 32, 64, 128  # of the shortest graphs
@@ -93,13 +93,7 @@ class SoundUnits(nn.Cell):
 
 def read(engine: Engine, text: Translation) -> Tensor:
     """States (1, tokens, hidden_size) of the text-to-unit model's encoder, with padding behind them."""
-    hearing = engine.heard(text.source)
-    while True:
-        try:
-            next(hearing)
-        except StopIteration as heard:
-            rows, count = heard.value
-            break
+    rows, count = returned(engine.heard(text.source))
     model, many = engine.model, len(text.tokens)
     positions, width = model.context_positions, bucket(many, _TOKENS)
     if (lacking := positions - len(rows)) > 0:

@@ -42,11 +42,10 @@ def check_speech(model_class: type, names: set[str]) -> None:
 def text_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of the text among those of `generate`: without a prefix or with text_, which counts more.
 
-    Raises `ValueError` for what units cannot do: speech_ settings choose among them, and here the best ones are taken.
+    Raises `ValueError` for those with speech_, which are of sampling units: but for that there is none.
     """
-    if sampled := [name for name in settings if name.startswith(_SPEECH)]:
-        if sampled != [f"{_SPEECH}do_sample"] or settings[sampled[0]]:
-            name = next((name for name in sampled if name != f"{_SPEECH}do_sample"), sampled[0])
+    for name, value in settings.items():
+        if name.startswith(_SPEECH) and (name != f"{_SPEECH}do_sample" or value):
             raise refusal(name, " is not supported: the unit with the highest score is always taken, leave it out")
     general = {name: value for name, value in settings.items() if not name.startswith((_TEXT, _SPEECH))}
     own = {name.removeprefix(_TEXT): value for name, value in settings.items() if name.startswith(_TEXT)}
@@ -71,7 +70,7 @@ def voices(model, tgt_lang: str | Sequence[str] | None, speaker_id: int, count: 
                 "tgt_lang",
                 f"={language!r:.40} is no language that the model speaks, though it may write it: spoken are {names}",
             )
-        found.append(Voice(maps[1][code], speaker))
+        found.append(Voice(_number(maps[1][code], model.config.vocoder_num_langs, _MAPS[1], "languages"), speaker))
     return found
 
 
@@ -85,6 +84,7 @@ def translations(model, sources: list, sequences: list[np.ndarray]) -> list[Tran
         # As in transformers the last token is left out, which is the end, or that at which max_new_tokens cut the text.
         tokens = sequence[:-1].astype(np.int32)
         characters, counts = spelling.characters(tokens[2:].tolist())
+        _number(max(characters, default=0), model.config.char_vocab_size, "char_to_id", "characters")
         # Each state has the characters of the token that it chose, which is the next one.
         found.append(Translation(source, tokens, characters, [0, *counts, 0]))
     return found
@@ -113,6 +113,16 @@ def spoken(engine: Engine, texts: list[Translation], voices: list[Voice], sequen
 def _stacked(rows: Sequence[np.ndarray], padding: int) -> Tensor:
     most = max(map(len, rows))
     return Tensor(np.stack([np.pad(row, (0, most - len(row)), constant_values=padding) for row in rows]))
+
+
+def _number(number: int, count: int, name: str, of: str) -> int:
+    """The number, if it is one of so many; a graph would take zeros for another one."""
+    if not 0 <= number < count:
+        raise ValueError(
+            f"generation_config.json has the number {number} in {name}, and the model {count} {of}: take the file that "
+            "belongs to the checkpoint"
+        )
+    return number
 
 
 def _map(model, name: str) -> dict:
