@@ -38,7 +38,6 @@ class Processor(AudioTextProcessor):
 
     def __init__(self):
         self.feature_extractor = SimpleNamespace(chunk_length=30, sampling_rate=16000)
-        self.transcription_window = 30
         self.tokenizer, self.words = self, ["", "", "<end>"]
 
     def decode(self, ids, **_):

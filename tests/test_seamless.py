@@ -3,6 +3,7 @@
 Of clips singles are compared: in a batch of transformers a shorter clip hears the padding of a longer one.
 """
 
+import inspect
 import io
 import json
 import re
@@ -33,6 +34,12 @@ from mindone_audio.models.seamless_m4t_v2.model import (
     SeamlessM4Tv2ForSpeechToText,
     SeamlessM4Tv2ForTextToText,
     SeamlessM4Tv2Model,
+)
+from mindone_audio.models.seamless_m4t_v2.sizes import (
+    check_config,
+    decoder_config,
+    speech_encoder_config,
+    text_encoder_config,
 )
 from mindone_audio.models.seamless_m4t_v2.text_encoder import EncodeText
 from mindone_audio.pipelines import SpeechToTextPipeline
@@ -346,6 +353,39 @@ def test_missing_and_unexpected_weights(checkpoint, tmp_path):
 def test_refused_configs(field, value):
     with pytest.raises(ValueError, match=f"config.json.{field} {value!r} is not supported"):
         SeamlessM4Tv2Model(seamless.config(**{field: value}))
+
+
+TRAINING, IDS, SPEECH = "only while training", "of generation", "of speech output"
+IGNORED = {
+    **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"), TRAINING),
+    **dict.fromkeys(("decoder_layerdrop", "speech_encoder_dropout", "speech_encoder_layerdrop"), TRAINING),
+    **dict.fromkeys(("adaptor_dropout", "initializer_range"), TRAINING),
+    **dict.fromkeys(("max_new_tokens", "bos_token_id", "eos_token_id", "decoder_start_token_id"), IDS),
+    **dict.fromkeys(("use_cache", "is_encoder_decoder"), "what there is anyway"),
+    **dict.fromkeys(("sampling_rate", "char_vocab_size", "leaky_relu_slope", "unit_embed_dim"), SPEECH),
+    **dict.fromkeys(("lang_embed_dim", "spkr_embed_dim", "var_pred_dropout", "variance_predictor_kernel_size"), SPEECH),
+    **dict.fromkeys(("unit_hifi_gan_vocab_size",), SPEECH),
+}
+OTHER = {"speech_encoder_hidden_act": "gelu", "activation_function": "gelu", "position_embeddings_type": "rotary"}
+
+
+@pytest.mark.parametrize("field", inspect.signature(transformers.SeamlessM4Tv2Config).parameters)
+def test_every_field_of_the_config(field):
+    """It makes another model, or is refused, or ignored for a reason that stands here."""
+    if field in IGNORED or field == "kwargs" or field.startswith(("t2u_", "vocoder_", "upsample_", "resblock_")):
+        return
+
+    def sizes(config):
+        check_config(config)
+        return [make(config) for make in (speech_encoder_config, text_encoder_config, decoder_config)]
+
+    plain = seamless.config()
+    value = getattr(plain, field)
+    other = OTHER[field] if field in OTHER else not value if isinstance(value, bool) else value * 2 or 7
+    try:
+        assert sizes(seamless.config(**{field: other})) != sizes(plain)
+    except ValueError as error:
+        assert f"config.json.{field}" in str(error)
 
 
 def test_an_activation_that_is_not_there():
