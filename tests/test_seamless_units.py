@@ -3,6 +3,8 @@
 Single texts are compared: in a batch of transformers a shorter text is given one more state, and hears padding.
 """
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -189,6 +191,46 @@ def test_another_activation_and_no_scale():
 def test_configs_that_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         TextToUnit(tiny_config(**changes))
+
+
+TRAINING, ONE_BY_ONE = "only while training", "of units that are generated one by one, as in SeamlessM4T v1"
+UNREAD = {
+    **dict.fromkeys(("t2u_variance_pred_dropout", "var_pred_dropout"), TRAINING),
+    **dict.fromkeys(("t2u_bos_token_id", "t2u_max_new_tokens"), ONE_BY_ONE),
+    "t2u_decoder_ffn_dim": "its layers have convolutions instead, also in transformers",
+    "t2u_max_position_embeddings": "positions are computed, as many as there are, also in transformers",
+    "t2u_eos_token_id": "read in `sound`",
+    "vocoder_offset": "read in `sound`",
+}
+OWN = (
+    "variance_predictor_kernel_size",
+    "unit_hifi_gan_vocab_size",
+    "unit_embed_dim",
+    "lang_embed_dim",
+    "spkr_embed_dim",
+)
+OF_SPEECH = ("t2u_", "vocoder_", "upsample_", "resblock_", "char_vocab_size", "leaky_relu_slope", "var_pred", *OWN)
+
+
+@pytest.mark.parametrize(
+    "field", [name for name in inspect.signature(SeamlessM4Tv2Config).parameters if name.startswith(OF_SPEECH)]
+)
+def test_every_field_of_the_config(field):
+    """It makes other models, or is refused, or left unread for a reason that stands here."""
+
+    def sizes(config):
+        made = Speech(config)
+        body = made.t2u_model.model
+        numbers = body.encoder.num_heads, body.decoder.num_heads, body.decoder.first_position
+        shapes = {name: parameter.shape for name, parameter in made.parameters_and_names()}
+        return shapes, numbers, made.vocoder.hifi_gan.config
+
+    value = getattr(tiny_config(), field)
+    try:
+        changed = sizes(tiny_config(**{field: value * 2})) != sizes(tiny_config())
+    except ValueError as error:
+        changed = field in str(error)
+    assert changed != (field in UNREAD)
 
 
 def test_every_parameter_of_the_units_is_heard(ours, theirs):
