@@ -7,7 +7,20 @@ import warnings
 from contextlib import nullcontext
 from typing import NoReturn
 
-from mindone_audio.commands import ask, batch, chat, doctor, finetune, models, parity, serve, speak, transcribe, warm_up
+from mindone_audio.commands import (
+    ask,
+    batch,
+    chat,
+    doctor,
+    finetune,
+    models,
+    parity,
+    serve,
+    speak,
+    transcribe,
+    translate,
+    warm_up,
+)
 from mindone_audio.commands.options import shown_compiling
 from mindone_audio.machine.signals import Signals
 from mindone_audio.setting_fields import in_words, option
@@ -30,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = _Parser(prog="mindone-audio", description="Audio-language models on MindSpore.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (ask, transcribe, speak, chat, serve, batch, finetune, models, warm_up, doctor, parity):
+    for command in (ask, transcribe, translate, speak, chat, serve, batch, finetune, models, warm_up, doctor, parity):
         command.add(commands)
     options = parser.parse_args(arguments)
     try:

@@ -14,6 +14,7 @@ from mindone_audio.backbone.layers import name_parameters
 from mindone_audio.backbone.vocoder import CodeHifiGan, HifiGan, PredictDurations, VocoderConfig
 from mindone_audio.models.speecht5.encoder import StackConfig, TextEncoder
 from mindone_audio.models.speecht5.wave_encoder import WaveConfig, WaveEncoder
+from mindone_audio.weights.parameters import Prefixes, replace_prefix
 from mindone_audio.weights.weight_norm import fold_weight_norm
 
 
@@ -27,9 +28,13 @@ def random_module(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
     return module
 
 
-def load(cell: nn.Cell, module: torch.nn.Module, ignored: tuple[str, ...] = ()) -> nn.Cell:
-    """Give every parameter the tensor of its name in the module's state; all names but the ignored must be the same."""
-    tensors = fold_weight_norm({name: value.numpy() for name, value in module.state_dict().items()})
+def load(cell: nn.Cell, module: torch.nn.Module, ignored: tuple[str, ...] = (), prefixes: Prefixes = ()) -> nn.Cell:
+    """Give every parameter the tensor of its name in the module's state; all names but the ignored must be the same.
+
+    prefixes: how names begin there and here.
+    """
+    state = {replace_prefix(name, prefixes): value.numpy() for name, value in module.state_dict().items()}
+    tensors = fold_weight_norm(state)
     parameters = dict(cell.parameters_and_names())
     assert set(parameters) == set(tensors) - set(ignored)
     for name, parameter in parameters.items():

@@ -143,6 +143,52 @@ with as_on_ascend():
 )
 
 
+UNITS_IN_BFLOAT16 = (
+    BFLOAT16.split("with as_on_ascend")[0]
+    + """
+import helpers_seamless
+from mindone_audio.models.seamless_m4t_v2 import speaking, units
+from mindone_audio.models.seamless_m4t_v2.model import SeamlessM4Tv2ForTextToSpeech
+
+with as_on_ascend():
+    model = SeamlessM4Tv2ForTextToSpeech(helpers_seamless.config())
+    for parameter in model.get_parameters():
+        parameter.set_dtype(ms.bfloat16)
+    made, width = engine.Engine(model, compiled=True), model.config.hidden_size
+    whole, floats = lambda *shape: Tensor(np.zeros(shape, np.int32)), lambda *s: Tensor(np.zeros(s), ms.bfloat16)
+    read = speaking.ReadTranslation(model, 32)
+    call(made.graph(read, "a translation"), whole(1, 32), whole(1), floats(40, width), whole(1))
+    call(made.graph(units.Spell(model.t2u_model), "characters"), floats(1, 64, width), whole(1, 64), whole(1))
+    call(made.graph(units.ChooseUnits(model.t2u_model), "units"), floats(1, 64, width), whole(1))
+    call(made.graph(speaking.SoundUnits(model.vocoder), "sound"), whole(1, 32), whole(1), whole(1), whole(1))
+"""
+)
+
+
+TRANSLATION_IN_BFLOAT16 = (
+    BFLOAT16.split("with as_on_ascend")[0]
+    + """
+import helpers_seamless
+from mindone_audio.models.seamless_m4t_v2.model import SeamlessM4Tv2Model
+from mindone_audio.models.seamless_m4t_v2.text_encoder import EncodeText
+
+with as_on_ascend():
+    model = SeamlessM4Tv2Model(helpers_seamless.config())
+    for parameter in model.get_parameters():
+        parameter.set_dtype(ms.bfloat16)
+    made = model.engine()
+    slots = made.slots(1, 512, True)
+    whole = lambda *shape: Tensor(np.zeros(shape, np.int32))
+    call(made.graph(EncodeText(model), "a text"), whole(1, 16), whole(1))
+    call(made.graph(engine.EncodeAudio(model), "a clip"), Tensor(np.zeros((1, 160, 64)), ms.bfloat16), whole(1))
+    rows = Tensor(np.zeros((256, 24)), ms.bfloat16)
+    call(made.graph(engine.WriteContext(model.language_model, slots.context), "the context"), rows)
+    call(slots.step, Tensor([[1]], ms.int32), Tensor(3, ms.int32), Tensor([[0]], ms.int32))
+    call(slots.prefill(48, True), whole(1, 48), whole(), whole(1, 48), whole(engine.PACKED))
+"""
+)
+
+
 BODIES_IN_BFLOAT16 = """
 import mindspore as ms
 import helpers_bodies
@@ -200,6 +246,30 @@ def test_types_of_speech_in_bfloat16(tmp_path):
     types = float_types(graphs)
     check_types(types)
     assert types["MatMul"] == {frozenset({"BFloat16"})}
+    for name in ("Softmax", "MeanExt", "Rsqrt"):
+        assert types[name] == {frozenset({"Float32"})}, name
+    assert OLD_KERNELS & primitives(graphs) == set()
+
+
+def test_types_of_units_in_bfloat16(tmp_path):
+    """The best unit is that of scores in float32."""
+    graphs = graphs_of(UNITS_IN_BFLOAT16, tmp_path)
+    assert len(graphs) == 4
+    types = float_types(graphs)
+    check_types(types)
+    assert types["MatMul"] == {frozenset({"BFloat16"})}
+    for name in ("Softmax", "MeanExt", "Rsqrt", "Argmax"):
+        assert types[name] == {frozenset({"Float32"})}, name
+    assert OLD_KERNELS & primitives(graphs) == set()
+
+
+def test_types_of_translation_in_bfloat16(tmp_path):
+    graphs = graphs_of(TRANSLATION_IN_BFLOAT16, tmp_path)
+    assert len(graphs) == 5
+    types = float_types(graphs)
+    check_types(types)
+    for name in ("MatMul", "ScatterUpdate"):
+        assert types[name] == {frozenset({"BFloat16"})}, name
     for name in ("Softmax", "MeanExt", "Rsqrt"):
         assert types[name] == {frozenset({"Float32"})}, name
     assert OLD_KERNELS & primitives(graphs) == set()

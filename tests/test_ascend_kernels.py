@@ -20,6 +20,7 @@ STRUCTURE = {"Depend", "Load", "MakeTuple", "Return", "TupleGetItem", "UpdateSta
 GENERATE = """
 import mindspore as ms
 import helpers_bodies
+import helpers_seamless
 import helpers_whisper_vq
 from ascend_branch import as_on_ascend
 from families import GOLDENS
@@ -27,7 +28,11 @@ from helpers import batch, clips, prompt, tiny_config
 from helpers_ultravox import cases
 from helpers_voxtral import tiny_voxtral_config, voxtral_cases
 from mindone_audio import (
-    AutoModelForAudioTextToText, Qwen2AudioForConditionalGeneration, VoxtralForConditionalGeneration, WhisperVQ
+    AutoModelForAudioTextToText,
+    Qwen2AudioForConditionalGeneration,
+    SeamlessM4Tv2Model,
+    VoxtralForConditionalGeneration,
+    WhisperVQ,
 )
 from mindone_audio.proof.parity import read_recording
 with as_on_ascend():
@@ -46,6 +51,11 @@ with as_on_ascend():
     for name, frames, stack in (("ultravox_llama", 40, 8), ("ultravox_qwen2", 38, 3), ("ultravox_qwen3", 33, 8)):
         model = AutoModelForAudioTextToText.from_pretrained(GOLDENS / name, mindspore_dtype=ms.float32)
         model.generate(**cases(frames, stack)["one clip"](), max_new_tokens=2)
+    model = SeamlessM4Tv2Model(helpers_seamless.config())
+    model.generation_config = helpers_seamless.generation_config()
+    model.generate(helpers_seamless.texts(9)[0][None], tgt_lang="eng", max_new_tokens=3, suppress_tokens=[0, 3])
+    clip = helpers_seamless.clips(40)[0][None]
+    model.generate(input_features=clip, tgt_lang="fra", max_new_tokens=2, generate_speech=False)
     helpers_bodies.run_all()
 """
 
@@ -94,7 +104,7 @@ def has_word(word: bytes, library: bytes) -> bool:
 def used(tmp_path_factory) -> set[str]:
     """The primitives of the graphs of encoder, prefill and step, and of what the other families change."""
     graphs = graphs_of(GENERATE, tmp_path_factory.mktemp("graphs"))
-    assert len(graphs) >= 4 + 3 + 1 + 3 * 3 + helpers_bodies.BODIES
+    assert len(graphs) >= 4 + 3 + 1 + 3 * 3 + 5 + helpers_bodies.BODIES
     return primitives(graphs) - STRUCTURE
 
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import helpers_seamless
 import helpers_speecht5
 import pytest
 
@@ -99,6 +100,8 @@ RUNS = {
     "ask": ["ask", AUDIO / "siren.ogg", QUESTION],
     "caption": ["caption", AUDIO / "rain.mp3", AUDIO / "siren.ogg", "--num-beams", "2"],
     "transcribe": ["transcribe", AUDIO / "spoken_command.wav", "--format", "srt"],
+    "translate": "translate --text abc --to fra --model seamless".split(),
+    "translate speech": ["translate", AUDIO / "spoken_command.wav", "--to", "deu", "--model", "seamless"],
     "speak": "speak abc --model speaker --vocoder hifigan --voice voice.npy -o said.wav".split(),
     "chat": ["chat", AUDIO / "siren.ogg"],
     "batch": ["batch", AUDIO, "--prompt", QUESTION, "--out", "results", "--workers", "2"],
@@ -124,6 +127,7 @@ def test_every_command_is_at_work_below():
 @pytest.mark.parametrize("mode", MODES)
 def test_the_commands_at_work(tmp_path, mode):
     helpers_speecht5.save_all(tmp_path)
+    helpers_seamless.save_checkpoint(tmp_path / "seamless")
     (tmp_path / "train.jsonl").write_text(f"{json.dumps(TRAIN)}\n")
     for name, words in RUNS.items():
         said = f"{QUESTION}\n" if name == "chat" else ""

@@ -21,6 +21,7 @@ class Processor:
     silence_answers = ("Nobody is speaking.",)
     frames_transcriptions = False
     feature_extractor = SimpleNamespace(chunk_length=10)
+    transcription_window = 10
     longest_clip = 10.0
     tokenizer = SimpleNamespace(decode=None)
 

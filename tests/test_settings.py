@@ -207,3 +207,15 @@ def test_parameters_of_a_request():
         parameters = json.loads(line)
         with pytest.raises(ValueError, match=next(iter(parameters))):
             split_request(parameters)
+
+
+def test_tables_of_a_family_are_not_copied_with_each_request():
+    """SeamlessM4T keeps a text for each of its tokens in generation_config.json."""
+
+    class Table(dict):
+        def __deepcopy__(self, memo):
+            raise AssertionError("copied")
+
+    config = GenerationConfig(max_new_tokens=5, eos_token_id=3)
+    config.id_to_text = Table({"4": "a"})
+    assert settle(config, {}).max_new_tokens == 5 and config.id_to_text == {"4": "a"}

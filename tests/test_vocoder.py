@@ -228,6 +228,15 @@ def test_durations_are_rounded_as_in_pytorch():
     assert len(repeat_units(units, np.array([7]), log)[0]) == expected[:7].sum()
 
 
+@pytest.mark.parametrize("value", [np.nan, 500.0])
+def test_durations_that_are_no_numbers(value):
+    log = np.full((1, 3), 0.5, np.float32)
+    log[0, 2] = value
+    with pytest.raises(ValueError, match="durations that are not finite numbers"):
+        repeat_units(np.arange(3)[None], np.array([3]), log)
+    assert repeat_units(np.arange(3)[None], np.array([2]), log)[0].tolist() == [0, 1]
+
+
 def test_every_parameter_of_the_code_vocoder_is_heard(code_vocoders):
     """A change of 2 % of what predicts durations shows in the predictions, of all others in the waveform."""
     ours, theirs = code_vocoders

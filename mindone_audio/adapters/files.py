@@ -82,7 +82,8 @@ def _adapted_parents(name: str, layers: dict[str, nn.Cell]) -> list[str]:
 def name_on_disk(model: AudioLanguageModel, name: str) -> str:
     """How transformers' class names what is `name` here."""
     prefixes = model.adapter_prefixes or model.weight_prefixes
-    return replace_prefix(name, tuple((here, there) for there, here in prefixes))
+    # A prefix may be a layer's whole name, with the point behind it.
+    return replace_prefix(f"{name}.", tuple((here, there) for there, here in prefixes)).removesuffix(".")
 
 
 def matching_modules(model: AudioLanguageModel, config: LoraConfig) -> list[str]:

@@ -162,6 +162,12 @@ class CheckpointModel(PreTrainedModel):
         for file in Path(save_directory).glob("*.safetensors"):
             mark_as_pytorch(file)
 
+    @classmethod
+    def unread(cls, names: set[str]) -> set[str]:
+        """Which of the tensors on disk, by their names there, are of parts that this class does not have: for most
+        classes none."""
+        return set()
+
     def weight_sources(self, folder: Path, **access) -> list[Source]:
         """Other checkpoints with what a repository leaves out; `access` are `hub.ACCESS_KEYWORDS`. Most have none."""
         return []

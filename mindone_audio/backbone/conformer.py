@@ -40,6 +40,7 @@ class ConformerConfig:
     num_adapters: int = 0
     adapter_kernel: int = 8
     adapter_stride: int = 8
+    frames_per_second = 50  # of two stacked ones
 
     def __post_init__(self):
         if self.hidden_size % self.num_heads:
@@ -49,6 +50,11 @@ class ConformerConfig:
             )
         if self.chunk_size is not None and self.chunk_size < 1:
             raise ValueError(f"a chunk of {self.chunk_size} positions holds nothing: correct config.json")
+
+    @property
+    def max_positions(self) -> int:
+        """How many positions the layers attend to, of the longest clip in the graph for it."""
+        return self.frames_to_encode(self.num_mel_frames)
 
     @property
     def widths(self) -> list[int]:

@@ -33,6 +33,7 @@ class EncoderConfig:
     mask_padding: bool
     partial_windows: bool = False
     latency_block: int | None = None
+    frames_per_second = 100
 
     def __post_init__(self):
         if self.latency_block is not None and (self.latency_block < 1 or self.num_mel_frames % self.latency_block):

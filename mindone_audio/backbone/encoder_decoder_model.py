@@ -44,12 +44,20 @@ class EncoderDecoderModel(CheckpointModel):
         features, lengths = self.clips(dict(zip(self.audio_inputs, (input_features, attention_mask))))
         if features is None:
             raise ValueError(f"{self.audio_inputs[0]} are missing: give what the processor makes of the clips")
-        labels = to_numpy(labels)
-        ids = self.shifted(labels) if decoder_input_ids is None else to_numpy(decoder_input_ids)
-        ids, mask = self._checked(ids, to_numpy(decoder_attention_mask), len(features))
-        positions = np.maximum(mask.cumsum(1) - 1, 0).astype(np.int32)
+        asked = self.asked(decoder_input_ids, decoder_attention_mask, labels, len(features))
         context = self.audio_tower(self.features_tensor(features), Tensor(lengths))
-        heard = self.heard(lengths)
+        return self.scored(context, self.heard(lengths), asked, labels)
+
+    def asked(self, decoder_input_ids, decoder_attention_mask, labels, samples: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the decoder is given, checked: ids int32 and their mask bool, (samples, length)."""
+        ids = self.shifted(to_numpy(labels)) if decoder_input_ids is None else to_numpy(decoder_input_ids)
+        return self._checked(ids, to_numpy(decoder_attention_mask), samples)
+
+    def scored(self, context: Tensor, heard: np.ndarray | None, asked: tuple, labels) -> Seq2SeqLMOutput:
+        """What `construct` returns, of a context (batch, source positions, hidden), of which the decoder attends to
+        `heard` positions, int32 (batch) or None for all, and of what it is `asked`."""
+        (ids, mask), labels = asked, to_numpy(labels)
+        positions = np.maximum(mask.cumsum(1) - 1, 0).astype(np.int32)
         if heard is not None:
             shape = (1, self.language_model.config.num_heads, ids.shape[1], 1)
             heard = msops.tile(hidden_keys(Tensor(heard), context.shape[1]), shape)
@@ -69,7 +77,7 @@ class EncoderDecoderModel(CheckpointModel):
         tables = decoder.position_tables(input_ids.shape[1], self.dtype)
         at = decoder.positions_at(tables, positions)
         mask = causal_mask(ops.counting(input_ids.shape[1]), visible)
-        rows = context.reshape((-1, context.shape[-1]))
+        rows = context.reshape((-1, context.shape[-1])).astype(self.dtype)
         return decoder(decoder.embed(input_ids), at, mask, rows=rows, context_mask=context_mask)
 
     def shifted(self, labels: np.ndarray | None) -> np.ndarray:
@@ -80,10 +88,12 @@ class EncoderDecoderModel(CheckpointModel):
         before = np.concatenate([np.full((len(labels), 1), start), labels[:, :-1]], 1)
         return np.where(before == -100, padding, before)
 
-    def _checked(self, ids: np.ndarray, mask: np.ndarray | None, clips: int) -> tuple[np.ndarray, np.ndarray]:
+    def _checked(self, ids: np.ndarray, mask: np.ndarray | None, samples: int) -> tuple[np.ndarray, np.ndarray]:
         """decoder_input_ids int32 and their mask bool, (batch, length)."""
-        if ids.ndim != 2 or not ids.size or len(ids) != clips:
-            raise ValueError(f"decoder_input_ids have shape {ids.shape}, and there are {clips} clips: (clips, length)")
+        if ids.ndim != 2 or not ids.size or len(ids) != samples:
+            raise ValueError(
+                f"decoder_input_ids have shape {ids.shape}, and there are {samples} samples: (samples, length)"
+            )
         mask = np.ones(ids.shape, bool) if mask is None else mask != 0
         if mask.shape != ids.shape:
             raise ValueError(f"decoder_attention_mask has shape {mask.shape}, decoder_input_ids have {ids.shape}")

@@ -61,6 +61,7 @@ def load_checkpoint(
         partial(_dtype_of, dtype),
         untie=was_tied,
         prefixes=model_class.weight_prefixes,
+        unread=model_class.unread,
         sources=model.weight_sources(folder, **access),
         keep=partial(put_quantized_linear, model) if keep_quantized else None,
         more_memory=_working_memory(model, 4 if ms.float32 in (dtype, *device.compute_dtypes()[-1:]) else 2),

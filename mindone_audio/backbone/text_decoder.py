@@ -15,7 +15,7 @@ from mindone_audio.backbone.cache import KVCache, stored, through_cache, update
 from mindone_audio.backbone.layers import Embedding, LayerNorm, Linear
 from mindone_audio.conversion import to_mindspore
 
-ACTIVATIONS = ("gelu",)
+ACTIVATIONS = ("gelu", "relu")
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class TextDecoderConfig:
     `pre_norm`: a LayerNorm before each part of a layer, and one after all layers; otherwise one after each part.
     `learned_positions`: rows of a table in the checkpoint; otherwise fairseq's sinusoids, the first token's being
     `first_position`. `embed_scale`: what token embeddings are multiplied with. `key_bias`: Whisper's keys have none.
+    `has_context`: layers attend to a context; without one they are those of a text encoder.
     """
 
     vocab_size: int
@@ -41,6 +42,7 @@ class TextDecoderConfig:
     first_position: int = 0
     embed_scale: float = 1.0
     key_bias: bool = False
+    has_context: bool = True
 
     def __post_init__(self):
         if self.activation not in ACTIVATIONS:
@@ -118,11 +120,11 @@ class TextDecoderLayer(nn.Cell):
 
     def __init__(self, config: TextDecoderConfig, layer: int):
         super().__init__()
-        self.pre_norm = config.pre_norm
+        self.pre_norm, self.relu = config.pre_norm, config.activation == "relu"
         self.self_attn = TextAttention(config, layer)
         self.self_attn_layer_norm = LayerNorm(config.hidden_size)
-        self.encoder_attn = TextAttention(config, layer)
-        self.encoder_attn_layer_norm = LayerNorm(config.hidden_size)
+        self.encoder_attn = TextAttention(config, layer) if config.has_context else None
+        self.encoder_attn_layer_norm = LayerNorm(config.hidden_size) if config.has_context else None
         self.fc1 = Linear(config.hidden_size, config.intermediate_size, bias=True)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size, bias=True)
         self.final_layer_norm = LayerNorm(config.hidden_size)
@@ -141,11 +143,13 @@ class TextDecoderLayer(nn.Cell):
         return self.after(self.self_attn_layer_norm, x + attended)
 
     def listen(self, x: Tensor, batch: int, context: KVCache | None, rows, context_mask) -> Tensor:
-        """What `read` gives, after attention to the context and feed-forward."""
-        normed = self.before(self.encoder_attn_layer_norm, x)
-        heard = self.encoder_attn.attend(normed, batch, context, rows, context_mask)
-        x = self.after(self.encoder_attn_layer_norm, x + heard)
-        wide = ops.gelu(self.fc1(self.before(self.final_layer_norm, x)))
+        """What `read` gives, after attention to the context, where there is one, and feed-forward."""
+        if self.encoder_attn is not None:
+            normed = self.before(self.encoder_attn_layer_norm, x)
+            heard = self.encoder_attn.attend(normed, batch, context, rows, context_mask)
+            x = self.after(self.encoder_attn_layer_norm, x + heard)
+        wide = self.fc1(self.before(self.final_layer_norm, x))
+        wide = ops.relu(wide) if self.relu else ops.gelu(wide)
         return self.after(self.final_layer_norm, x + self.fc2(wide))
 
     def attention_to(self, x: Tensor, batch: int, rows: Tensor) -> Tensor:

@@ -220,7 +220,17 @@ def repeat_units(units: np.ndarray, lengths: np.ndarray, log_durations: np.ndarr
     """Of each sample its units, each as often as it has frames: int32 (frames).
 
     units (batch, units), lengths (batch) in units, log_durations as `PredictDurations` gives them. A unit has at least
-    one frame; half a frame is rounded to an even number, as PyTorch does.
+    one frame; half a frame is rounded to an even number, as PyTorch does. Raises `ValueError` for a duration that is
+    not finite.
     """
-    durations = np.maximum(1, np.rint(np.expm1(log_durations.astype(np.float32)))).astype(np.int64)
-    return [np.repeat(row[:n], count[:n]).astype(np.int32) for row, n, count in zip(units, lengths, durations)]
+    with np.errstate(over="ignore"):
+        durations = np.maximum(1, np.rint(np.expm1(log_durations.astype(np.float32))))
+    found = []
+    for row, n, count in zip(units, lengths, durations):
+        if not np.isfinite(count[:n]).all():
+            raise ValueError(
+                "the model predicts durations that are not finite numbers: its weights are broken, or overflow in this "
+                "dtype, so load it with mindspore_dtype=mindspore.float32"
+            )
+        found.append(np.repeat(row[:n], count[:n].astype(np.int64)).astype(np.int32))
+    return found

@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 from mindone_audio.commands import options as shared
-from mindone_audio.machine.files import replacing
+from mindone_audio.commands.sound_file import check_name, write_sound
 
-FORMATS = {".wav": "WAV", ".flac": "FLAC", ".mp3": "MP3"}  # by the ending of the file
 _VOCODERS = "the folder or Hugging Face id of one, such as microsoft/speecht5_hifigan"
 _VOICES = (
     "a .npy or .safetensors file with an x-vector: spkrec-xvect.zip of the Hugging Face data set "
@@ -34,19 +33,12 @@ def add(commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """0: the file is written."""
-    form = FORMATS.get(options.out.suffix.lower())
-    if form is None:
-        raise shared.WrongUse(f"--out {options.out}: the file's name must end in {', '.join(FORMATS)}")
+    check_name("--out", options.out)
     for name, given, where in (("--vocoder", options.vocoder, _VOCODERS), ("--voice", options.voice, _VOICES)):
         if given is None:
             raise shared.WrongUse(f"{name} is missing: give {where}")
     text = sys.stdin.read() if options.text == "-" else options.text
     pipe = shared.load_pipeline(options, "text-to-speech", vocoder=options.vocoder, voice=options.voice)
     answer = pipe(text.strip(), seed=options.seed)
-    import soundfile
-
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(options.out) as new:
-        soundfile.write(new, answer["audio"], answer["sampling_rate"], format=form)
-    print(f"{options.out}: {len(answer['audio']) / answer['sampling_rate']:.1f} s")
+    print(write_sound(options.out, answer["audio"], answer["sampling_rate"]))
     return 0

@@ -28,7 +28,7 @@ def add(commands) -> None:
         metavar="SECONDS",
         help="cut clips into windows of at most so long (default: the model's window)",
     )
-    parser.add_argument("--language", help="of the speech, as en; for families that take one")
+    parser.add_argument("--language", help="of the speech, as en; SeamlessM4T: to write, as eng")
     parser.add_argument(
         "--task", choices=TASKS, default=TASKS[0], help="translate: write English, whatever is spoken (Whisper)"
     )

@@ -61,10 +61,9 @@ def _warm_up(pipe, batch_sizes: list[int], seconds: list[int], tokens: list[int]
 
     longest = int(min(max(seconds), pipe.processor.longest_clip or max(seconds)))
     noise = np.random.default_rng(0).normal(0, 0.1, _RATE * longest).astype(np.float32)
-    asked = {"temperature": 0.0} if pipe.tells_times else {"text": "What's that sound?", "min_new_tokens": 2}
     for size in batch_sizes:
         for length in seconds:
             clips = [noise[: _RATE * length]] * size
-            pipe(clips, batch_size=size, max_new_tokens=2, **asked)
+            pipe(clips, batch_size=size, max_new_tokens=2, **pipe.about_noise)
         for count in tokens:
             pipe.model.warm_up(size, count)

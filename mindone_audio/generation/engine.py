@@ -67,6 +67,15 @@ def pieces(length: int, first: Sequence[int]) -> list[int]:
     return [begin] + [CHUNK] * -(-max(0, length - begin) // CHUNK)
 
 
+def returned(work: Iterator[None]) -> Any:
+    """What a generator returns at its end, to which it is brought."""
+    while True:
+        try:
+            next(work)
+        except StopIteration as end:
+            return end.value
+
+
 def _counted(count: int, what: str) -> str:
     return f"{count} {what}{'s' if count > 1 else ''}"
 
@@ -269,14 +278,20 @@ class Engine:
         return (msops.gather(msops.concat(encoded), Tensor(order), 0) if encoded else None), firsts
 
     def heard(self, clips: tuple[np.ndarray, np.ndarray]) -> Iterator[None]:
-        """`encode` of one prompt's clip, which a model with a context hears; what it heard last is kept for prompts
-        that have the same tuple. The generator returns rows (source positions, hidden)."""
-        for kept, rows in self._heard:
+        """`listen` to one prompt's clip; what was heard last is kept for prompts that have the same tuple."""
+        for kept, found in self._heard:
             if kept is clips:
-                return rows
+                return found
+        found = yield from self.listen(clips)
+        self._heard.append((clips, found))
+        return found
+
+    def listen(self, clips: tuple[np.ndarray, np.ndarray]) -> Iterator[None]:
+        """`encode` one prompt's clip, which a model with a context hears. The generator returns rows (source positions,
+        hidden), and how many of them the decoder attends to."""
         rows, _ = yield from self.encode([clips])
-        self._heard.append((clips, rows))
-        return rows
+        counts = self.model.heard(clips[1])
+        return rows.astype(self.model.dtype), len(rows) if counts is None else int(counts[0])
 
     def _encoder(self, width: int, clips: int, more: tuple[int, ...]) -> tuple[list[Callable], int]:
         """Graphs one after another for clips of this width, and how many they take: narrow ones together, to launch
@@ -287,7 +302,8 @@ class Engine:
             count = 1
         key = width, count, *more
         if key not in self._encoders:
-            what = f"the encoder of {_counted(count, 'clip')} of {width / 100:g} s"
+            seconds = width / self.model.audio_tower.config.frames_per_second
+            what = f"the encoder of {_counted(count, 'clip')} of {seconds:g} s"
             cells = [EncodeAudio(self.model, layers) for layers in self._parts(width * count)]
             names = [f"{what}, part {i + 1} of {len(cells)}" if len(cells) > 1 else what for i in range(len(cells))]
             self._encoders[key] = [self.graph(cell, name) for cell, name in zip(cells, names)]

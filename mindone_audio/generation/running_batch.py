@@ -152,9 +152,8 @@ def prefilled(
         one = Sequences(engine, 1, sum(pieces(total, widths)) + answer, prefills=True)
         widths = engine.piece_widths(one.slots, total, widths)
         if not together:
-            audio, firsts = (yield from engine.heard(requests[pack[0]].clips)), [0] * len(requests)
-            counts = engine.model.heard(requests[pack[0]].clips[1])
-            one.slots.write_context(audio, len(audio) if counts is None else int(counts[0]))
+            (audio, count), firsts = (yield from engine.heard(requests[pack[0]].clips)), [0] * len(requests)
+            one.slots.write_context(audio, count)
             yield
         indices = [requests[number].audio_index for number in pack]
         index = [np.where(own < 0, -1, own + firsts[number]) for number, own in zip(pack, indices)]

@@ -4,6 +4,7 @@ Every value of a request, wherever it comes from, is checked here: by `Generatio
 `split_request`, before anything runs.
 """
 
+import copy
 import dataclasses
 import logging
 import math
@@ -380,8 +381,18 @@ def stored(what: str, config: Any) -> dict:
         return {}
     if not isinstance(config, Mapping) and not hasattr(config, "to_diff_dict"):
         raise ValueError(f"{what} must be a GenerationConfig or a dict, not {config!r:.80}")
-    stored = config if isinstance(config, Mapping) else config.to_diff_dict()
+    stored = config if isinstance(config, Mapping) else _without_tables(config).to_diff_dict()
     return {name: value for name, value in stored.items() if value is not None}
+
+
+def _without_tables(config: Any) -> Any:
+    """A shallow copy without what families keep there beside settings: `to_diff_dict` copies all values, of which
+    SeamlessM4T has a text for each token."""
+    found = copy.copy(config)
+    for name, value in vars(config).items():
+        if isinstance(value, Mapping) and name not in _DEFAULTS and name not in _NO_EFFECT:
+            delattr(found, name)
+    return found
 
 
 def _changes_nothing(name: str, value: Any, do_sample: bool) -> bool:

@@ -69,6 +69,11 @@ class AudioTextProcessor:
         """Seconds of audio that the model takes at a time; None where it takes clips of any length."""
         return self.feature_extractor.chunk_length
 
+    @property
+    def transcription_window(self) -> float:
+        """Seconds of the longest window of a transcription: that of the encoder, mostly."""
+        return self.feature_extractor.chunk_length
+
     def answers_chats(self, generation_config: Any) -> bool:
         """Whether the model was tuned for conversations, so that it is asked by its chat template."""
         return True

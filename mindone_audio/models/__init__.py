@@ -12,12 +12,15 @@ FAMILIES = {
     "audioflamingo3": "audioflamingo3",
     "ichigo": "ichigo.model",
     "qwen2_audio": "qwen2_audio",
+    "seamless_m4t_v2": "seamless_m4t_v2.model",
     "speecht5": "speecht5.model",
     "ultravox": "ultravox.model",
     "voxtral": "voxtral.model",
     "whisper": "whisper.model",
 }
 _MODEL_TYPES = {"ichigo": "llama"}
+# Relatives of families that compute something else, and what to take instead.
+_REFUSED = {"seamless_m4t": "SeamlessM4T v1 is another model: use facebook/seamless-m4t-v2-large"}
 
 
 def known_families() -> list[str]:
@@ -28,6 +31,8 @@ def known_families() -> list[str]:
 def family(model_type: str | None) -> ModuleType:
     """The module of a model type, with `MODEL` and `PROCESSOR`; `ValueError` with the known types for another."""
     names = {_MODEL_TYPES.get(name, name): name for name in FAMILIES}
+    if model_type in _REFUSED:
+        raise ValueError(f"model_type {model_type!r}: {_REFUSED[model_type]}")
     if model_type not in names:
         raise ValueError(f"unknown model_type {model_type!r}: known are {', '.join(sorted(names))}")
     return import_module(f"{__name__}.{FAMILIES[names[model_type]]}")

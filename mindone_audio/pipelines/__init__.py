@@ -8,7 +8,9 @@ _HOMES = {
     "Answers": "answers",
     "AudioTextToTextPipeline": "audio_text_to_text",
     "SpeechRecognitionPipeline": "speech_recognition",
+    "SpeechToTextPipeline": "translation",
     "TextToSpeechPipeline": "text_to_speech",
+    "TranslationPipeline": "translation",
     "pipeline": "load",
 }
 __all__ = [
@@ -16,7 +18,9 @@ __all__ = [
     "AudioTextToTextPipeline",
     "Request",
     "SpeechRecognitionPipeline",
+    "SpeechToTextPipeline",
     "TextToSpeechPipeline",
+    "TranslationPipeline",
     "pipeline",
 ]
 

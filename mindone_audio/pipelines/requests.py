@@ -148,7 +148,7 @@ def longest_window(processor: Any, window: float | None, task: str | None) -> fl
     if window is not None:
         window = real("window", window, SHORTEST_WINDOW)
     if window is None and task == "transcribe":
-        window = processor.feature_extractor.chunk_length
+        window = processor.transcription_window
     known = [seconds for seconds in (window, processor.longest_clip) if seconds is not None]
     return min(known, default=None)
 

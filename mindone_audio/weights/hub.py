@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from mindone_audio.weights.folder_check import CONFIG_FILE, explain_file, explain_missing, wrong_content
@@ -15,7 +16,10 @@ SECOND_COPIES = ["*consolidated*", "original/*", "*.fp32*"]
 SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model"]
 CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # what a repository is downloaded for
 # A tokenizer has one of these.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "spm_char.model")
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "spm_char.model"),
+    "sentencepiece.bpe.model",
+)
 EXTRACTOR_FILE = "preprocessor_config.json"
 
 
@@ -110,6 +114,21 @@ def checkpoint_file(name_or_dir: str | os.PathLike, file: str, **download) -> Pa
         return Path(cached_file(name, file, **download))
     except (OSError, ValueError) as error:
         raise _unreadable(file, name, error) from error
+
+
+def only_sentencepiece(name_or_dir: str | os.PathLike, **download) -> bool:
+    """Whether a tokenizer is a sentencepiece model and there is no tokenizer.json; `ImportError` where that takes a
+    package that is not there."""
+    try:
+        checkpoint_file(name_or_dir, TOKENIZER_FILES[0], **download)
+    except OSError:
+        if find_spec("sentencepiece") is None:
+            raise ImportError(
+                f"this checkpoint has no {TOKENIZER_FILES[0]}, and its sentencepiece model takes a package: "
+                "pip install sentencepiece"
+            ) from None
+        return True
+    return False
 
 
 @contextmanager

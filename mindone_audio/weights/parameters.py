@@ -95,6 +95,7 @@ def load_parameters(
     sources: Sequence[Source] = (),
     keep: Callable[[QuantizedWeight], bool] | None = None,
     more_memory: Mapping[str, int] = MappingProxyType({}),
+    unread: Callable[[set[str]], set[str]] = lambda names: set(),
 ) -> dict[str, Path]:
     """Give every parameter of `model` the tensor of its name in the folder's safetensors files.
 
@@ -105,12 +106,16 @@ def load_parameters(
     tensors that the folder lacks, which then count as stored in the dtype of the folder's own. Each tensor is read
     straight into the memory that its parameter keeps; a progress bar shows where that takes long. A weight in 4 bits is
     dequantised on the way, unless `keep` takes it, which then returns True. more_memory: what else
-    the model needs, in bytes by its name in the error. Returns the folders of the sources that
+    the model needs, in bytes by its name in the error. unread: of the names in the folder's files those that are left
+    there. Returns the folders of the sources that
     were needed, by part. Raises `CheckpointError`: for missing, unexpected and wrongly shaped tensors and for more than
     this machine's memory before anything is read, and for a `keep` that has nothing to take.
     """
     parameters = {name: parameter for name, parameter in _parameters(model)}
-    stored = {replace_prefix(published_name(tensor.name), prefixes): tensor for tensor in stored_tensors(folder)}
+    tensors = stored_tensors(folder)
+    left = unread({tensor.name for tensor in tensors})
+    read = [tensor for tensor in tensors if tensor.name not in left]
+    stored = {replace_prefix(published_name(tensor.name), prefixes): tensor for tensor in read}
     stored = _grouped(stored)
     dtypes = [tensor.dtype for tensor in stored.values() if tensor.dtype in _FLOATS]
     parts = _add_sources(sources, parameters, stored)

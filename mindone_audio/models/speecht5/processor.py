@@ -12,8 +12,6 @@ from mindone_audio.inputs.audio import load_clips
 from mindone_audio.inputs.processor import AudioTextProcessor, as_list, as_texts
 from mindone_audio.weights import hub
 
-_FAST = "tokenizer.json"
-
 
 class SpeechT5Processor(AudioTextProcessor, transformers.SpeechT5Processor):
     """Texts to be spoken, or clips and transcripts, to model inputs. Needs no PyTorch.
@@ -40,10 +38,9 @@ class SpeechT5Processor(AudioTextProcessor, transformers.SpeechT5Processor):
         name = pretrained_model_name_or_path
         with hub.processor_files(name, **download):
             extractor = SpeechT5FeatureExtractor.from_pretrained(name, **download)
-            if _has(name, _FAST, download):
-                tokenizer = PreTrainedTokenizerFast.from_pretrained(name, **download)
-            else:
-                tokenizer = _sentencepiece().from_pretrained(name, **download)
+            slow = hub.only_sentencepiece(name, **download)
+            tokenizer_class = transformers.SpeechT5Tokenizer if slow else PreTrainedTokenizerFast
+            tokenizer = tokenizer_class.from_pretrained(name, **download)
         return cls(extractor, tokenizer)
 
     def __call__(
@@ -132,21 +129,3 @@ class SpeechT5Processor(AudioTextProcessor, transformers.SpeechT5Processor):
         raise ValueError("a SpeechT5 model answers no questions: it speaks texts, or transcribes clips")
 
     apply_chat_template = conversation_inputs
-
-
-def _has(name: str | os.PathLike, file: str, download: dict) -> bool:
-    try:
-        hub.checkpoint_file(name, file, **download)
-    except OSError:
-        return False
-    return True
-
-
-def _sentencepiece() -> type:
-    try:
-        import sentencepiece  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"this checkpoint has no {_FAST}, and its sentencepiece model takes a package: pip install sentencepiece"
-        ) from error
-    return transformers.SpeechT5Tokenizer

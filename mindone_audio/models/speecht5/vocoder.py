@@ -5,13 +5,10 @@ import numpy as np
 from mindspore import Tensor, nn
 from transformers import SpeechT5HifiGanConfig
 
-from mindone_audio.backbone.buckets import bucket
 from mindone_audio.backbone.checkpoint_model import CheckpointModel, to_numpy
 from mindone_audio.backbone.vocoder import HifiGan, VocoderConfig
+from mindone_audio.backbone.vocoder_parts import frames_of_graph, in_parts
 from mindone_audio.generation.generate import EngineMixin
-
-_SMALLEST = 32  # frames of the shortest graph
-_WHOLE = 256  # frames that are vocoded at a time, since the memory for them grows with their number
 
 
 class Vocode(nn.Cell):
@@ -96,20 +93,11 @@ class SpeechT5HifiGan(CheckpointModel, EngineMixin):
         other shapes.
         """
         self._check(frames.shape)
-        sizes, ends, pieces = self.vocoder.config, last is None, []
-        last = len(frames) if ends else last
-        while first < last:
-            begin = max(0, first - sizes.reach)
-            end = min(len(frames), last + sizes.reach)
-            until = last
-            if end - begin > _WHOLE:
-                until = min(last, max(begin + _WHOLE - sizes.reach, first + _SMALLEST))
-                end = min(len(frames), until + sizes.reach)
-            samples = self._sound(frames[begin:end], compile)
-            beyond = None if ends and until == last else (until - begin) * sizes.hop
-            pieces.append(samples[(first - begin) * sizes.hop : beyond])
-            first = until
-        return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+        def sound(begin: int, end: int) -> np.ndarray:
+            return self._sound(frames[begin:end], compile)
+
+        return in_parts(self.vocoder.config, sound, len(frames), first, last)
 
     @property
     def reach(self) -> int:
@@ -117,7 +105,7 @@ class SpeechT5HifiGan(CheckpointModel, EngineMixin):
         return self.vocoder.config.reach
 
     def _sound(self, frames: np.ndarray, compile: bool) -> np.ndarray:
-        width = bucket(len(frames), _SMALLEST)
+        width = frames_of_graph(len(frames))
         run = self.engine(compile).other(("vocoder", width), lambda: Vocode(self.vocoder), f"{width} frames of sound")
         padded = np.pad(frames.astype(np.float32), ((0, width - len(frames)), (0, 0)))
         samples = run(Tensor(padded[None]), Tensor(np.array([len(frames)], np.int32)))

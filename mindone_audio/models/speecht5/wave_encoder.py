@@ -35,6 +35,7 @@ class WaveConfig:
     conv_bias: bool
     positions_kernel: int
     positions_groups: int
+    frames_per_second = 16_000  # samples
 
     @property
     def convolutions(self) -> tuple[tuple[int, int], ...]:

@@ -11,7 +11,7 @@ from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.decoder import causal_mask
-from mindone_audio.generation.engine import Engine
+from mindone_audio.generation.engine import Engine, returned
 from mindone_audio.models.whisper.timestamps import FRAMES, SECONDS
 
 _WIDTHS = (64, 128, 256, 512)  # of the graphs, in tokens
@@ -60,13 +60,7 @@ def token_times(engine: Engine, clip: tuple, prompt: list[int], tokens: list[int
         return np.zeros(len(tokens))
     width = next((width for width in _WIDTHS if width >= len(ids)), len(ids))
     graph = _graph(engine, heads, width)
-    hearing = engine.heard(clip)
-    while True:
-        try:
-            next(hearing)
-        except StopIteration as heard:
-            rows = heard.value
-            break
+    rows, _ = returned(engine.heard(clip))
     padded = np.zeros((1, width), np.int32)
     padded[0, : len(ids)] = ids
     weights = graph(Tensor(padded), rows).asnumpy()[:, len(prompt) : len(ids), : frames // FRAMES]
