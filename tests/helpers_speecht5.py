@@ -124,6 +124,12 @@ def speech_to_text(seed: int = 0, **changes) -> TorchSpeechToText:
     return model
 
 
+def save_writer(folder: Path) -> None:
+    """A checkpoint that writes, with its processor, for clips of up to 30,000 samples."""
+    speech_to_text(vocab_size=len(LETTERS) + 5, max_speech_positions=1600).save_pretrained(folder)
+    save_processor(folder)
+
+
 def clips(*lengths: int, seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.normal(size=length).astype(np.float32) for length in lengths]

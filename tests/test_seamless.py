@@ -813,8 +813,3 @@ def test_a_language_is_needed_to_transcribe(command, recordings, capsys):
 
 def test_warm_up(pipes):
     _warm_up(pipes["automatic-speech-recognition"], [2], [1], [64])
-
-
-def test_it_is_not_served(ours, processor, monkeypatch):
-    made = pipeline(model=ours, processor=processor)
-    assert not made.served

@@ -737,6 +737,62 @@ def test_clips_that_do_not_fit(writers, samples, mask, message):
             call(samples, mask)
 
 
-def test_there_is_no_pipeline_that_writes(writers):
-    with pytest.raises(ValueError, match="no pipeline for a speecht5 model that transcribes: use Sp"):
-        pipeline(model=writers[1], processor=object())
+# The tokens of a random model would be one and the same otherwise.
+FEW = {"max_new_tokens": 12, "no_repeat_ngram_size": 1}
+
+
+@pytest.fixture(scope="module")
+def writer(tmp_path_factory):
+    """A folder with a model that takes nearly two seconds, and its pipeline."""
+    folder = tmp_path_factory.mktemp("writes")
+    speecht5.save_writer(folder)
+    return folder, pipeline("automatic-speech-recognition", model=folder)
+
+
+def test_the_pipeline_writes_what_generate_says(writer):
+    model, processor = writer[1].model, writer[1].processor
+    clips = speecht5.clips(16000, 9000, 28000)
+    answers = writer[1](clips, **FEW)
+    for clip, answer in zip(clips, answers):
+        said = model.generate(**processor(audio=clip), **FEW)
+        text = processor.batch_decode(said, skip_special_tokens=True)[0].strip()
+        assert answer["text"] == answer["generated_text"] == text
+        assert answer["chunks"] == [
+            {"start": 0.0, "end": len(clip) / 16000, "timestamp": (0.0, len(clip) / 16000), "text": text}
+        ]
+    assert len({answer["text"] for answer in answers}) == 3
+    (long,) = speecht5.clips(40000)
+    parts = writer[1](long, window=1.5, **FEW)[0]["chunks"]
+    assert len(parts) > 1 and parts[-1]["end"] == 2.5
+    for part in parts:
+        samples = long[round(part["start"] * 16000) : round(part["end"] * 16000)]
+        assert part["text"] == writer[1](samples, **FEW)[0]["text"]
+    assert "".join(writer[1](clips[0], stream=True, **FEW)) == answers[0]["text"]
+    assert writer[1](clips[0], language="en", **FEW)[0] == answers[0]
+
+
+@pytest.mark.parametrize(
+    "asked, message",
+    [
+        ({"language": "de"}, "language='de': this model family writes English alone: leave it out"),
+        ({"prompt": "names"}, "prompt='names': this model family takes no words beside the clip"),
+        ({"text": "What?"}, "this model transcribes and answers no questions"),
+        ({"task": "translate"}, "task='translate': this model knows no tasks"),
+    ],
+)
+def test_what_the_writing_pipeline_refuses(writer, asked, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        writer[1](speecht5.clips(16000)[0], **asked)
+
+
+def test_the_command_transcribes(writer, tmp_path, capsys):
+    import soundfile
+
+    soundfile.write(tmp_path / "a.wav", speecht5.clips(16000)[0], 16000, subtype="FLOAT")
+    run = ["transcribe", str(tmp_path / "a.wav"), "--model", str(writer[0]), "--max-new-tokens", "12"]
+    assert cli.main(run) == 0
+    assert capsys.readouterr().out == writer[1](tmp_path / "a.wav", max_new_tokens=12)[0]["text"] + "\n"
+    assert cli.main([*run, "--language", "de"]) != 0
+    assert "--language='de': this model family writes English alone" in capsys.readouterr().err
+    assert cli.main(["ask", str(tmp_path / "a.wav"), "What?", "--model", str(writer[0])]) != 0
+    assert "use mindone-audio transcribe" in capsys.readouterr().err

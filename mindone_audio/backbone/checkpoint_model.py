@@ -224,6 +224,10 @@ class CheckpointModel(PreTrainedModel):
         lengths = (feature_mask != 0).sum(1).astype(np.int32)
         return to_numpy(input_features)[:, :, : config.frames_to_encode(int(lengths.max(initial=0)))], lengths
 
+    def blank(self, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """A clip without a sound, as `clips` gives it, for which the encoder's graph of so many frames is taken."""
+        return np.zeros((1, self.audio_tower.config.num_mel_bins, width), np.float32), np.array([width - 3], np.int32)
+
     def features_tensor(self, features: np.ndarray) -> Tensor:
         """Features of clips as the encoder takes them."""
         return Tensor(np.ascontiguousarray(features)).astype(self.audio_dtype)

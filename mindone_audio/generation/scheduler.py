@@ -414,7 +414,7 @@ class Scheduler:
     def _engine(self, adapter: str | None) -> Engine:
         if adapter not in self._engines:
             self._select(adapter)
-            self._engines[adapter] = Engine(self.model, compiled=True)
+            self._engines[adapter] = self.model.engine_class(self.model, compiled=True)
         return self._engines[adapter]
 
     def _positions(self) -> int:
@@ -434,12 +434,9 @@ class Scheduler:
         engine, positions = self._engine(adapter), cache_bucket(self._positions())
         self._select(adapter)
         if self.model.audio_tower is not None:
-            config = self.model.audio_tower.config
-            for width in config.widths:
-                features, frames = np.zeros((1, config.num_mel_bins, width), np.float32), width - 3
-                lengths = np.array([[frames, frames]] if config.partial_windows else [frames], np.int32)
-                for clips in {1, min(TOGETHER, self.max_batch)}:
-                    for _ in engine.encode([(features, lengths)] * clips):
+            for width in self.model.audio_tower.config.widths:
+                for clips in {1} if self.model.context_positions else {1, min(TOGETHER, self.max_batch)}:
+                    for _ in engine.encode([self.model.blank(width)] * clips):
                         pass
         widths = [[width] for width in FIRST if width <= CHUNK]
         Sequences(engine, 1, positions, prefills=True).warm_up([*widths, [CHUNK, CHUNK]])

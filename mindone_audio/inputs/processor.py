@@ -69,6 +69,10 @@ class AudioTextProcessor:
         """Seconds of audio that the model takes at a time; None where it takes clips of any length."""
         return self.feature_extractor.chunk_length
 
+    english: str | None = (
+        None  # the language with which a transcription is a translation to English, where there is one
+    )
+
     @property
     def transcription_window(self) -> float:
         """Seconds of the longest window of a transcription: that of the encoder, mostly."""

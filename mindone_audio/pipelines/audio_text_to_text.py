@@ -33,7 +33,6 @@ class AudioTextToTextPipeline:
 
     task = TASK
     tells_times = False  # a transcription has the times of the windows that its clip is cut into
-    served = True  # whether `serve` takes it
     # What a call is given with noise, so that everything is compiled.
     about_noise = {"text": "What's that sound?", "min_new_tokens": 2}
 

@@ -3,11 +3,11 @@
 import os
 from typing import Any
 
-from mindone_audio.backbone.encoder_decoder_model import EncoderDecoderModel
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.machine.device import set_device
 from mindone_audio.models import AutoProcessor, model_class
 from mindone_audio.models.seamless_m4t_v2.model import SeamlessM4Tv2Model
+from mindone_audio.models.speecht5.speech_to_text import SpeechT5ForSpeechToText
 from mindone_audio.models.speecht5.text_to_speech import SpeechT5ForTextToSpeech
 from mindone_audio.models.speecht5.vocoder import SpeechT5HifiGan
 from mindone_audio.models.whisper.model import WhisperForConditionalGeneration
@@ -32,6 +32,12 @@ _ONLY = (
         {speech_recognition.TASK: SpeechToTextPipeline, translation.TASK: TranslationPipeline},
         "transcribes and translates, and answers no questions",
         "mindone-audio transcribe or translate",
+    ),
+    (
+        SpeechT5ForSpeechToText,
+        {speech_recognition.TASK: SpeechToTextPipeline},
+        "transcribes and answers no questions",
+        "mindone-audio transcribe",
     ),
     (
         SpeechT5ForTextToSpeech,
@@ -102,8 +108,6 @@ def _check(task: str | None, chosen: type, vocoder: Any, voice: Any) -> type:
     found = next((row[1:] for row in _ONLY if issubclass(chosen, row[0])), _OTHERS)
     tasks, does, command = found
     kind = chosen.config_class.model_type
-    if found is _OTHERS and issubclass(chosen, EncoderDecoderModel):
-        raise ValueError(f"there is no pipeline for a {kind} model that transcribes: use {chosen.__name__}.generate")
     if task not in (None, *tasks):
         own = " or ".join(tasks)
         raise ValueError(f"a {kind} model {does} ({own}, not {task}): use {command}, or take another model")

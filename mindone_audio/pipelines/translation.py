@@ -1,6 +1,6 @@
-"""`pipeline("automatic-speech-recognition")` and `pipeline("translation")` by a SeamlessM4T model.
+"""`pipeline("automatic-speech-recognition")` by a SeamlessM4T or SpeechT5 model, and `pipeline("translation")`.
 
-Either writes what is said in a language that is given; the second one also translates texts.
+SeamlessM4T writes what is said in a language that is given, and translates texts; SpeechT5 writes English.
 """
 
 import os
@@ -13,6 +13,7 @@ from mindone_audio.generation.generate import columns, generated
 from mindone_audio.generation.settings import flag, whole
 from mindone_audio.generation.text_stream import check_stops, cut, text_stream
 from mindone_audio.inputs.audio import is_one_clip
+from mindone_audio.pipelines import speech_recognition
 from mindone_audio.pipelines.answers import REFUSALS, Answers, failure
 from mindone_audio.pipelines.audio_text_to_text import AudioTextToTextPipeline
 from mindone_audio.pipelines.spoken_translation import speak
@@ -25,12 +26,12 @@ _ADDRESSES = ("http://", "https://", "file://", "data:")
 class SpeechToTextPipeline(AudioTextToTextPipeline):
     """Writes what is said, in the language of the speech or in another one; made by `pipeline`."""
 
-    served = False
+    task = speech_recognition.TASK
 
     @property
     def about_noise(self) -> dict:
         """As for other pipelines: here any language does."""
-        return {"language": self.processor.languages[0], "min_new_tokens": 2}
+        return {"language": self.processor.english, "min_new_tokens": 2}
 
     def __call__(
         self,
@@ -45,9 +46,9 @@ class SpeechToTextPipeline(AudioTextToTextPipeline):
     ) -> Answers | Iterator[str]:
         """Write what is said in one clip, or in a list of them, of any length.
 
-        language, tgt_lang: the same, the language to write, as "fra": that of the speech writes it down, another one
-        translates. generate_kwargs may have it too. task: "transcribe", which it always is. The other arguments are
-        those of `AudioTextToTextPipeline` with that task: clips are cut into windows at quiet places.
+        language, tgt_lang: the same, the language that SeamlessM4T is to write, as "fra": that of the speech writes it
+        down, another one translates. generate_kwargs may have it too. task: "transcribe", which it always is. The other
+        arguments are those of `AudioTextToTextPipeline` with that task: clips are cut into windows at quiet places.
 
         Returns `Answers`: for each input `{"text": …, "generated_text": the same, "chunks": […]}`. Raises
         `AudioError` for a clip that cannot be read, `TypeError` and `ValueError` for anything else that is wrong.
@@ -55,7 +56,8 @@ class SpeechToTextPipeline(AudioTextToTextPipeline):
         if text is not None:
             raise ValueError(f"text={text!r:.80}: this model transcribes and answers no questions: leave it out")
         if task not in (None, "transcribe"):
-            raise refusal("task", f"={task!r}: this model writes any language: give it as language, and no task")
+            how = "this model knows no tasks: give the language to write, or take a model that translates"
+            raise refusal("task", f"={task!r}: {how}")
         if generate_kwargs is not None and not isinstance(generate_kwargs, Mapping):
             raise ValueError(f"generate_kwargs must be a dict of settings of generate, not {generate_kwargs!r:.80}")
         generate_kwargs = dict(generate_kwargs or {})
@@ -75,6 +77,7 @@ class SpeechToTextPipeline(AudioTextToTextPipeline):
 class TranslationPipeline:
     """Translates texts and speech; made by `pipeline`."""
 
+    task = TASK
     tells_times = False
 
     def __init__(self, model: Any, processor: Any):

@@ -101,17 +101,18 @@ def read_transcript(form: Form, task: str, service: Service) -> Transcript:
     told = {"words": "word" in granularities, "segments": granularities != {"word"}}
     told |= {"seconds": len(samples) / SAMPLING_RATE}
     asked = Transcript(task, model, words, language, temperature, stream, logprobs, **told)
-    if service.transcribes_only:
+    if service.pipe.tells_times:
         return _recognised(service, asked, samples, fields)
     settings: dict[str, Any] = {"do_sample": temperature > 0, "temperature": temperature}
     question = None
-    if task == TRANSCRIBE:
-        settings |= {name: fields[name] for name in ("language", "prompt") if fields.get(name)}
+    if task == TRANSCRIBE or service.transcribes_only:
+        given = fields if task == TRANSCRIBE else {**fields, "language": service.pipe.processor.english}
+        settings |= {name: given[name] for name in ("language", "prompt") if given.get(name)}
     else:
         question = " ".join(filter(None, (QUESTION, fields.get("prompt"))))
     # Streamed segments are to be followed by eye, as subtitles are.
     window = SUBTITLE_SECONDS if words in ("srt", "vtt") or (stream and words == "verbose_json") else None
-    return replace(asked, parts=_parts(service, samples, question, settings, window))
+    return replace(asked, parts=parts_of(service, samples, question, settings, window, "file"))
 
 
 def _recognised(service: Service, asked: Transcript, samples: Any, fields: dict) -> Transcript:
@@ -133,7 +134,8 @@ def _recognised(service: Service, asked: Transcript, samples: Any, fields: dict)
 
 def _check_translates(service: Service, model: str) -> None:
     if service.transcribes_only:
-        if not service.pipe.model.special_tokens.multilingual:
+        pipe = service.pipe
+        if not (pipe.model.special_tokens.multilingual if pipe.tells_times else pipe.processor.english):
             message = f"model {model} knows English alone and translates nothing: use /v1/audio/transcriptions"
             raise RequestError(message, "model")
     elif not _asked_by_words(service.pipe.processor):
@@ -147,10 +149,13 @@ def _asked_by_words(processor: Any) -> bool:
     return type(processor).transcription_inputs is AudioTextProcessor.transcription_inputs
 
 
-def _parts(
-    service: Service, samples: Any, question: str | None, settings: dict, window: float | None
+def parts_of(
+    service: Service, samples: Any, question: str | None, settings: dict, window: float | None, param: str
 ) -> list[tuple[int, Request]]:
-    """question: instead of the family's own for a transcription."""
+    """(first sample, request) of each window of a clip, at most `window` seconds long, None for the family's own.
+
+    question: instead of the family's own for a transcription. Raises `RequestError` about param.
+    """
     pipe, task = service.pipe, TRANSCRIBE if question is None else None
     try:
         request = read_request(pipe.model, pipe.processor, samples, question, task, settings)
@@ -159,7 +164,7 @@ def _parts(
         if request.language or request.prompt:  # refused also where all is silence, which is not prepared
             service.prepare(parts[0][1])
     except ValueError as error:
-        raise refused(error, param="file") from error
+        raise refused(error, param=param) from error
     return parts
 
 
@@ -214,10 +219,10 @@ def _granularities(wanted: list[str], words: str, service: Service) -> set[str]:
     for each in wanted:
         problem = None
         if each not in ("segment", "word"):
-            problem = f" {each[:80]!r}: unknown: use segment{' or word' if service.transcribes_only else ''}"
+            problem = f" {each[:80]!r}: unknown: use segment{' or word' if service.pipe.tells_times else ''}"
         elif words != "verbose_json":
             problem = f" goes with response_format verbose_json, not {words}"
-        elif each == "word" and not service.transcribes_only:
+        elif each == "word" and not service.pipe.tells_times:
             problem = " word: this model knows no times of words: use segment, or a Whisper model"
         elif each == "word" and not service.pipe.tells_words:
             problem = " word: generation_config.json of this model names no alignment_heads, so use segment"

@@ -1,4 +1,4 @@
-"""POST / and /predict: the schema of Hugging Face's audio-text-to-text task; a Whisper model's clips have no text."""
+"""POST / and /predict: the schema of Hugging Face's audio-text-to-text task; clips to transcribe have no text."""
 
 from contextlib import aclosing
 from functools import partial
@@ -12,8 +12,10 @@ from mindone_audio.inputs.audio import SAMPLING_RATE
 from mindone_audio.pipelines.requests import Request
 from mindone_audio.server.chat import check_seconds, load_samples, prepared, read_object, sampling
 from mindone_audio.server.errors import RequestError, checked, refused
+from mindone_audio.server.forms import TRANSCRIBE, Transcript, parts_of
 from mindone_audio.server.recognition import listened
 from mindone_audio.server.service import Place, Service, collected, in_order
+from mindone_audio.server.transcriptions import heard
 
 
 async def predict(service: Service, body: bytes, place: Place) -> Response:
@@ -36,7 +38,7 @@ def read_inputs(body: bytes, service: Service) -> tuple[list[tuple[np.ndarray, s
     if not isinstance(parameters, dict):
         raise RequestError("parameters must be an object of settings", "parameters")
     parameters = {name: value for name, value in parameters.items() if value is not None}
-    if not service.transcribes_only:  # whose temperature may be several
+    if not service.pipe.tells_times:  # whose temperature may be several
         parameters = sampling(parameters)
     inputs = content.get("inputs")
     if not isinstance(inputs, list):
@@ -85,8 +87,10 @@ async def _answer(service: Service, item: tuple, parameters: dict, patient: bool
 
 
 async def _transcribed(service: Service, item: tuple, parameters: dict, patient: bool, say: Any) -> dict:
-    """What a Whisper model's pipeline answers, with the text as "generated_text" too."""
+    """What the pipeline of a model that transcribes answers, with the text as "generated_text" too."""
     parameters, model = dict(parameters), next(iter(service.options.models))
+    if not service.pipe.tells_times:
+        return await _by_windows(service, item[0], parameters, model)
     counts = checked("return_token_count", flag, parameters.pop("return_token_count", False))
     clip = await service.in_pool(_clip, service, item[0], parameters)
     if clip is None:
@@ -95,6 +99,20 @@ async def _transcribed(service: Service, item: tuple, parameters: dict, patient:
         async for _ in windows:
             pass
     return service.pipe.answer(clip.segments, clip, counts)
+
+
+async def _by_windows(service: Service, samples: np.ndarray, parameters: dict, model: str) -> dict:
+    parts = await service.in_pool(parts_of, service, samples, None, parameters, None, "inputs")
+    told = {"words": False, "segments": True, "seconds": len(samples) / SAMPLING_RATE}
+    asked = Transcript(TRANSCRIBE, model, "json", "", 0.0, False, False, **told, parts=parts)
+    async with aclosing(heard(service, asked)) as found:
+        segments = [value async for ended, value in found if ended]
+    text = " ".join(segment.text for segment in segments if segment.text)
+    chunks = [
+        {"start": one.start, "end": one.end, "timestamp": (one.start, one.end), "text": one.text} for one in segments
+    ]
+    answer = {"text": text, "generated_text": text, "chunks": chunks}
+    return answer | ({"tokens": sum(one.made for one in segments)} if parts[0][1].count_tokens else {})
 
 
 def _clip(service: Service, samples: np.ndarray, parameters: dict) -> Any:

@@ -37,15 +37,20 @@ async def translation(service: Service, form: Form, place: Place) -> Response:
 async def _answer(service: Service, form: Form, place: Place, task: str) -> Response:
     asked = await service.in_pool(read_transcript, form, task, service)
     service.hold(place, round(asked.seconds * SAMPLING_RATE))
-    if asked.recognised:
-        spoken = recognised(service, asked.clip, asked.model, logprobs=asked.logprobs)
-    else:
-        spoken = in_order([partial(_segment, service, asked, number) for number in range(len(asked.parts))])
+    spoken = heard(service, asked)
     if asked.stream:
         return await event_stream(_events(service, asked, spoken))
     async with aclosing(spoken):
         segments = [value async for ended, value in spoken if ended]
     return _rendered(service, asked, [segment for segment in segments if segment.text])
+
+
+def heard(service: Service, asked: Transcript) -> AsyncIterator[tuple[bool, Any]]:
+    """What is said in a clip, as `in_order` gives it: (False, text), which is said, and (True, `Segment`), which has
+    ended."""
+    if asked.recognised:
+        return recognised(service, asked.clip, asked.model, logprobs=asked.logprobs)
+    return in_order([partial(_segment, service, asked, number) for number in range(len(asked.parts))])
 
 
 async def _segment(service: Service, asked: Transcript, number: int, say: Callable[[str], None]) -> Segment:

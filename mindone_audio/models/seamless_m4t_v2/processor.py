@@ -115,6 +115,7 @@ class SeamlessM4TProcessor(AudioTextProcessor, transformers.SeamlessM4TProcessor
             "attention_mask": found["attention_mask"].astype(np.int64),
         }
 
+    english = "eng"
     longest_clip = None  # the encoder takes clips of any length
     transcription_window = 30.0  # seconds: it was trained with single sentences
 

@@ -10,6 +10,7 @@ from transformers.models.speecht5.number_normalizer import EnglishNumberNormaliz
 
 from mindone_audio.inputs.audio import load_clips
 from mindone_audio.inputs.processor import AudioTextProcessor, as_list, as_texts
+from mindone_audio.setting_fields import refusal
 from mindone_audio.weights import hub
 
 
@@ -119,10 +120,19 @@ class SpeechT5Processor(AudioTextProcessor, transformers.SpeechT5Processor):
             "attention_mask": (np.arange(longest) < lengths[:, None]).astype(np.int32),
         }
 
-    @property
-    def longest_clip(self) -> None:
-        """None: the encoder takes clips of any length."""
-        return None
+    longest_clip = None  # the encoder takes clips of any length
+    transcription_window = 20.0  # seconds: it was trained with single sentences
+
+    def transcription_inputs(
+        self, clips: list[np.ndarray], *, language: str | None, chat: bool, prompt: str | None = None
+    ) -> BatchFeature:
+        """Model inputs that ask for what is said in each clip. Raises `ValueError` for another language than that of
+        the checkpoint, which is English in published ones, and for a prompt."""
+        if language is not None and language.lower() not in ("en", "english"):
+            raise refusal("language", f"={language!r:.40}: this model family writes English alone: leave it out")
+        if prompt is not None:
+            raise refusal("prompt", f"={prompt!r:.40}: this model family takes no words beside the clip: leave it out")
+        return self(audio=clips)
 
     def conversation_inputs(self, conversations: list, **keywords: Any) -> BatchFeature:
         """Raises `ValueError`: SpeechT5 speaks, or writes down what is said."""

@@ -13,6 +13,7 @@ from mindone_audio.backbone.layers import parameter
 from mindone_audio.backbone.pretrained_model import Seq2SeqLMOutput
 from mindone_audio.backbone.text_decoder import TextDecoder
 from mindone_audio.generation.generate import EngineMixin, end_test, generated
+from mindone_audio.generation.matcher import compile_constraint
 from mindone_audio.generation.row import GenerationRequest
 from mindone_audio.generation.settings import settle
 from mindone_audio.models.speecht5.sizes import DECODER_PREFIXES, check_config, decoder_config, stack_config
@@ -101,6 +102,10 @@ class SpeechT5ForSpeechToText(EncoderDecoderModel, EngineMixin):
         found = np.where(mask, samples, 0)[:, :width].astype(np.float32)
         return np.pad(found, ((0, 0), (0, width - found.shape[1]))), lengths
 
+    def blank(self, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """A clip without a sound, as `clips` gives it, for which the encoder's graph of so many samples is taken."""
+        return np.zeros((1, width), np.float32), np.array([width], np.int32)
+
     def construct(
         self, input_values, attention_mask=None, decoder_input_ids=None, decoder_attention_mask=None, labels=None
     ) -> Seq2SeqLMOutput:
@@ -128,25 +133,39 @@ class SpeechT5ForSpeechToText(EncoderDecoderModel, EngineMixin):
         A batch gives what each clip gives alone; in transformers the convolutions hear the padding of shorter ones. A
         padding token that a model chooses has the position of its place; in transformers it has none.
         """
+        requests = self.requests(input_values, attention_mask, generation_config=generation_config, **settings)
+        said: dict[int, np.ndarray] = {}
+        for row, tokens in generated(self.engine(compile), enumerate(requests), batch_size):
+            if isinstance(tokens, Exception):
+                raise tokens
+            said[row] = np.append(requests[row].input_ids, tokens)
+        sequences = np.full((len(said), max(map(len, said.values()))), requests[0].settings.padding, np.int32)
+        for row, tokens in said.items():
+            sequences[row, : len(tokens)] = tokens
+        return Tensor(sequences)
+
+    def requests(
+        self, input_values, attention_mask=None, *, generation_config=None, tokenizer=None, **settings
+    ) -> list[GenerationRequest]:
+        """The clips of a batch, each checked and apart, as a `RunningBatch` takes them; nothing is computed.
+
+        tokenizer: needed for stop_strings and for a constraint. The other arguments and the errors are those of
+        `generate`.
+        """
         samples, lengths = self.clips({"input_values": input_values, "attention_mask": attention_mask})
         if samples is None:
             raise ValueError("input_values are missing: give what the processor makes of the clips")
         sizes, start = self.language_model.config, self.config.decoder_start_token_id
         chosen = settle(self.generation_config, settings, generation_config, vocabulary=sizes.vocab_size)
         chosen = chosen.resolve_length(1, sizes.max_positions)
-        ended, prompt, nothing = end_test(chosen, None), np.array([start], np.int32), np.array([-1], np.int32)
         if chosen.num_return_sequences != 1:
             raise ValueError(f"num_return_sequences={chosen.num_return_sequences} is not supported: only 1")
-        requests = (
-            (row, GenerationRequest(prompt, nothing, (samples[[row]], lengths[[row]]), chosen, ended))
+        ended, constraint = end_test(chosen, tokenizer), None
+        if chosen.constraint is not None:
+            ends, most = chosen.eos_token_ids, chosen.max_new_tokens
+            constraint = compile_constraint(chosen.constraint, tokenizer, sizes.vocab_size, ends, most)
+        prompt, nothing = np.array([start], np.int32), np.array([-1], np.int32)
+        return [
+            GenerationRequest(prompt, nothing, (samples[[row]], lengths[[row]]), chosen, ended, constraint=constraint)
             for row in range(len(samples))
-        )
-        said: dict[int, np.ndarray] = {}
-        for row, tokens in generated(self.engine(compile), requests, batch_size):
-            if isinstance(tokens, Exception):
-                raise tokens
-            said[row] = tokens
-        sequences = np.full((len(said), 1 + max(map(len, said.values()))), chosen.padding, np.int32)
-        for row, tokens in said.items():
-            sequences[row, : 1 + len(tokens)] = np.append(prompt, tokens)
-        return Tensor(sequences)
+        ]

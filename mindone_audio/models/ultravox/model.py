@@ -177,6 +177,11 @@ class UltravoxForConditionalGeneration(AudioLanguageModel, GenerationMixin):
     def audio_tokens(self, frames: np.ndarray) -> np.ndarray:
         return -(-frames // (2 * self.config.stack_factor))
 
+    def blank(self, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """As for other models, with both numbers of frames."""
+        features, lengths = super().blank(width)
+        return features, np.repeat(lengths[:, None], 2, 1)
+
     def clips(self, audio: dict) -> tuple[np.ndarray | None, np.ndarray]:
         """The windows, filled up with zeros, and int32 (windows, 2): frames of audio and frames given."""
         given = {name: to_numpy(audio.get(name)) for name in self.audio_inputs}
