@@ -177,6 +177,14 @@ class CheckpointModel(PreTrainedModel):
         """The output layer; None where it is tied to the input embeddings."""
         return self.language_model.lm_head
 
+    def encode_audio(self, input_features: Tensor, lengths: Tensor) -> Tensor:
+        """Clips (clips, mel bins, frames), lengths int32 in frames, to what the decoder takes (clips, rows, hidden)."""
+        return self.project(self.audio_tower(input_features, lengths))
+
+    def project(self, encoded: Tensor) -> Tensor:
+        """What the encoder makes of clips, as the decoder takes it: (clips, rows, hidden)."""
+        return encoded if self.multi_modal_projector is None else self.multi_modal_projector(encoded)
+
     @property
     def context_positions(self) -> int:
         """How many positions of an encoder's output the decoder attends to; 0 where it reads audio in its prompt."""

@@ -11,6 +11,7 @@ from mindone_audio.backbone.decoder import causal_mask
 from mindone_audio.backbone.encoder import AudioEncoder, hidden_keys
 from mindone_audio.backbone.packed_weights import PackedOutputs
 from mindone_audio.backbone.pretrained_model import Seq2SeqLMOutput
+from mindone_audio.backbone.prompt import Prompt
 from mindone_audio.backbone.text_decoder import TextDecoder
 
 
@@ -23,6 +24,7 @@ class EncoderDecoderModel(CheckpointModel):
 
     def __init__(self, config, audio_tower: AudioEncoder, language_model: TextDecoder):
         super().__init__(config, audio_tower, None, language_model)
+        self.hears_part = self.heard(np.zeros(1, np.int32)) is not None  # of the context
 
     @property
     def context_positions(self) -> int:
@@ -41,36 +43,61 @@ class EncoderDecoderModel(CheckpointModel):
 
         Returns logits fp32 (batch, length, vocab_size), and the mean cross-entropy of the labels.
         """
-        features, lengths = self.clips(dict(zip(self.audio_inputs, (input_features, attention_mask))))
+        audio = dict(zip(self.audio_inputs, (input_features, attention_mask)))
+        prompt, features, lengths = self.prompt(decoder_input_ids, decoder_attention_mask, labels, **audio)
+        tables = self.language_model.position_tables(prompt.input_ids.shape[1], self.dtype)
+        context = self.encode_audio(self.features_tensor(features), Tensor(lengths))
+        tokens = Tensor(prompt.input_ids), Tensor(prompt.positions), Tensor(prompt.mask)
+        hidden = self.hidden_states(*tokens, tables, context, Tensor(prompt.audio_index))
+        logits = self.language_model.logits(hidden)
+        return Seq2SeqLMOutput(loss=None if labels is None else _loss(logits, prompt.labels), logits=logits)
+
+    def prompt(
+        self, decoder_input_ids=None, decoder_attention_mask=None, labels=None, **audio
+    ) -> tuple[Prompt, np.ndarray, np.ndarray]:
+        """Check the inputs on the host: a `Prompt` of what the decoder reads, and what `clips` gives.
+
+        The arguments are those of `construct`, `audio` the arrays that `audio_inputs` names.
+        """
+        features, lengths = self.clips(audio)
         if features is None:
             raise ValueError(f"{self.audio_inputs[0]} are missing: give what the processor makes of the clips")
         labels = to_numpy(labels)
         ids = self.shifted(labels) if decoder_input_ids is None else to_numpy(decoder_input_ids)
         ids, mask = self._checked(ids, to_numpy(decoder_attention_mask), len(features))
-        positions = np.maximum(mask.cumsum(1) - 1, 0).astype(np.int32)
-        context = self.audio_tower(self.features_tensor(features), Tensor(lengths))
-        heard = self.heard(lengths)
-        if heard is not None:
-            shape = (1, self.language_model.config.num_heads, ids.shape[1], 1)
-            heard = msops.tile(hidden_keys(Tensor(heard), context.shape[1]), shape)
-        hidden = self.hidden_states(Tensor(ids), Tensor(positions), Tensor(mask), context, heard)
-        logits = self.language_model.logits(hidden)
-        return Seq2SeqLMOutput(loss=None if labels is None else _loss(logits, labels), logits=logits)
+        if labels is not None and labels.shape != ids.shape:
+            raise ValueError(f"labels have shape {labels.shape}, decoder_input_ids have {ids.shape}: make them equal")
+        heard = self.heard(lengths) if self.hears_part else np.full(len(ids), -1, np.int32)
+        return Prompt(ids, mask, np.tile(heard[:, None], (1, ids.shape[1])), labels, ahead=True), features, lengths
 
     def hidden_states(
-        self, input_ids: Tensor, positions: Tensor, visible: Tensor, context: Tensor, context_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        tables: list[Tensor],
+        audio: Tensor,
+        audio_index: Tensor,
     ) -> Tensor:
         """What the decoder makes of whole prompts, before its output layer: (batch, length, hidden).
 
-        input_ids and positions int32, visible bool, (batch, length); context (batch, source positions, hidden) and its
-        mask as for `TextDecoder`.
+        input_ids, positions and audio_index int32, visible bool, (batch, length): those of a `Prompt`; tables:
+        `TextDecoder.position_tables` of at least that length; audio (batch, source positions, hidden): the context, see
+        `encode_audio`.
         """
         decoder = self.language_model
-        tables = decoder.position_tables(input_ids.shape[1], self.dtype)
+        mask, heard = causal_mask(ops.counting(input_ids.shape[1]), visible), None
+        if self.hears_part:
+            hidden = hidden_keys(audio_index.reshape((-1,)), audio.shape[1])
+            hidden = hidden.reshape((-1, 1, input_ids.shape[1], audio.shape[1]))
+            heard = msops.tile(hidden, (1, decoder.model.num_heads, 1, 1))
+        rows = audio.reshape((-1, audio.shape[-1]))
         at = decoder.positions_at(tables, positions)
-        mask = causal_mask(ops.counting(input_ids.shape[1]), visible)
-        rows = context.reshape((-1, context.shape[-1]))
-        return decoder(decoder.embed(input_ids), at, mask, rows=rows, context_mask=context_mask)
+        return decoder(decoder.embed(input_ids), at, mask, rows=rows, context_mask=heard)
+
+    def in_whole_windows(self, audio_index: np.ndarray, frames: int) -> np.ndarray:
+        """The `Prompt.audio_index` where the encoded rows are continued: the same, since it counts from the first."""
+        return audio_index
 
     def shifted(self, labels: np.ndarray | None) -> np.ndarray:
         """Labels (batch, length) as the decoder reads them: its start token first, the last one left out."""

@@ -255,8 +255,7 @@ class Trainer:
 
     def _arguments(self, batch: MicroBatch) -> tuple:
         if batch.length not in self._tables:
-            tables = self.base.language_model.position_tables(batch.length, self.base.dtype)
-            self._tables[batch.length] = msops.stack(tables)
+            self._tables[batch.length] = self.base.language_model.stacked_tables(batch.length, self.base.dtype)
         arguments = *batch.tokens, batch.where, batch.targets, self._tables[batch.length]
         if batch.features is None:
             return arguments
