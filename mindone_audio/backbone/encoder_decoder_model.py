@@ -13,6 +13,7 @@ from mindone_audio.backbone.packed_weights import PackedOutputs
 from mindone_audio.backbone.pretrained_model import Seq2SeqLMOutput
 from mindone_audio.backbone.prompt import Prompt
 from mindone_audio.backbone.text_decoder import TextDecoder
+from mindone_audio.setting_fields import refusal
 
 
 class EncoderDecoderModel(CheckpointModel):
@@ -21,6 +22,8 @@ class EncoderDecoderModel(CheckpointModel):
     main_input_name = "input_features"
     audio_inputs = ("input_features", "attention_mask")
     packed_class = PackedOutputs
+    answers_questions = False
+    adapted_modules = ("q_proj", "v_proj")  # in attention to itself and to the context
 
     def __init__(self, config, audio_tower: AudioEncoder, language_model: TextDecoder):
         super().__init__(config, audio_tower, None, language_model)
@@ -98,6 +101,16 @@ class EncoderDecoderModel(CheckpointModel):
     def in_whole_windows(self, audio_index: np.ndarray, frames: int) -> np.ndarray:
         """The `Prompt.audio_index` where the encoded rows are continued: the same, since it counts from the first."""
         return audio_index
+
+    def start_tokens(self, language: str | None = None, task: str | None = None) -> list[int]:
+        """The tokens that an answer begins with, where it tells no times.
+
+        Raises `ValueError` for a language and a task that the model cannot be told.
+        """
+        for name, value in (("language", language), ("task", task)):
+            if value is not None:
+                raise refusal(name, f" {value!r}: a {self.config.model_type} model is told none: leave it out")
+        return [self.config.decoder_start_token_id]
 
     def shifted(self, labels: np.ndarray | None) -> np.ndarray:
         """Labels (batch, length) as the decoder reads them: its start token first, the last one left out."""
