@@ -79,9 +79,9 @@ def _adapted_parents(name: str, layers: dict[str, nn.Cell]) -> list[str]:
 
 
 def name_on_disk(model: CheckpointModel, name: str) -> str:
-    """How transformers' class names what is `name` here."""
+    """How transformers' class names the module that is `name` here."""
     prefixes = model.adapter_prefixes or model.weight_prefixes
-    return replace_prefix(name, tuple((here, there) for there, here in prefixes))
+    return replace_prefix(f"{name}.", tuple((here, there) for there, here in prefixes))[:-1]  # as its weight's begins
 
 
 def matching_modules(model: CheckpointModel, config: LoraConfig) -> list[str]:

@@ -12,7 +12,7 @@ from mindone_audio.setting_fields import SettingError, explained, refusal, setti
 if TYPE_CHECKING:
     from mindone_audio.backbone.checkpoint_model import CheckpointModel
 
-_ENCODER, _PROJECTOR = "audio_tower.", "multi_modal_projector"
+_ENCODER, _PROJECTOR = "audio_tower", "multi_modal_projector"
 _INITIALISATIONS = ("default", "gaussian")
 
 
@@ -80,13 +80,13 @@ def target_modules(model: CheckpointModel, settings: LoraSettings) -> tuple[list
             names = [name_on_disk(model, target) if target in layers else target]
         if not matches:
             raise ValueError(_no_match(target, layers, model))
-        encoder = [name for name in matches if name.startswith(_ENCODER)]
+        encoder = [name for name in matches if name.startswith(f"{_ENCODER}.")]
         if len(encoder) == len(matches) and not settings.encoder:
             raise _only_in_encoder(target)
         in_encoder |= bool(encoder)
         targets |= dict.fromkeys(names)
     # PEFT matches it against whole names.
-    excluded = rf"(.*\.)?{re.escape(name_on_disk(model, _ENCODER))}.*"
+    excluded = rf"(.*\.)?{re.escape(name_on_disk(model, _ENCODER))}\..*"
     return list(targets), excluded if in_encoder and not settings.encoder else None
 
 

@@ -77,8 +77,8 @@ class TranscriptCollator(ExampleCollator):
         """What the decoder reads of an example, and the labels of what is to follow each token."""
         if example.prompt.strip():
             raise DataError(
-                f"the example has the question {example.prompt[:80]!r}, and this model is asked nothing: it writes "
-                "down what is said: leave prompt and text out, or name the column that has the answers"
+                f"there is a question, {example.prompt[:80]!r}, and this model writes down what is said: leave out "
+                "prompt (and text, which is the same), or say which column has the answers"
             )
         start = self.model.start_tokens(example.language or self.language, example.task or self.task)
         text = self.processor.transcript_tokens(example.answer)
