@@ -14,6 +14,7 @@ import peft
 import pytest
 import soundfile
 import torch
+from ascend_branch import as_on_ascend
 from fake_service import running, until
 from helpers import relative_error
 from safetensors.numpy import load_file
@@ -139,6 +140,25 @@ def test_loss_and_gradients_are_pytorchs(adapted, collate):
     ms.ops.assign(weight, ms.Tensor(kept * 1.02))
     assert worst(summed(ours, batch)[1], expected) > 10 * TOLERANCE
     ms.ops.assign(weight, ms.Tensor(kept))
+
+
+def test_gradients_on_an_npus_branch(folder, adapted, collate):
+    _, saved, ours = adapted
+    batch = collate(EXAMPLES)
+    with as_on_ascend():
+        model = load_adapter(AutoModelForAudioTextToText.from_pretrained(folder), saved, trainable=True)
+        loss, gradients = summed(model, batch)
+    expected, others = summed(ours, batch)
+    assert loss == pytest.approx(expected, rel=TOLERANCE) and worst(gradients, others) < TOLERANCE
+
+
+def test_graphs_may_have_more_places_than_the_model_has_positions(tmp_path):
+    whisper.torch_whisper(whisper.tiny_config(max_target_positions=9)).save_pretrained(tmp_path)
+    whisper.generation_config().save_pretrained(tmp_path)
+    model = add_lora(AutoModelForAudioTextToText.from_pretrained(tmp_path), LoraSettings(r=2))
+    read = np.array([[91, 92, 96, 100, *range(5)]])
+    batch = {"input_features": whisper.features(1), "decoder_input_ids": read, "labels": read}
+    assert summed(model, batch)[0] == pytest.approx(float(model(**batch).loss), rel=1e-5)
 
 
 def test_a_batch_is_each_example_alone(adapted, collate):
