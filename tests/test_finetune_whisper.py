@@ -32,6 +32,7 @@ from mindone_audio.setting_fields import option
 TOLERANCE = 1e-4
 ALL = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
 TEXTS = ("abc", "Hello", "dogs!")
+FEW_LAYERS = {"encoder_layers": 1, "decoder_layers": 2}  # the gradients of more take longer to compile
 
 
 def tone(place: int) -> np.ndarray:
@@ -54,8 +55,14 @@ EXAMPLES = [
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     made = tmp_path_factory.mktemp("whisper")
-    whisper.save_checkpoint(made)
+    whisper.save_checkpoint(made, **FEW_LAYERS)
+    whisper.generation_config(alignment_heads=[[1, 0]]).save_pretrained(made)
     return made
+
+
+def torch_model():
+    """What `folder` has."""
+    return whisper.torch_whisper(whisper.tiny_config(**FEW_LAYERS))
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +121,7 @@ def worst(ours: dict, theirs: dict) -> float:
 @pytest.fixture(scope="module")
 def adapted(folder, tmp_path_factory):
     """PEFT's adapters of all linear layers on PyTorch's model, the folder that PEFT wrote, and ours with them."""
-    theirs = helpers_peft.torch_adapter(whisper.torch_whisper(), target_modules=ALL)
+    theirs = helpers_peft.torch_adapter(torch_model(), target_modules=ALL)
     saved = tmp_path_factory.mktemp("adapter")
     theirs.save_pretrained(saved)
     ours = load_adapter(AutoModelForAudioTextToText.from_pretrained(folder), saved, trainable=True)
@@ -128,7 +135,7 @@ def test_loss_and_gradients_are_pytorchs(adapted, collate):
     output = theirs(**to_torch({name: value for name, value in batch.items() if name != "decoder_attention_mask"}))
     output.loss.backward()
     expected = torch_gradients(theirs)
-    assert len(expected) == 2 * (2 * 6 + 3 * 10) and any(".encoder.layers." in name for name in expected)
+    assert len(expected) == 2 * (1 * 6 + 2 * 10) and any(".encoder.layers." in name for name in expected)
     made = ours(**batch)
     assert abs(float(made.loss) - output.loss.item()) < TOLERANCE * output.loss.item()
     for compiled in (True, False):
@@ -193,7 +200,7 @@ def test_pefts_file_comes_back(adapted, tmp_path):
     assert "base_model.model.model.decoder.layers.0.self_attn.q_proj.lora_A.weight" in mine
     for name, value in original.items():
         np.testing.assert_array_equal(mine[name], value)
-    again = peft.PeftModel.from_pretrained(whisper.torch_whisper(), tmp_path).eval()
+    again = peft.PeftModel.from_pretrained(torch_model(), tmp_path).eval()
     features, ids = torch.from_numpy(whisper.features(2)), torch.tensor([[91, 92, 96], [91, 93, 96]])
     with torch.no_grad():
         expected, made = (model(features, decoder_input_ids=ids).logits.numpy() for model in (theirs, again))
@@ -207,10 +214,10 @@ def test_the_layers_that_are_adapted(folder, tmp_path, encoder):
     """Those of PEFT's guide, the encoder's too only if they are asked for; the base model stays the same."""
     model = add_lora(AutoModelForAudioTextToText.from_pretrained(folder), LoraSettings(r=2, encoder=encoder))
     model.save_pretrained(tmp_path)
-    theirs = peft.PeftModel.from_pretrained(whisper.torch_whisper(), tmp_path)
+    theirs = peft.PeftModel.from_pretrained(torch_model(), tmp_path)
     names = {name for name, module in theirs.base_model.model.named_modules() if hasattr(module, "lora_A")}
     assert {name.split(".")[-1] for name in names} == {"q_proj", "v_proj"}
-    assert len(names) == 2 * 2 * 3 + (2 * 2 if encoder else 0)
+    assert len(names) == 2 * 2 * 2 + (2 if encoder else 0)
     assert {name.split(".")[1] for name in names} == ({"encoder", "decoder"} if encoder else {"decoder"})
     with pytest.raises(ValueError, match="'o_proj' matches no linear layer.*did you mean .*out_proj"):
         add_lora(AutoModelForAudioTextToText.from_pretrained(folder), LoraSettings(target_modules=("o_proj",)))
@@ -364,14 +371,14 @@ def test_from_examples_to_another_text(folder, tmp_path, capsys):
     adapter."""
     train, out, merged = write(tmp_path), tmp_path / "out", tmp_path / "merged"
     command = ["--model", folder, "--train", train, "--output-dir", out, "--merge", merged, "--language", "en"]
-    command += ["--max-steps", 40, "--learning-rate", 2e-2, "--per-device-train-batch-size", 3, "--lora-r", 8]
+    command += ["--max-steps", 60, "--learning-rate", 3e-2, "--per-device-train-batch-size", 3, "--lora-r", 8]
     command += ["--evaluation", train, "--metrics", "wer", "--max-new-tokens", 12, "--logging-steps", 1]
     assert finetuned(*command, "--device", "cpu") == 0
     told = capsys.readouterr().out
     assert f"try it: mindone-audio transcribe --model {merged} --language en CLIP" in told
     header, *lines = (line.split(",") for line in (out / "log.csv").read_text().splitlines())
     losses = [float(line[header.index("loss")]) for line in lines if line[header.index("loss")]]
-    assert losses[-1] < 0.05 < 5 < losses[0]
+    assert losses[-1] < 0.1 < 5 < losses[0]
     assert float(lines[-1][header.index("eval_wer")]) == 0
     spoken = {"language": "en", "temperature": 0, "return_timestamps": False, "max_new_tokens": 12}
     clips = [tone(0), tone(2)]
@@ -384,7 +391,7 @@ def test_from_examples_to_another_text(folder, tmp_path, capsys):
         arguments = ["--model", str(folder), *adapter, "--language", "en", "--max-new-tokens", "12"]
         assert cli.main(["transcribe", *arguments, str(tmp_path / "0.wav")]) == 0
         assert (capsys.readouterr().out == f"{TEXTS[0]}\n") == bool(adapter)
-    theirs = peft.PeftModel.from_pretrained(whisper.torch_whisper(), out).eval()
+    theirs = peft.PeftModel.from_pretrained(torch_model(), out).eval()
     own = whisper.TorchWhisper.from_pretrained(merged, attn_implementation="eager").eval()
     features, start = torch.from_numpy(whisper.features(2)), torch.tensor([[91, 92, 96, 100]] * 2)
     with torch.no_grad():
@@ -415,7 +422,7 @@ def test_a_run_that_goes_on_takes_the_steps_of_one_that_was_never_interrupted(fo
     def trainer(name: str) -> Trainer:
         model = add_lora(AutoModelForAudioTextToText.from_pretrained(folder), LoraSettings(r=4, dropout=0.2))
         settings = FinetuneSettings(
-            str(tmp_path / name), max_steps=5, learning_rate=1e-2, logging_steps=1, save_steps=2, compile=False
+            str(tmp_path / name), max_steps=4, learning_rate=1e-2, logging_steps=1, save_steps=2, compile=False
         )
         return Trainer(model, None, collator(folder), settings, EXAMPLES)
 
