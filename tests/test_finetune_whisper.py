@@ -192,7 +192,7 @@ def test_all_labels_are_those_of_hugging_faces_guide(folder, adapted):
     assert summed(ours, batch)[0] == pytest.approx(loss.item(), rel=TOLERANCE)
 
 
-def test_pefts_file_comes_back(adapted, tmp_path):
+def test_pefts_file_comes_back(folder, adapted, tmp_path):
     theirs, saved, ours = adapted
     ours.save_pretrained(tmp_path)
     mine, original = load_file(tmp_path / "adapter_model.safetensors"), load_file(saved / "adapter_model.safetensors")
@@ -205,7 +205,12 @@ def test_pefts_file_comes_back(adapted, tmp_path):
     with torch.no_grad():
         expected, made = (model(features, decoder_input_ids=ids).logits.numpy() for model in (theirs, again))
     assert relative_error(made, expected) < 1e-6
-    ours = ours(features.numpy(), decoder_input_ids=ids.numpy()).logits.asnumpy()
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["auto_mapping"]["base_model_class"] == "WhisperForConditionalGeneration"
+    config |= {"task_type": "SEQ_2_SEQ_LM", "auto_mapping": None}  # as some guides write it
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    ours = load_adapter(AutoModelForAudioTextToText.from_pretrained(folder), tmp_path)
+    ours = ours(input_features=features.numpy(), decoder_input_ids=ids.numpy()).logits.asnumpy()
     assert relative_error(ours, expected) < TOLERANCE
 
 

@@ -60,8 +60,12 @@ class EncoderDecoderModel(CheckpointModel):
     ) -> tuple[Prompt, np.ndarray, np.ndarray]:
         """Check the inputs on the host: a `Prompt` of what the decoder reads, and what `clips` gives.
 
-        The arguments are those of `construct`, `audio` the arrays that `audio_inputs` names.
+        The arguments are those of `construct`, `audio` the arrays that `audio_inputs` names. Raises `TypeError` for one
+        that it does not.
         """
+        known = "decoder_input_ids", "decoder_attention_mask", "labels", *self.audio_inputs
+        if unknown := sorted(set(audio) - set(known)):
+            raise TypeError(f"{type(self).__name__} takes no {', '.join(unknown)}: it takes {', '.join(known)}")
         features, lengths = self.clips(audio)
         if features is None:
             raise ValueError(f"{self.audio_inputs[0]} are missing: give what the processor makes of the clips")

@@ -143,7 +143,7 @@ class Columns:
     def example(self, row: Mapping, name: str) -> Example:
         """The example in a row; `DataError` for a row that is none."""
         self.check(row, name)
-        spoken = (row.get(key) or None for key in ("language", "task"))
+        spoken = (None if row.get(key) == "" else row.get(key) for key in ("language", "task"))
         return Example(row[self.audio], self.question(row, name), as_answer(row[self.answer], name), name, *spoken)
 
     def question(self, row: Mapping, name: str) -> str:
