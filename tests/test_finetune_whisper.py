@@ -370,6 +370,30 @@ def test_a_text_may_be_the_answer(folder, tmp_path):
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
+def test_the_command_teaches_speecht5(tmp_path, capsys):
+    folder, out, train = tmp_path / "speecht5", tmp_path / "out", tmp_path / "train.jsonl"
+    theirs = speecht5.speech_to_text()
+    theirs.save_pretrained(folder)
+    speecht5.save_processor(folder)
+    for place, clip in enumerate(speecht5.clips(1200, 700)):
+        soundfile.write(tmp_path / f"{place}.wav", 0.1 * clip, 16000)
+    train.write_text("".join(json.dumps({"audio": f"{n}.wav", "answer": "abc", "prompt": ""}) + "\n" for n in (0, 1)))
+    command = ["--model", folder, "--train", train, "--output-dir", out, "--no-compile", "--device", "cpu"]
+    command += ["--evaluation", train, "--max-steps", 6, "--learning-rate", 3e-2, "--logging-steps", 1]
+    assert finetuned(*command, "--metrics", "wer") == 2
+    assert "there is no pipeline for a speecht5 model that transcribes" in capsys.readouterr().err
+    assert finetuned(*command) == 0
+    header, *lines = (line.split(",") for line in (out / "log.csv").read_text().splitlines())
+    losses = [float(line[header.index("loss")]) for line in lines if line[header.index("loss")]]
+    assert losses[-1] < 0.8 * losses[0] and float(lines[-1][header.index("eval_loss")]) < losses[0]
+    adapted = peft.PeftModel.from_pretrained(speecht5.speech_to_text(), out).eval()
+    ours = load_adapter(AutoModelForAudioTextToText.from_pretrained(folder), out).get_base_model()
+    (clip,), ids = speecht5.clips(900), np.array([[2, 4, 5]])
+    with torch.no_grad():
+        expected = adapted(torch.from_numpy(clip[None]), decoder_input_ids=torch.from_numpy(ids)).logits.numpy()
+    assert relative_error(ours(clip[None], decoder_input_ids=ids).logits.asnumpy(), expected) < TOLERANCE
+
+
 @pytest.mark.slow
 def test_from_examples_to_another_text(folder, tmp_path, capsys):
     """The command teaches, evaluates and merges; pipeline, transcribe and serve say what was taught, and only with the

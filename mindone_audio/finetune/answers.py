@@ -25,7 +25,8 @@ class Answers:
 
         self.pipe, self.asks = pipeline(model=model, processor=processor), model.answers_questions
         self.batch_size = settings.per_device_eval_batch_size
-        self.told = {name: getattr(collator, name, None) for name in _SPOKEN}
+        known = {name: getattr(collator, name, None) for name in _SPOKEN}
+        self.told = {name: value for name, value in known.items() if value is not None}
         self.settings = {"max_new_tokens": settings.max_new_tokens, "do_sample": False}
         if not self.asks:  # no window is tried again, and no times are told
             self.settings |= {"temperature": 0, "return_timestamps": False, "compile": settings.compile}
@@ -36,6 +37,8 @@ class Answers:
         for place, example in enumerate(examples):
             with suppress(AudioError):
                 inputs[place] = self._input(example, example.samples())
+        if not inputs:
+            return said
         answers = self.pipe(
             list(inputs.values()),
             batch_size=self.batch_size,
@@ -50,6 +53,6 @@ class Answers:
     def _input(self, example: Example, clip: np.ndarray) -> dict:
         if self.asks:
             return {"audio": clip, "text": example.prompt}
-        spoken = {name: getattr(example, name) or default for name, default in self.told.items()}
-        told = {name: value for name, value in spoken.items() if value is not None}
-        return {"inputs": {"audio": clip}, "parameters": told}
+        own = {name: getattr(example, name) for name in _SPOKEN}
+        spoken = self.told | {name: value for name, value in own.items() if value is not None}
+        return {"inputs": {"audio": clip}, "parameters": spoken}

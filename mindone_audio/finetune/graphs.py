@@ -45,12 +45,13 @@ class MicroBatch:
         padding; whole_windows: audio_index is for clips whose encoded rows are continued to those of a window."""
         prompt, features, lengths = model.prompt(**inputs)
         rows, length = max(rows, len(prompt.input_ids)), prompt_bucket(prompt.input_ids.shape[1])
-        row, column = np.nonzero(prompt.targets != -100)
+        targets = prompt.targets
+        row, column = np.nonzero(targets != -100)
         self.count = len(row)
         few = rows * max(_FEWEST_TARGETS, length // 4)  # answers are mostly shorter than what they are about
         width = few if self.count <= few else rows * length
         self.where = Tensor(_padded(row * length + column, (width,), 0))
-        self.targets = Tensor(_padded(prompt.targets[row, column], (width,), -100))
+        self.targets = Tensor(_padded(targets[row, column], (width,), -100))
         audio_index = prompt.audio_index
         if features is not None and whole_windows:
             audio_index = model.in_whole_windows(audio_index, features.shape[-1])

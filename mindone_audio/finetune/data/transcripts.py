@@ -80,7 +80,8 @@ class TranscriptCollator(ExampleCollator):
                 f"there is a question, {example.prompt[:80]!r}, and this model writes down what is said: leave out "
                 "prompt (and text, which is the same), or say which column has the answers"
             )
-        start = self.model.start_tokens(example.language or self.language, example.task or self.task)
+        language = self.language if example.language is None else example.language
+        start = self.model.start_tokens(language, self.task if example.task is None else example.task)
         text = self.processor.transcript_tokens(example.answer)
         if special := [token for token in text if token in self._special]:
             word = self.processor.tokenizer.convert_ids_to_tokens(special[0])
