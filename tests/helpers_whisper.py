@@ -73,9 +73,9 @@ def features(clips: int, frames: int = FRAMES, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(clips, MEL_BINS, frames)).astype(np.float32)
 
 
-def save_checkpoint(folder: Path, multilingual: bool = True, seed: int = 0) -> TorchWhisper:
+def save_checkpoint(folder: Path, multilingual: bool = True, seed: int = 0, **changes) -> TorchWhisper:
     """A folder that `pipeline` and the commands take: windows of 0.4 s, and letters as tokens."""
-    model = torch_whisper(None, seed, multilingual)
+    model = torch_whisper(tiny_config(**changes), seed, multilingual)
     model.save_pretrained(folder)
     generation_config(multilingual).save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=MEL_BINS, chunk_length=0.4).save_pretrained(folder)

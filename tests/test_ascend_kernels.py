@@ -60,6 +60,27 @@ with as_on_ascend():
 """
 
 
+TRAIN = """
+import tempfile
+from pathlib import Path
+import helpers_whisper
+import numpy as np
+from ascend_branch import as_on_ascend
+from mindone_audio import AutoModelForAudioTextToText, AutoProcessor
+from mindone_audio.finetune import Example, FinetuneSettings, LoraSettings, Trainer, TranscriptCollator, add_lora
+folder = Path(tempfile.mkdtemp())
+helpers_whisper.save_checkpoint(folder)
+examples = [Example(np.zeros(size, np.float32), "", text) for size, text in ((4000, "abc"), (6000, "ab"))]
+with as_on_ascend():
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForAudioTextToText.from_pretrained(folder)
+    collator = TranscriptCollator(processor, model, language="en")
+    settings = FinetuneSettings(str(folder / "out"), max_steps=1)
+    adapted = add_lora(model, LoraSettings(r=2, dropout=0.1, encoder=True, target_modules=("q_proj", "fc1")))
+    Trainer(adapted, processor, collator, settings, examples).train(progress=False)
+"""
+
+
 CHECK = """
 import mindspore
 from ascend_branch import as_on_ascend
@@ -127,3 +148,13 @@ def test_the_operation_check_runs_every_primitive(used, tmp_path):
 def test_an_operation_of_cpu_alone_would_be_found(libraries):
     assert not has_kernel("Geqrf", libraries)
     assert not has_kernel("NoSuchPrimitive", libraries)
+
+
+@pytest.mark.slow
+def test_the_training_of_a_whisper_model_has_kernels(libraries, tmp_path):
+    """Its losses, gradients and updates, with the encoder's and dropout."""
+    graphs = graphs_of(TRAIN, tmp_path)
+    assert len(graphs) >= 3
+    used = primitives(graphs) - STRUCTURE
+    assert {"SoftmaxBackward", "UnsortedSegmentSum", "AssignAdd"} <= used and used & OLD_KERNELS == set()
+    assert sorted(primitive for primitive in used if not has_kernel(primitive, libraries)) == []

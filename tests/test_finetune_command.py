@@ -92,7 +92,7 @@ def test_every_option_is_explained(capsys):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("learnig_rate: 1", "unknown name 'learnig_rate': did you mean learning_rate?"),
+        ("learnig_rate: 1", "unknown name 'learnig_rate': did you mean learning_rate or language?"),
         ("r: 8", "unknown name 'r': did you mean lora_r?"),
         ("target_modules: [q_proj]", "did you mean lora_target_modules?"),
         ("batch_size: 8", "did you mean per_device_train_batch_size or per_device_eval_batch_size?"),

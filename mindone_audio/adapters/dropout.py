@@ -13,6 +13,7 @@ from mindone_audio.backbone.ops import counting
 _FACTORS = 16  # of the product that spreads a few random numbers over a whole mask
 _LARGEST = 31  # of its whole numbers: sums stay below 512, whose fractions fp32 knows to 2^-15
 _LOW_BITS = (1 << 23) - 1
+_product = ops.MatMul()  # of two matrices; `ops.matmul` is a primitive that Ascend's graphs have no kernel for
 
 
 class Dropout(nn.Cell):
@@ -42,7 +43,7 @@ class Dropout(nn.Cell):
         rows = 1
         for size in shape[:-1]:
             rows *= size
-        sums = ops.matmul(self._uniform(rows), self.whole)
+        sums = _product(self._uniform(rows), self.whole)
         return ((sums - ops.floor(sums)) >= self.p).astype(ms.float32).reshape(shape)
 
     def _uniform(self, rows: int) -> Tensor:

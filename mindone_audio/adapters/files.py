@@ -20,8 +20,7 @@ from mindspore import ops as msops
 from safetensors.numpy import save_file
 
 from mindone_audio.adapters.mindone_peft import LoraConfig, LoraLayer, check_target_module_exists, get_pattern_key
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel
-from mindone_audio.backbone.checkpoint_model import to_numpy
+from mindone_audio.backbone.checkpoint_model import CheckpointModel, to_numpy
 from mindone_audio.backbone.layers import Linear, QuantizedLinear
 from mindone_audio.machine.files import filling, replacing
 from mindone_audio.weights import hub
@@ -79,14 +78,14 @@ def _adapted_parents(name: str, layers: dict[str, nn.Cell]) -> list[str]:
     return [parent for parent in parents if parent in layers]
 
 
-def name_on_disk(model: AudioLanguageModel, name: str) -> str:
-    """How transformers' class names what is `name` here."""
+def name_on_disk(model: CheckpointModel, name: str) -> str:
+    """How transformers' class names the module that is `name` here."""
     prefixes = model.adapter_prefixes or model.weight_prefixes
     # A prefix may be a layer's whole name, with the point behind it.
     return replace_prefix(f"{name}.", tuple((here, there) for there, here in prefixes)).removesuffix(".")
 
 
-def matching_modules(model: AudioLanguageModel, config: LoraConfig) -> list[str]:
+def matching_modules(model: CheckpointModel, config: LoraConfig) -> list[str]:
     """The linear layers of `model`, by their names here, that PyTorch's PEFT would adapt with this configuration."""
     return [name for name in linear_layers(model) if check_target_module_exists(config, name_on_disk(model, name))]
 
@@ -116,7 +115,7 @@ def read_adapter(name_or_dir: str | os.PathLike, **download) -> StoredAdapter:
     return StoredAdapter(name, config, tensors)
 
 
-def module_tensors(model: AudioLanguageModel, adapter: StoredAdapter) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+def module_tensors(model: CheckpointModel, adapter: StoredAdapter) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """A (r, in) and B (out, r), fp32, of each module that the adapter is for, by the module's name here.
 
     Raises `CheckpointError`, with the names of both base models, for an adapter of another one. What decides, in this
@@ -179,7 +178,7 @@ def assign_adapter(layers: dict[str, nn.Cell], name: str, tensors: dict[str, tup
 
 
 def save_adapter(
-    model: AudioLanguageModel,
+    model: CheckpointModel,
     folder: str | os.PathLike,
     config: dict[str, Any],
     adapter_name: str = "default",
@@ -207,18 +206,18 @@ def save_adapter(
                 readme.write_text(_readme(model, base), encoding="utf-8")
 
 
-def _readme(model: AudioLanguageModel, base: str | None) -> str:
+def _readme(model: CheckpointModel, base: str | None) -> str:
     published = f"base_model: {base}\n" if base and not Path(base).is_dir() else ""
     return f"---\n{published}library_name: peft\n---\n\nA LoRA adapter for {base or type(model).__name__}.\n"
 
 
-def _auto_mapping(model: AudioLanguageModel) -> dict[str, str] | None:
+def _auto_mapping(model: CheckpointModel) -> dict[str, str] | None:
     """What PEFT's `AutoPeftModel` finds the base model's class by; None for a class that is not in transformers."""
     name = _architecture(model)
     return {"base_model_class": name, "parent_library": "transformers"} if hasattr(transformers, name) else None
 
 
-def _architecture(model: AudioLanguageModel) -> str:
+def _architecture(model: CheckpointModel) -> str:
     return (model.config.architectures or [type(model).__name__])[0]
 
 
@@ -229,7 +228,7 @@ def _size(layer: nn.Cell) -> tuple[int, int]:
     return tuple((layer.get_base_layer() if isinstance(layer, LoraLayer) else layer).weight.shape)
 
 
-def _check_architecture(model: AudioLanguageModel, adapter: StoredAdapter) -> None:
+def _check_architecture(model: CheckpointModel, adapter: StoredAdapter) -> None:
     stored, here = (adapter.config.get("auto_mapping") or {}).get("base_model_class"), _architecture(model)
     if stored not in (None, here):
         raise _another_base(model, adapter, f"it says that its base model's class is {stored}, this one's is {here}")
@@ -244,7 +243,7 @@ def _check_architecture(model: AudioLanguageModel, adapter: StoredAdapter) -> No
         raise _another_base(model, adapter, f"{base} is a {model_type!r} model, this is {model.config.model_type!r}")
 
 
-def _another_base(model: AudioLanguageModel, adapter: StoredAdapter, reason: str) -> CheckpointError:
+def _another_base(model: CheckpointModel, adapter: StoredAdapter, reason: str) -> CheckpointError:
     base = adapter.config.get("base_model_name_or_path") or "a model that it does not name"
     return CheckpointError(
         f"the adapter {adapter.name} was made for {base}, and this model is {model.name_or_path or 'new'} "
@@ -252,7 +251,7 @@ def _another_base(model: AudioLanguageModel, adapter: StoredAdapter, reason: str
     )
 
 
-def _log_other_name(model: AudioLanguageModel, adapter: StoredAdapter) -> None:
+def _log_other_name(model: CheckpointModel, adapter: StoredAdapter) -> None:
     base, here = adapter.config.get("base_model_name_or_path"), model.name_or_path
     if base and here and Path(base).name != Path(here).name:
         logger.warning(

@@ -26,13 +26,13 @@ from mindone_audio.adapters.mindone_peft import (
     check_adapters_to_merge,
 )
 from mindone_audio.adapters.settings import LoraSettings, target_modules
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.backbone.checkpoint_model import CheckpointModel
 from mindone_audio.backbone.layers import Linear, QuantizedLinear, name_parameters
 
 __all__ = ["AdaptedModel", "LoraSettings", "add_lora", "load_adapter", "set_dropout_seed", "trainable_parameters"]
 
 
-def add_lora(model: AudioLanguageModel, settings: LoraSettings | None = None) -> "AdaptedModel":
+def add_lora(model: CheckpointModel, settings: LoraSettings | None = None) -> "AdaptedModel":
     """Give `model` new adapters, of which B is zero, and freeze everything else. The model is changed in place.
 
     settings: default `LoraSettings()`. Raises `ValueError` for a target that matches no linear layer, naming close
@@ -54,7 +54,7 @@ def add_lora(model: AudioLanguageModel, settings: LoraSettings | None = None) ->
 
 
 def load_adapter(
-    model: AudioLanguageModel,
+    model: CheckpointModel,
     name_or_dir: str | os.PathLike,
     *,
     adapter_name: str = "default",
@@ -156,14 +156,14 @@ class LoraLinear(PeftLoraLinear):
 
 
 class AdaptedModel(PeftModel):
-    """An `AudioLanguageModel` with adapters: `mindone.peft`'s `PeftModel`, called and saved like the model itself.
+    """A `CheckpointModel` with adapters: `mindone.peft`'s `PeftModel`, called and saved like the model itself.
 
     `get_base_model()` is the model; `merge_and_unload()` gives it with the adapters in its weights, `unload()` without
     them. `with disable_adapter():` is the model as it was. Whatever was done to adapters, `generate` follows.
     """
 
     def __init__(
-        self, model: AudioLanguageModel, peft_config: LoraConfig, adapter_name: str = "default", *, seed: int = 0
+        self, model: CheckpointModel, peft_config: LoraConfig, adapter_name: str = "default", *, seed: int = 0
     ):
         published = _resolve(model, peft_config)
         super().__init__(model, peft_config, adapter_name)
@@ -229,13 +229,13 @@ class AdaptedModel(PeftModel):
             folder = save_directory if name == "default" else os.path.join(save_directory, name)
             adapter_files.save_adapter(self.get_base_model(), folder, self.published[name], name)
 
-    def merge_and_unload(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> AudioLanguageModel:
+    def merge_and_unload(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> CheckpointModel:
         """The base model with the adapters in its weights; it is saved as a checkpoint like any other."""
         model = self.base_model.merge_and_unload(safe_merge=safe_merge, adapter_names=adapter_names)
         name_parameters(model)
         return model
 
-    def unload(self) -> AudioLanguageModel:
+    def unload(self) -> CheckpointModel:
         """The base model without the adapters."""
         model = self.base_model.unload()
         name_parameters(model)
@@ -289,7 +289,7 @@ def _check_no_adapters(model: nn.Cell) -> None:
         )
 
 
-def _resolve(model: AudioLanguageModel, config: LoraConfig) -> dict:
+def _resolve(model: CheckpointModel, config: LoraConfig) -> dict:
     """Make `config` name exactly the layers here that PEFT would adapt; what is to be saved: `config` as it was.
 
     Raises `ValueError` where there are none, or where one is in 4 bits.
@@ -310,5 +310,5 @@ def _resolve(model: AudioLanguageModel, config: LoraConfig) -> dict:
     return published
 
 
-def _names_on_disk(model: AudioLanguageModel, targets: str | set[str] | list[str]) -> str | list[str]:
+def _names_on_disk(model: CheckpointModel, targets: str | set[str] | list[str]) -> str | list[str]:
     return targets if isinstance(targets, str) else sorted(name_on_disk(model, name) for name in targets)

@@ -1,9 +1,9 @@
 """Which of a model's adapters takes part in what is computed next."""
 
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.backbone.checkpoint_model import CheckpointModel
 
 
-def select_adapter(model: AudioLanguageModel, name: str | None) -> None:
+def select_adapter(model: CheckpointModel, name: str | None) -> None:
     """Activate the adapter `name` alone, or none. Graphs that are compiled already stay as they were compiled."""
     layers = [cell for _, cell in model.cells_and_names() if "merged_adapters" in vars(cell)]
     for cell in layers:

@@ -42,10 +42,6 @@ class AudioLanguageModel(CheckpointModel):
         super().__init__(config, audio_tower, projector, language_model)
         self.audio_token_id = audio_token_id
 
-    def encode_audio(self, input_features: Tensor, lengths: Tensor) -> Tensor:
-        """Clips (clips, mel bins, frames), lengths int32 in frames, to decoder embeddings (clips, tokens, hidden)."""
-        return self.multi_modal_projector(self.audio_tower(input_features, lengths))
-
     def prompt(
         self, input_ids, attention_mask=None, labels=None, **audio
     ) -> tuple[Prompt, np.ndarray | None, np.ndarray]:
@@ -80,6 +76,13 @@ class AudioLanguageModel(CheckpointModel):
         tokens = self.audio_tokens(frames) if len(frames) else frames
         per_clip = 0 if features is None else int(self.audio_tokens(np.array(features.shape[2])))
         return build_prompt(input_ids, mask, places, tokens, per_clip, to_numpy(labels)), features, lengths
+
+    def in_whole_windows(self, audio_index: np.ndarray, frames: int) -> np.ndarray:
+        """The `Prompt.audio_index` of clips of so many frames, where their encoded rows are continued to those of a
+        whole window."""
+        whole = self.audio_tower.config.num_mel_frames
+        rows, all_rows = (int(self.audio_tokens(np.array(count))) for count in (frames, whole))
+        return np.where(audio_index < 0, -1, audio_index // rows * all_rows + audio_index % rows)
 
     def audio_places(self, input_ids: np.ndarray, mask: np.ndarray, audio: dict) -> np.ndarray:
         """Where the prompts have audio embeddings instead of text: bool (batch, length)."""

@@ -50,6 +50,11 @@ class CheckpointModel(PreTrainedModel):
     # on disk: (there, here).
     adapter_prefixes: Prefixes = ()
 
+    answers_questions = True  # or it writes down what is said, and is asked nothing
+
+    # The linear layers that adapters are for where nobody names others: those of the published guides.
+    adapted_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
     def __init__(
         self,
         config,
@@ -182,6 +187,14 @@ class CheckpointModel(PreTrainedModel):
     def get_output_embeddings(self) -> nn.Cell | None:
         """The output layer; None where it is tied to the input embeddings."""
         return self.language_model.lm_head
+
+    def encode_audio(self, input_features: Tensor, lengths: Tensor) -> Tensor:
+        """Clips (clips, mel bins, frames), lengths int32 in frames, to what the decoder takes (clips, rows, hidden)."""
+        return self.project(self.audio_tower(input_features, lengths))
+
+    def project(self, encoded: Tensor) -> Tensor:
+        """What the encoder makes of clips, as the decoder takes it: (clips, rows, hidden)."""
+        return encoded if self.multi_modal_projector is None else self.multi_modal_projector(encoded)
 
     @property
     def context_positions(self) -> int:

@@ -196,6 +196,14 @@ class Decoder(nn.Cell):
         """`rotary.rotation_tables` of this model as tensors."""
         return [to_mindspore(table, dtype) for table in rotation_tables(positions, self.frequencies)]
 
+    def stacked_tables(self, positions: int, dtype: ms.Type) -> Tensor:
+        """`position_tables` as one tensor (2, positions, 3, head_dim)."""
+        return msops.stack(self.position_tables(positions, dtype))
+
+    def unstacked(self, tables: Tensor) -> list[Tensor]:
+        """`position_tables`, of what `stacked_tables` gives."""
+        return [tables[0], tables[1]]
+
     def positions_at(self, tables: list[Tensor], places: Tensor) -> tuple:
         """`rotation_at` of int32 places (batch, length)."""
         return rotation_at(tables, places)

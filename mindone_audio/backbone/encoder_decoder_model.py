@@ -11,7 +11,9 @@ from mindone_audio.backbone.decoder import causal_mask
 from mindone_audio.backbone.encoder import AudioEncoder, hidden_keys
 from mindone_audio.backbone.packed_weights import PackedOutputs
 from mindone_audio.backbone.pretrained_model import Seq2SeqLMOutput
+from mindone_audio.backbone.prompt import Prompt
 from mindone_audio.backbone.text_decoder import TextDecoder
+from mindone_audio.setting_fields import refusal
 
 
 class EncoderDecoderModel(CheckpointModel):
@@ -20,9 +22,12 @@ class EncoderDecoderModel(CheckpointModel):
     main_input_name = "input_features"
     audio_inputs = ("input_features", "attention_mask")
     packed_class = PackedOutputs
+    answers_questions = False
+    adapted_modules = ("q_proj", "v_proj")  # in attention to itself and to the context
 
     def __init__(self, config, audio_tower: AudioEncoder, language_model: TextDecoder):
         super().__init__(config, audio_tower, None, language_model)
+        self.hears_part = self.heard(np.zeros(1, np.int32)) is not None  # of the context
 
     @property
     def context_positions(self) -> int:
@@ -41,44 +46,82 @@ class EncoderDecoderModel(CheckpointModel):
 
         Returns logits fp32 (batch, length, vocab_size), and the mean cross-entropy of the labels.
         """
-        features, lengths = self.clips(dict(zip(self.audio_inputs, (input_features, attention_mask))))
+        audio = dict(zip(self.audio_inputs, (input_features, attention_mask)))
+        prompt, features, lengths = self.prompt(decoder_input_ids, decoder_attention_mask, labels, **audio)
+        return self.scored(prompt, self.encode_audio(self.features_tensor(features), Tensor(lengths)))
+
+    def prompt(
+        self, decoder_input_ids=None, decoder_attention_mask=None, labels=None, **audio
+    ) -> tuple[Prompt, np.ndarray, np.ndarray]:
+        """Check the inputs on the host: a `Prompt` of what the decoder reads, and what `clips` gives.
+
+        The arguments are those of `construct`, `audio` the arrays that `audio_inputs` names. Raises `TypeError` for one
+        that it does not.
+        """
+        known = "decoder_input_ids", "decoder_attention_mask", "labels", *self.audio_inputs
+        if unknown := sorted(set(audio) - set(known)):
+            raise TypeError(f"{type(self).__name__} takes no {', '.join(unknown)}: it takes {', '.join(known)}")
+        features, lengths = self.clips(audio)
         if features is None:
             raise ValueError(f"{self.audio_inputs[0]} are missing: give what the processor makes of the clips")
-        asked = self.asked(decoder_input_ids, decoder_attention_mask, labels, len(features))
-        context = self.audio_tower(self.features_tensor(features), Tensor(lengths))
-        return self.scored(context, self.heard(lengths), asked, labels)
+        heard = self.heard(lengths) if self.hears_part else np.full(len(lengths), -1, np.int32)
+        return self.asked(decoder_input_ids, decoder_attention_mask, labels, heard), features, lengths
 
-    def asked(self, decoder_input_ids, decoder_attention_mask, labels, samples: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the decoder is given, checked: ids int32 and their mask bool, (samples, length)."""
-        ids = self.shifted(to_numpy(labels)) if decoder_input_ids is None else to_numpy(decoder_input_ids)
-        return self._checked(ids, to_numpy(decoder_attention_mask), samples)
+    def asked(self, decoder_input_ids, decoder_attention_mask, labels, heard: np.ndarray) -> Prompt:
+        """What the decoder reads, checked. heard int32 (samples): how many positions of its context each attends to."""
+        labels = to_numpy(labels)
+        ids = self.shifted(labels) if decoder_input_ids is None else to_numpy(decoder_input_ids)
+        ids, mask = self._checked(ids, to_numpy(decoder_attention_mask), len(heard))
+        if labels is not None and labels.shape != ids.shape:
+            raise ValueError(f"labels have shape {labels.shape}, decoder_input_ids have {ids.shape}: make them equal")
+        return Prompt(ids, mask, np.tile(heard[:, None], (1, ids.shape[1])), labels, ahead=True)
 
-    def scored(self, context: Tensor, heard: np.ndarray | None, asked: tuple, labels) -> Seq2SeqLMOutput:
-        """What `construct` returns, of a context (batch, source positions, hidden), of which the decoder attends to
-        `heard` positions, int32 (batch) or None for all, and of what it is `asked`."""
-        (ids, mask), labels = asked, to_numpy(labels)
-        positions = np.maximum(mask.cumsum(1) - 1, 0).astype(np.int32)
-        if heard is not None:
-            shape = (1, self.language_model.config.num_heads, ids.shape[1], 1)
-            heard = msops.tile(hidden_keys(Tensor(heard), context.shape[1]), shape)
-        hidden = self.hidden_states(Tensor(ids), Tensor(positions), Tensor(mask), context, heard)
+    def scored(self, prompt: Prompt, context: Tensor) -> Seq2SeqLMOutput:
+        """What `construct` returns, of what the decoder reads and its context (batch, source positions, hidden)."""
+        tables = self.language_model.position_tables(prompt.input_ids.shape[1], self.dtype)
+        tokens = Tensor(prompt.input_ids), Tensor(prompt.positions), Tensor(prompt.mask)
+        hidden = self.hidden_states(*tokens, tables, context, Tensor(prompt.audio_index))
         logits = self.language_model.logits(hidden)
-        return Seq2SeqLMOutput(loss=None if labels is None else _loss(logits, labels), logits=logits)
+        return Seq2SeqLMOutput(loss=None if prompt.labels is None else _loss(logits, prompt.labels), logits=logits)
 
     def hidden_states(
-        self, input_ids: Tensor, positions: Tensor, visible: Tensor, context: Tensor, context_mask: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        visible: Tensor,
+        tables: list[Tensor],
+        audio: Tensor,
+        audio_index: Tensor,
     ) -> Tensor:
         """What the decoder makes of whole prompts, before its output layer: (batch, length, hidden).
 
-        input_ids and positions int32, visible bool, (batch, length); context (batch, source positions, hidden) and its
-        mask as for `TextDecoder`.
+        input_ids, positions and audio_index int32, visible bool, (batch, length): those of a `Prompt`; tables:
+        `TextDecoder.position_tables` of at least that length; audio (batch, source positions, hidden): the context, see
+        `encode_audio`.
         """
         decoder = self.language_model
-        tables = decoder.position_tables(input_ids.shape[1], self.dtype)
+        mask, heard = causal_mask(ops.counting(input_ids.shape[1]), visible), None
+        if self.hears_part:
+            hidden = hidden_keys(audio_index.reshape((-1,)), audio.shape[1])
+            hidden = hidden.reshape((-1, 1, input_ids.shape[1], audio.shape[1]))
+            heard = msops.tile(hidden, (1, decoder.model.num_heads, 1, 1))
+        rows = audio.reshape((-1, audio.shape[-1])).astype(self.dtype)
         at = decoder.positions_at(tables, positions)
-        mask = causal_mask(ops.counting(input_ids.shape[1]), visible)
-        rows = context.reshape((-1, context.shape[-1])).astype(self.dtype)
-        return decoder(decoder.embed(input_ids), at, mask, rows=rows, context_mask=context_mask)
+        return decoder(decoder.embed(input_ids), at, mask, rows=rows, context_mask=heard)
+
+    def in_whole_windows(self, audio_index: np.ndarray, frames: int) -> np.ndarray:
+        """The `Prompt.audio_index` where the encoded rows are continued: the same, since it counts from the first."""
+        return audio_index
+
+    def start_tokens(self, language: str | None = None, task: str | None = None) -> list[int]:
+        """The tokens that an answer begins with, where it tells no times.
+
+        Raises `ValueError` for a language and a task that the model cannot be told.
+        """
+        for name, value in (("language", language), ("task", task)):
+            if value is not None:
+                raise refusal(name, f" {value!r}: a {self.config.model_type} model is told none: leave it out")
+        return [self.config.decoder_start_token_id]
 
     def shifted(self, labels: np.ndarray | None) -> np.ndarray:
         """Labels (batch, length) as the decoder reads them: its start token first, the last one left out."""

@@ -11,18 +11,28 @@ class Prompt:
     """A batch of prompts in which every audio token has its own place.
 
     input_ids int32, mask bool and labels int32 or None: (batch, length). audio_index int32 (batch, length): which row
-    of the encoded clips' tokens stands at a place, -1 where a text token does.
+    of the encoded clips' tokens stands at a place, -1 where a text token does; for an encoder-decoder model of how many
+    of its clip's positions a token hears. ahead: labels are those of the next token, as such models have them.
     """
 
     input_ids: np.ndarray
     mask: np.ndarray
     audio_index: np.ndarray
     labels: np.ndarray | None
+    ahead: bool = False
 
     @property
     def positions(self) -> np.ndarray:
         """What the decoder takes as the place of each token in its text, int32 (batch, length)."""
         return np.maximum(np.cumsum(self.mask, 1) - 1, 0).astype(np.int32)
+
+    @property
+    def targets(self) -> np.ndarray:
+        """What is to be learned to follow each token, int (batch, length), -100 for nothing."""
+        if self.ahead:
+            return self.labels
+        labels = np.where(self.mask, self.labels, -100)
+        return np.concatenate([labels[:, 1:], np.full((len(labels), 1), -100)], 1)
 
     @property
     def lengths(self) -> np.ndarray:

@@ -271,6 +271,15 @@ class TextDecoder(nn.Cell):
         table = fairseq_sinusoids(positions, self.config.hidden_size, self.config.first_position)
         return [to_mindspore(table, dtype)]
 
+    def stacked_tables(self, positions: int, dtype: ms.Type) -> Tensor:
+        """`position_tables` as one tensor (1, positions, hidden_size); a zero where the checkpoint has the table."""
+        tables = self.position_tables(positions, dtype)
+        return msops.stack(tables) if tables else msops.zeros((1,), dtype)
+
+    def unstacked(self, tables: Tensor) -> list[Tensor]:
+        """`position_tables`, of what `stacked_tables` gives."""
+        return [tables[0]] if self.model.embed_positions is None else []
+
     def positions_at(self, tables: list[Tensor], places: Tensor) -> Tensor:
         """Rows of the position table for int32 places (batch, length): (batch, length, hidden_size)."""
         if self.model.embed_positions is None:

@@ -117,13 +117,16 @@ def _report(outcome: FinetuneOutcome, config: FinetuneConfig) -> None:
         print(f"merged model: {outcome.merged}")
     if outcome.pushed is not None:
         print(f"on the hub: {outcome.pushed}")
-    command = ["mindone-audio", "ask"]
+    command = ["mindone-audio", "transcribe" if outcome.prompt is None else "ask"]
     if outcome.merged is not None:
         command += ["--model", str(outcome.merged)]
     else:
         command += ["--model", config.job.model] if config.job.model else []
         command += ["--adapter", output]
-    print(f"try it: {shlex.join(command)} CLIP {_quoted(outcome.prompt or 'QUESTION')}")
+    if config.collator.language is not None:
+        command += ["--language", config.collator.language]
+    question = "" if outcome.prompt is None else f" {_quoted(outcome.prompt or 'QUESTION')}"
+    print(f"try it: {shlex.join(command)} CLIP{question}")
 
 
 def _quoted(text: str) -> str:

@@ -13,6 +13,7 @@ _HOMES = {
     "FinetuneSettings": "finetune.settings",
     "LoraSettings": "adapters.settings",
     "Trainer": "finetune.trainer",
+    "TranscriptCollator": "finetune.data.transcripts",
     "add_lora": "adapters.lora",
     "dataset_examples": "finetune.data.tables",
     "FinetuneConfig": "finetune.config",

@@ -91,11 +91,17 @@ class DataSettings:
 @explained
 @dataclass(frozen=True)
 class CollatorSettings:
-    """Arguments of `AnswerCollator`."""
+    """Arguments of `AnswerCollator` or, for a model that writes down what is said, of `TranscriptCollator`."""
 
     chat: bool | None = setting(None, "ask by the chat template (default: what the checkpoint was tuned for)")
-    labels: str = setting("answer", "learn the answers, or all of the conversations", choices=LABELS)
-    max_length: int | None = setting(None, "tokens of the longest example allowed, audio included (default: any)")
+    language: str | None = setting(None, "of examples that do not say what is spoken in them, such as en (Whisper)")
+    task: str | None = setting(None, "of examples that do not say it: transcribe (default) or translate (Whisper)")
+    labels: str = setting(
+        "answer", "learn the answers, or all of the conversations, or what a transcript begins with too", choices=LABELS
+    )
+    max_length: int | None = setting(
+        None, "tokens of the longest example allowed, audio in the prompt included (default: any)"
+    )
     on_bad_clip: str = setting(
         "raise", "stop at a clip that cannot be read or is too long, or skip and count it", choices=ON_BAD_CLIP
     )

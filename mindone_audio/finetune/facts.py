@@ -17,7 +17,7 @@ SETTINGS_OF_STEPS = (
 )
 _ADAPTER = {"r": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_rslora": "lora_use_rslora"}
 _ADAPTER |= {"target_modules": "lora_target_modules", "exclude_modules": "lora_exclude_modules"}
-_COLLATOR = ("chat", "labels", "max_length", "on_bad_clip", "end")
+_COLLATOR = ("chat", "labels", "max_length", "on_bad_clip", "end", "language", "task")
 
 
 def adapter_facts(model: Any) -> dict:
@@ -48,7 +48,8 @@ def example_facts(examples: Any) -> dict:
 def _texts(examples: Iterable[Example]) -> dict:
     digest = hashlib.sha256()
     for example in examples:
-        digest.update(json.dumps([example.prompt, example.answer]).encode() + b"\n")
+        told = [value for value in (example.language, example.task) if value is not None]
+        digest.update(json.dumps([example.prompt, example.answer, *told], default=str).encode() + b"\n")
     return {"texts": digest.hexdigest()[:16]}
 
 

@@ -13,7 +13,7 @@ from mindspore import Parameter, ParameterTuple, Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
-from mindone_audio.backbone.audio_language_model import AudioLanguageModel
+from mindone_audio.backbone.checkpoint_model import CheckpointModel
 from mindone_audio.backbone.compiled import graphs
 from mindone_audio.generation.engine import power_of_two
 
@@ -40,31 +40,29 @@ class MicroBatch:
     followed by which token; only there are scores computed. count: how many are real, the others have target -100.
     """
 
-    def __init__(self, model: AudioLanguageModel, inputs: dict[str, Any], rows: int, whole_windows: bool):
+    def __init__(self, model: CheckpointModel, inputs: dict[str, Any], rows: int, whole_windows: bool):
         """inputs: what the processor or a collator gives, with labels; rows: of every micro-batch, missing ones are
         padding; whole_windows: audio_index is for clips whose encoded rows are continued to those of a window."""
         prompt, features, lengths = model.prompt(**inputs)
         rows, length = max(rows, len(prompt.input_ids)), prompt_bucket(prompt.input_ids.shape[1])
-        labels = np.where(prompt.mask, prompt.labels, -100)[:, 1:]
-        row, column = np.nonzero(labels != -100)
+        targets = prompt.targets
+        row, column = np.nonzero(targets != -100)
         self.count = len(row)
         few = rows * max(_FEWEST_TARGETS, length // 4)  # answers are mostly shorter than what they are about
         width = few if self.count <= few else rows * length
         self.where = Tensor(_padded(row * length + column, (width,), 0))
-        self.targets = Tensor(_padded(labels[row, column], (width,), -100))
+        self.targets = Tensor(_padded(targets[row, column], (width,), -100))
         audio_index = prompt.audio_index
         if features is not None and whole_windows:
-            frames = features.shape[2], model.audio_tower.config.num_mel_frames
-            given, whole = (int(model.audio_tokens(np.array(count))) for count in frames)
-            audio_index = np.where(audio_index < 0, -1, audio_index // given * whole + audio_index % given)
+            audio_index = model.in_whole_windows(audio_index, features.shape[-1])
         arrays = (prompt.input_ids, 0), (prompt.positions, 0), (prompt.mask, False), (audio_index, -1)
         self.tokens = tuple(Tensor(_padded(array, (rows, length), fill)) for array, fill in arrays)
         self.features, self.lengths, self.length = None, None, length
         if features is not None:
-            spare = power_of_two(max(rows, len(lengths))) - len(lengths)
-            empty = np.zeros((spare, *features.shape[1:]), features.dtype)
-            self.features = model.features_tensor(np.concatenate([features, empty]))
-            self.lengths = Tensor(np.concatenate([lengths, np.ones((spare, *lengths.shape[1:]), np.int32)]))
+            # Each row has one clip where it is the context; else as many as it asks about.
+            clips = rows if model.context_positions else power_of_two(max(rows, len(lengths)))
+            places = np.minimum(np.arange(clips), len(lengths) - 1)
+            self.features, self.lengths = model.features_tensor(features[places]), Tensor(lengths[places])
 
 
 def _padded(array: np.ndarray, shape: tuple[int, ...], fill: int | bool) -> np.ndarray:
@@ -82,25 +80,26 @@ class SummedLoss(nn.Cell):
     encodes: whether the audio encoder runs here, because something in it is learned; else `audio` is its output.
     """
 
-    def __init__(self, model: AudioLanguageModel, encodes: bool):
+    def __init__(self, model: CheckpointModel, encodes: bool):
         super().__init__(auto_prefix=False)
         self.model, self.encodes = model, encodes
 
     def construct(
         self, input_ids, positions, visible, audio_index, where, targets, tables, audio=None, lengths=None
     ) -> Tensor:
-        """tables (2, length, 3, head_dim): those of `Decoder.rotation_tables`."""
-        tables = [tables[0], tables[1]]
+        """tables: what the language model's `stacked_tables` gives for the length."""
+        decoder = self.model.language_model
         audio = audio_embeddings(self.model, self.encodes, audio, lengths)
+        tables = decoder.unstacked(tables)
         hidden = self.model.hidden_states(input_ids, positions, visible, tables, audio, audio_index)
-        return cross_entropy_sum(self.model.language_model, hidden, where, targets)
+        return cross_entropy_sum(decoder, hidden, where, targets)
 
 
-def audio_embeddings(model: AudioLanguageModel, encodes: bool, audio: Tensor | None, lengths: Tensor | None):
-    """The rows of embeddings of clips, or of what the encoder made of them; None for none."""
+def audio_embeddings(model: CheckpointModel, encodes: bool, audio: Tensor | None, lengths: Tensor | None):
+    """What the decoder takes of clips, or of what the encoder made of them; None for none."""
     if audio is None:
         return None
-    return model.encode_audio(audio, lengths) if encodes else model.multi_modal_projector(audio)
+    return model.encode_audio(audio, lengths) if encodes else model.project(audio)
 
 
 def cross_entropy_sum(decoder: nn.Cell, hidden: Tensor, where: Tensor, targets: Tensor) -> Tensor:

@@ -17,16 +17,21 @@ from mindone_audio.finetune.data.collator import AnswerCollator
 from mindone_audio.finetune.data.examples import ColumnsError, DataError
 from mindone_audio.finetune.data.slices import part
 from mindone_audio.finetune.data.sources import UnusedKeywords, load_examples
+from mindone_audio.finetune.data.transcripts import TranscriptCollator
 from mindone_audio.finetune.publish import check_empty, check_repository, push_to_hub, save_merged
 from mindone_audio.finetune.ranks import Ranks
 from mindone_audio.finetune.trainer import FinetuneError, FinetuneResult, Trainer
 from mindone_audio.finetune.trainer_state import Checkpoints
 from mindone_audio.machine.device import set_device
-from mindone_audio.setting_fields import SettingError, in_words
+from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor, model_class
+from mindone_audio.setting_fields import SettingError, in_words, refusal
+from mindone_audio.weights.hub import read_config
 
 logger = logging.getLogger(__name__)
 
 
+# Settings of a collator that are only for models that are asked questions, and only for those that transcribe.
+_OF_QUESTIONS, _OF_TRANSCRIPTS = ("chat", "eos_token_id"), ("language", "task")
 COLUMNS = {"audio": "audio_column", "answer": "answer_column", "prompt": "prompt"}  # their names in a configuration
 
 
@@ -34,12 +39,12 @@ COLUMNS = {"audio": "audio_column", "answer": "answer_column", "prompt": "prompt
 class FinetuneOutcome:
     """What `run_finetune` did. first: whether this rank writes files and messages. steps: of the
     whole training. merged: the folder of the merged model; pushed: the address on the hub. prompt: a question of the
-    data, to try the adapter with."""
+    data, to try the adapter with; None for a model that is asked none."""
 
     result: FinetuneResult
     steps: int
     first: bool
-    prompt: str = ""
+    prompt: str | None = ""
     merged: Path | None = None
     pushed: str | None = None
 
@@ -64,7 +69,7 @@ def run_finetune(
     set_device(config.job.device, config.job.device_memory)
     ranks = Ranks.find()
     processor, model = _load_model(config)
-    collator = AnswerCollator(processor, generation_config=model.generation_config, **vars(config.collator))
+    collator = _collator(config, processor, model)
     try:
         adapted = add_lora(model, config.lora)
     except SettingError as error:
@@ -76,7 +81,8 @@ def run_finetune(
                     100 * learned / numbers)  # fmt: skip
     with training():
         result = _train(trainer, config, should_stop, progress)
-    outcome = FinetuneOutcome(result, trainer.steps, ranks.first, _prompt(train))
+    prompt = _prompt(train) if model.answers_questions else None
+    outcome = FinetuneOutcome(result, trainer.steps, ranks.first, prompt)
     if result.stopped or not ranks.first:
         return outcome
     if config.job.merge is not None:
@@ -115,18 +121,23 @@ def load_data(config: FinetuneConfig) -> tuple[Any, Sequence | None]:
     Raises what `load_examples` raises, all of it `ValueError` or `OSError`.
     """
     data = config.data
-    train = part(_examples(config, data.train, data.split), data.skip, data.take)
+    prompt = data.prompt
+    if not model_class(read_config(_base(config))).answers_questions:
+        if prompt:
+            raise refusal("prompt", f" {prompt!r:.80}: this model writes down what is said: leave it out")
+        prompt = ""  # there need not be one
+    train = part(_examples(config, data.train, data.split, prompt), data.skip, data.take)
     if not data.evaluates:
         return train, None
     source = data.evaluation or data.train
     split = data.evaluation_split or (data.split if source == data.train else "train")
-    evaluation = part(_examples(config, source, split), data.evaluation_skip, data.evaluation_take)
+    evaluation = part(_examples(config, source, split, prompt), data.evaluation_skip, data.evaluation_take)
     return train, evaluation if hasattr(evaluation, "__len__") else list(evaluation)
 
 
-def _examples(config: FinetuneConfig, source: str, split: str):
+def _examples(config: FinetuneConfig, source: str, split: str, prompt: Any):
     data = config.data
-    columns = {"audio": data.audio_column, "answer": data.answer_column, "prompt": data.prompt}
+    columns = {"audio": data.audio_column, "answer": data.answer_column, "prompt": prompt}
     try:
         return load_examples(source, split=split, streaming=data.streaming, **columns, **data.load)
     except ColumnsError as error:
@@ -148,9 +159,21 @@ def _base(config: FinetuneConfig) -> str | os.PathLike:
     return demo_checkpoint() if config.job.model is None else config.job.model
 
 
-def _load_model(config: FinetuneConfig) -> tuple[Any, Any]:
-    from mindone_audio.models import AutoModelForAudioTextToText, AutoProcessor
+def _collator(config: FinetuneConfig, processor: Any, model: Any) -> AnswerCollator | TranscriptCollator:
+    """That of the model's kind; `SettingError` for a setting that is for the other kind."""
+    foreign, does = _OF_QUESTIONS, "writes down what is said"
+    if model.answers_questions:
+        foreign, does = _OF_TRANSCRIPTS, "is asked questions"
+    if given := [name for name in foreign if getattr(config.collator, name) is not None]:
+        text = f" has no effect: a {model.config.model_type} model {does}: leave it out"
+        raise refusal(given[0], text)
+    settings = {name: value for name, value in vars(config.collator).items() if name not in foreign}
+    if model.answers_questions:
+        return AnswerCollator(processor, generation_config=model.generation_config, **settings)
+    return TranscriptCollator(processor, model, **settings)
 
+
+def _load_model(config: FinetuneConfig) -> tuple[Any, Any]:
     base, dtype = _base(config), config.job.dtype
     processor = AutoProcessor.from_pretrained(base)
     dtype = None if dtype is None else getattr(ms, dtype)

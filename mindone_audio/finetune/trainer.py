@@ -19,6 +19,7 @@ from mindspore import ops as msops
 from tqdm import tqdm
 
 from mindone_audio.adapters.lora import set_dropout_seed
+from mindone_audio.finetune.answers import Answers
 from mindone_audio.finetune.data.order import Order, share
 from mindone_audio.finetune.facts import SETTINGS_OF_STEPS, adapter_facts, collator_facts, example_facts
 from mindone_audio.finetune.graphs import Accumulate, AdamW, MicroBatch, Reduce, SummedLoss, graph, zeros_like
@@ -28,7 +29,6 @@ from mindone_audio.finetune.ranks import Ranks
 from mindone_audio.finetune.recompute import AccumulateByLayer
 from mindone_audio.finetune.settings import FinetuneSettings
 from mindone_audio.finetune.trainer_state import Checkpoints
-from mindone_audio.inputs.audio import AudioError
 from mindone_audio.machine.files import filling
 from mindone_audio.setting_fields import SettingError, WordedError
 from mindone_audio.weights.hub import CONFIG_FILE
@@ -60,7 +60,8 @@ class Trainer:
     """Fine-tunes what is trainable in a model, which `add_lora` reduces to adapters.
 
     model: a model of this package, mostly with adapters. processor: its processor, for evaluation by generated answers.
-    collator: examples to model inputs with labels, such as `AnswerCollator`. train: `Example`s, a sequence or, with
+    collator: examples to model inputs with labels, such as `AnswerCollator`, or `TranscriptCollator` for a model that
+    writes down what is said. train: `Example`s, a sequence or, with
     max_steps, any iterable that can be iterated again. evaluation: a sequence of them, or None.
 
     Attributes: steps: of the whole training; step: how many were taken; resumed_step: those of earlier runs.
@@ -84,6 +85,9 @@ class Trainer:
         size = settings.per_device_train_batch_size * settings.gradient_accumulation_steps * self.ranks.count
         self.order = Order(train, size, settings.seed, settings.shuffle)
         self.evaluation = evaluation
+        self._answers: Answers | None = None
+        if evaluation is not None and settings.metrics:
+            self._answers = Answers(self.base, processor, collator, settings)
         if self.order.known:
             self.steps = settings.max_steps or math.ceil(settings.num_train_epochs * self.order.steps_per_epoch)
         elif not settings.max_steps:
@@ -101,6 +105,11 @@ class Trainer:
         sums = [zeros_like(parameter, f"gradient.{parameter.name}") for parameter in self.parameters]
         tower = self.base.audio_tower
         encodes = tower is not None and any(parameter.requires_grad for parameter in tower.get_parameters())
+        if settings.gradient_checkpointing and self.base.context_positions:
+            kind = self.base.config.model_type
+            raise SettingError(
+                lambda say: f"{say('gradient_checkpointing')} is not there for {kind} models: leave it out"
+            )
         loss = SummedLoss(self.base, encodes)
         self._encode = None if encodes or tower is None else graph(tower, settings.compile)
         self._loss = graph(loss, settings.compile)
@@ -255,8 +264,7 @@ class Trainer:
 
     def _arguments(self, batch: MicroBatch) -> tuple:
         if batch.length not in self._tables:
-            tables = self.base.language_model.position_tables(batch.length, self.base.dtype)
-            self._tables[batch.length] = msops.stack(tables)
+            self._tables[batch.length] = self.base.language_model.stacked_tables(batch.length, self.base.dtype)
         arguments = *batch.tokens, batch.where, batch.targets, self._tables[batch.length]
         if batch.features is None:
             return arguments
@@ -295,25 +303,6 @@ class Trainer:
         places = range(self.ranks.rank, len(self.evaluation), self.ranks.count)
         for first in range(0, len(places), rows):
             yield [self.evaluation[place] for place in places[first : first + rows]]
-
-    def _answers(self, examples: Sequence) -> list[str]:
-        """What the model says; nothing where a clip cannot be decoded."""
-        from mindone_audio.pipelines import AudioTextToTextPipeline
-
-        pipe, inputs = AudioTextToTextPipeline(self.base, self.processor), []
-        for example in examples:
-            try:
-                inputs.append({"audio": example.samples(), "text": example.prompt})
-            except AudioError:
-                inputs.append({"audio": None, "text": example.prompt})
-        answers = pipe(
-            inputs,
-            batch_size=self.settings.per_device_eval_batch_size,
-            generate_kwargs={"max_new_tokens": self.settings.max_new_tokens, "do_sample": False},
-            on_error="return",
-            progress=False,
-        )
-        return [answer["generated_text"] or "" for answer in answers]
 
     def save_model(self, folder: str | Path) -> None:
         """Write the adapter (or the model, where all of it is trained); the first rank does."""

@@ -125,6 +125,10 @@ class AudioTextProcessor:
         content = [[{"type": "audio", "audio": clip}, words][:: 1 if self.audio_first else -1] for clip in clips]
         return self.conversation_inputs([[{"role": "user", "content": parts}] for parts in content], chat=chat)
 
+    def transcript_tokens(self, text: str) -> list[int]:
+        """The tokens of what is said in a clip, without those that begin and end an answer."""
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
     uses_device = False  # whether it computes with MindSpore, so that a server calls it in the thread that does
     frames_transcriptions = False  # whether the model puts words around what was said, which `transcription` takes off
 

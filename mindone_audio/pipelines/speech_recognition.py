@@ -20,7 +20,6 @@ from mindone_audio.setting_fields import refusal
 TASK = "automatic-speech-recognition"
 TIMESTAMPS = (True, False, None, "word")
 _MADE_HERE = ("input_features", "attention_mask", "return_token_timestamps")  # arguments of the model
-_ENGLISH_ONLY = (("task", "transcribe"), ("language", "en"), ("language", "english"), ("language", "<|en|>"))
 # What openai/whisper's `transcribe` does where a text repeats itself or is unlikely; the ratio is of tokens.
 FALLBACK = {
     "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
@@ -159,10 +158,8 @@ class SpeechRecognitionPipeline:
             raise refusal("prompt", f" must be a string, not {prompt!r:.80}")
         if prompt and prompt.strip():
             settings["prompt_ids"] = self._prompt_ids(prompt.strip())
-        if not self.model.special_tokens.multilingual:  # which does no more than this
-            for name, value in _ENGLISH_ONLY:
-                if str(settings.get(name)).lower() == value:
-                    del settings[name]
+        tokens = self.model.special_tokens
+        settings = {name: value for name, value in settings.items() if not tokens.needless(name, value)}
         if settings.get("do_sample") is False:
             del settings["do_sample"]
         if not {"temperature", "do_sample", "num_beams"} & set(settings):

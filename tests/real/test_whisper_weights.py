@@ -1,13 +1,26 @@
 """Whisper tiny.en on MindSpore against transformers on PyTorch: scores, tokens, times and text of recordings."""
 
+import copy
 import re
 
+import mindspore as ms
 import numpy as np
+import peft
 import pytest
 import torch
 import transformers
 
 from mindone_audio import AutoProcessor, WhisperForConditionalGeneration, load_audio, pipeline
+from mindone_audio.adapters.files import name_on_disk
+from mindone_audio.finetune import (
+    Example,
+    FinetuneSettings,
+    LoraSettings,
+    Trainer,
+    TranscriptCollator,
+    add_lora,
+    load_adapter,
+)
 
 END = 50256
 EVERY = 10  # of the recordings one is compared, which takes PyTorch seconds
@@ -76,3 +89,39 @@ def test_a_long_clip(models, processor, jfk, whisper_tiny_en):
     assert said(made) == said(alone)
     assert said(made[1:]) == said(ours.generate(inputs["input_features"][1:, :, :4500], **settings).asnumpy())
     assert processor.decode(made[0], skip_special_tokens=True).count("country") >= 20
+
+
+SAID = " And so my fellow Americans ask not what your country can do for you, ask what you can do for your country."
+TAUGHT = " And so, my dear colleagues, ask not what your compiler can do for you."
+
+
+def test_losses_and_gradients_of_adapters(models, processor, whisper_tiny_en, jfk, tmp_path):
+    """Of the layers that PEFT's guide adapts, the encoder's among them."""
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    theirs = peft.get_peft_model(copy.deepcopy(models[0]), config).eval()
+    theirs.save_pretrained(tmp_path)
+    base = WhisperForConditionalGeneration.from_pretrained(whisper_tiny_en, mindspore_dtype=ms.float32)
+    ours = load_adapter(base, tmp_path, trainable=True)
+    batch = TranscriptCollator(processor, base)([Example(str(jfk), "", SAID)])
+    inputs = ("input_features", "decoder_input_ids", "labels")
+    expected = theirs(**{name: torch.from_numpy(np.asarray(batch[name])) for name in inputs}).loss
+    expected.backward()
+    learned = ours.trainable_params()
+    loss, made = ms.value_and_grad(lambda: ours(**batch).loss, None, learned)()
+    assert float(loss) == pytest.approx(expected.item(), rel=1e-4)
+    gradients = {name: p.grad.numpy() for name, p in theirs.base_model.model.named_parameters() if p.requires_grad}
+    assert len(gradients) == len(learned) == 2 * 2 * 3 * 4
+    for parameter, gradient in zip(learned, made):
+        own = gradients[name_on_disk(base, parameter.name)]
+        assert np.abs(gradient.asnumpy() - own).max() < 1e-4 * np.abs(own).max(), parameter.name
+
+
+def test_another_text_is_taught(processor, whisper_tiny_en, jfk, tmp_path):
+    model = WhisperForConditionalGeneration.from_pretrained(whisper_tiny_en, mindspore_dtype=ms.float32)
+    settings = FinetuneSettings(str(tmp_path), max_steps=16, learning_rate=2e-3, per_device_train_batch_size=1)
+    collator, examples = TranscriptCollator(processor, model), [Example(str(jfk), "", TAUGHT)]
+    Trainer(add_lora(model, LoraSettings(r=8)), processor, collator, settings, examples).train(progress=False)
+    for adapter, text in ((None, SAID), (tmp_path, TAUGHT)):
+        pipe = pipeline(model=whisper_tiny_en, mindspore_dtype=ms.float32, adapter=adapter)
+        assert pipe(str(jfk), return_timestamps=False)[0]["text"] == text.strip()

@@ -1,28 +1,21 @@
 """Examples to model inputs with labels: the answer, and the token that ends it, are learned."""
 
-import logging
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
+from mindone_audio.finetune.data.batches import IGNORED, ExampleCollator, TooLongError
 from mindone_audio.finetune.data.examples import DataError, Example
-from mindone_audio.finetune.settings import LABELS, ON_BAD_CLIP
-from mindone_audio.inputs.audio import AudioError, ClipTooLongError
-from mindone_audio.setting_fields import SettingError, about, refusal
-
-logger = logging.getLogger(__name__)
-
-IGNORED = -100  # a label that is not learned
+from mindone_audio.setting_fields import SettingError
 
 
-class TooLongError(DataError):
-    """An example that has more tokens than `max_length`."""
+class AnswerCollator(ExampleCollator):
+    """Puts examples into a batch: NumPy arrays that a model which answers questions takes, loss included.
 
-
-class AnswerCollator:
-    """Puts examples into a batch: NumPy arrays that any model of this package takes, loss included.
+    `input_ids`, `attention_mask` and `labels`, int64 `[batch, length]`, the labels -100 where nothing is to be learned;
+    and what the family's processor gives for audio.
 
     Args:
         processor: the checkpoint's.
@@ -59,15 +52,7 @@ class AnswerCollator:
         eos_token_id: int | None = None,
         pad_to_multiple_of: int = 1,
     ):
-        for name, value, known in (
-            ("labels", labels, LABELS),
-            ("on_bad_clip", on_bad_clip, ON_BAD_CLIP),
-        ):
-            if value not in known:
-                raise refusal(name, f" must be {' or '.join(map(repr, known))}, not {value!r}")
-        for name, value in (("max_length", max_length), ("pad_to_multiple_of", pad_to_multiple_of)):
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise refusal(name, f" must be a number of tokens, at least 1, not {value!r}")
+        super().__init__(labels, max_length, on_bad_clip, pad_to_multiple_of)
         if chat is None:
             chat = generation_config is None or processor.answers_chats(generation_config)
         if labels == "all" and not chat:
@@ -83,67 +68,8 @@ class AnswerCollator:
                     f"{say('labels', 'all')} learns the end of the chat template: leave out {say('eos_token_id')}"
                 )
             )
-        self.processor, self.chat, self.labels = processor, chat, labels
-        self.max_length, self.on_bad_clip, self.multiple = max_length, on_bad_clip, pad_to_multiple_of
+        self.processor, self.chat = processor, chat
         self.end = self._find_end(eos_token_id, generation_config)
-        self.skipped: list[tuple[str, str]] = []
-
-    def __call__(self, examples: Sequence[Example]) -> dict[str, np.ndarray] | None:
-        """A batch of the examples, or None if all of them were skipped.
-
-        Returns:
-            `input_ids`, `attention_mask` and `labels`, int64 `[batch, length]`, the labels -100 where nothing is to be
-            learned; and what the family's processor gives for audio.
-
-        Raises:
-            AudioError: a clip that cannot be read, by the example's name, unless such are skipped.
-            DataError: an example of more than max_length tokens, unless such are skipped, or one that is wrong.
-        """
-        loaded = []
-        for example in examples:
-            try:
-                loaded.append((example, example.samples()))
-            except ValueError as error:
-                self._refuse(example, error)
-        while loaded:
-            try:
-                return self._batch(loaded)
-            except ValueError as error:
-                loaded = self._without_bad(loaded, error)
-        return None
-
-    def _without_bad(self, loaded: list, error: ValueError) -> list:
-        """Of what failed together with `error`, what makes a batch alone; the others are raised by name or skipped."""
-        good = []
-        for pair in loaded:
-            try:
-                self._batch([pair])
-            except ValueError as own_error:
-                self._refuse(pair[0], own_error)
-            else:
-                good.append(pair)
-        if len(good) == len(loaded):
-            raise error
-        return good
-
-    def _refuse(self, example: Example, error: ValueError) -> None:
-        """Raise the error by the example's name, or put the example down as skipped."""
-        if self.on_bad_clip == "skip" and isinstance(error, (AudioError, TooLongError)):
-            self._skip(example, error)
-            return
-        if isinstance(error, ClipTooLongError):  # Its own advice is to cut clips, which nothing here does.
-            what = error.what
-            error = AudioError(
-                lambda say: f"{what}: cut the clip, leave the example out, or use {say('on_bad_clip', 'skip')}"
-            )
-        kind = type(error) if isinstance(error, (AudioError, DataError)) else DataError
-        raise kind(about(example.name, error)) from error
-
-    def _skip(self, example: Example, error: AudioError | TooLongError) -> None:
-        reason = error.what if isinstance(error, ClipTooLongError) else str(error)
-        if (example.name, reason) not in self.skipped:
-            self.skipped.append((example.name, reason))
-            logger.warning("%s: %s: this example is skipped (%d so far)", example.name, reason, len(self.skipped))
 
     def _batch(self, loaded: list[tuple[Example, np.ndarray]]) -> dict[str, np.ndarray]:
         conversations = [[_question(example, clip)] for example, clip in loaded]
@@ -161,7 +87,7 @@ class AnswerCollator:
                     "raise it, or use shorter clips and texts"
                 )
             )
-        return self._rounded(batch)
+        return batch | self._wide(batch, self._fills, self._rounded(batch["input_ids"].shape[1]))
 
     def _whole(self, conversations: list, answers: list[str]) -> dict[str, np.ndarray]:
         whole = [[*messages, _answer(answer)] for messages, answer in zip(conversations, answers)]
@@ -195,14 +121,6 @@ class AnswerCollator:
             batch["attention_mask"][place, : len(row)] = 1
             batch["labels"][place, len(question) : len(row)] = row[len(question) :]
         return batch | prompts
-
-    def _rounded(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The batch with a length that is a multiple of the one asked for, filled up on the right."""
-        more = -batch["input_ids"].shape[1] % self.multiple
-        wide = {
-            name: np.pad(batch[name], ((0, 0), (0, more)), constant_values=fill) for name, fill in self._fills.items()
-        }
-        return batch | wide
 
     @property
     def _fills(self) -> dict[str, int]:

@@ -40,17 +40,20 @@ class ColumnsError(DataError):
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to learn: what to answer when a clip and a question are given.
+    """One thing to learn: what to answer when a clip and a question are given, or what is said in the clip.
 
     audio: what `load_audio` takes, also with a URL of fsspec's; it is read by `samples`. prompt: the question; empty
     where the clip asks it. answer: at least one character that is no white space. name: for messages, as
-    "train.jsonl line 7". Raises `DataError`.
+    "train.jsonl line 7". language, task: for models that are told them, as `TranscriptCollator` takes them; None where
+    the data does not say it. Raises `DataError`.
     """
 
     audio: Any
     prompt: str
     answer: str
     name: str = "an example"
+    language: str | None = None
+    task: str | None = None
 
     def __post_init__(self):
         for field in ("prompt", "answer"):
@@ -113,6 +116,11 @@ class Columns:
         """The columns that questions depend on, where they are known beforehand."""
         return [self.prompt["column"]] if isinstance(self.prompt, Mapping) else []
 
+    @property
+    def own_prompt(self) -> tuple[str, ...]:
+        """Where a row may have a question of its own."""
+        return tuple(key for key in OWN_PROMPT if key != self.answer)
+
     def check(self, names: Iterable[str], where: str) -> None:
         """`DataError` unless `names` has the columns that are needed."""
         names = list(names)
@@ -125,7 +133,7 @@ class Columns:
                 f"say which of them to use with {', '.join(f'{use}=' for use in missing)}",
                 list(missing),
             )
-        if self.prompt is None and not set(OWN_PROMPT) & set(names):
+        if self.prompt is None and not set(self.own_prompt) & set(names):
             raise ColumnsError(
                 f"{where} has no question: it has {', '.join(map(repr, names))}",
                 "pass prompt='…' for all, or prompt={\"column\": …}",
@@ -135,7 +143,8 @@ class Columns:
     def example(self, row: Mapping, name: str) -> Example:
         """The example in a row; `DataError` for a row that is none."""
         self.check(row, name)
-        return Example(row[self.audio], self.question(row, name), as_answer(row[self.answer], name), name)
+        spoken = (None if row.get(key) == "" else row.get(key) for key in ("language", "task"))
+        return Example(row[self.audio], self.question(row, name), as_answer(row[self.answer], name), name, *spoken)
 
     def question(self, row: Mapping, name: str) -> str:
         """What is asked of a row, by the rule for prompts."""
@@ -143,7 +152,7 @@ class Columns:
         if isinstance(rule, str):
             return rule
         if rule is None:
-            return next((row[key] for key in OWN_PROMPT if row.get(key) is not None), None)
+            return next((row[key] for key in self.own_prompt if row.get(key) is not None), None)
         value = row.get(rule["column"])
         if "questions" not in rule:
             return rule.get("default") if value is None else value

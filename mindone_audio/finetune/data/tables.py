@@ -17,7 +17,8 @@ def jsonl_examples(
     """The examples of a file of JSON objects `{"audio": …, "prompt": …, "answer": …}`, one a line or in an array.
 
     "audio" (or audio_url, url, path, base64) is a clip as `load_audio` takes it; a relative path is seen from the
-    file's folder first, then from the working directory. "text" is the same as "prompt". Other keys may be there.
+    file's folder first, then from the working directory. "text" is the same as "prompt"; "language" and "task" are for
+    models that are told them. Other keys may be there.
 
     Args:
         prompt: for lines without a question of their own: a text, or a rule as `dataset_examples` takes it.
@@ -36,7 +37,7 @@ def jsonl_examples(
         name = f"{path.name} {record.place}"
         row = _json_row(record, name, audio)
         row[audio] = resolve_clip(row[audio], path.parent)
-        asks = prompt is None or any(row.get(key) is not None for key in OWN_PROMPT)
+        asks = prompt is None or any(row.get(key) is not None for key in own.own_prompt)
         examples.append((own if asks else columns).example(row, name))
     if not examples:
         raise DataError(f'{path.name} has no examples: write one {{"audio": …, "prompt": …, "answer": …}} a line')

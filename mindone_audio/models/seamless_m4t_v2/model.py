@@ -160,10 +160,10 @@ class SeamlessM4Tv2Model(EncoderDecoderModel, TranslationMixin):
         if input_ids is None:
             return super().construct(input_features, attention_mask, decoder_input_ids, decoder_attention_mask, labels)
         texts = self.texts(input_ids, attention_mask)
-        asked = self.asked(decoder_input_ids, decoder_attention_mask, labels, len(texts))
         lengths = np.array(list(map(len, texts)), np.int32)
+        prompt = self.asked(decoder_input_ids, decoder_attention_mask, labels, lengths)
         ids = np.stack([np.pad(text, (0, lengths.max() - len(text))) for text in texts])
-        return self.scored(EncodeText(self)(Tensor(ids), Tensor(lengths)), lengths, asked, labels)
+        return self.scored(prompt, EncodeText(self)(Tensor(ids), Tensor(lengths)))
 
     def requests(
         self,

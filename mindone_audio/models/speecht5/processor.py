@@ -102,6 +102,15 @@ class SpeechT5Processor(AudioTextProcessor, transformers.SpeechT5Processor):
         encoded = self.tokenizer(texts, padding=True, return_attention_mask=True, **more)
         return {name: np.asarray(encoded[name], np.int64) for name in ("input_ids", "attention_mask")}
 
+    def transcript_tokens(self, text: str) -> list[int]:
+        """As for other families. Raises `ValueError` for characters that the tokenizer does not have."""
+        ids = self._encoded([text], None)["input_ids"][0].tolist()
+        return ids[:-1] if ids[-1] == self.tokenizer.eos_token_id else ids
+
+    def transcript_clips(self, clips: list[np.ndarray]) -> BatchFeature:
+        """The inputs of clips that are learned from."""
+        return self(audio=clips)
+
     def _unknown(self, text: str) -> list[str]:
         """Characters of a text that become the unknown token, each once."""
         unknown = self.tokenizer.unk_token_id

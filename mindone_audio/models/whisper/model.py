@@ -22,7 +22,7 @@ from mindone_audio.models.whisper.processor import WhisperProcessor
 from mindone_audio.models.whisper.timestamps import Segment
 from mindone_audio.models.whisper.tokens import SpecialTokens
 from mindone_audio.models.whisper.transcription import Manner, Transcription, transcribe
-from mindone_audio.setting_fields import refusal
+from mindone_audio.setting_fields import SettingError, refusal
 
 CHECKPOINTS = ("openai/whisper-large-v3", "openai/whisper-large-v3-turbo", "openai/whisper-tiny.en")
 PROVED = "float32 on CPU against transformers 4.57 (PyTorch): small random models and the published weights of tiny.en"
@@ -152,6 +152,24 @@ class WhisperForConditionalGeneration(EncoderDecoderModel, EngineMixin):
             if prompt is not None:
                 found[-1].request()  # so that what cannot be is refused before anything is computed
         return found
+
+    def start_tokens(self, language: str | None = None, task: str | None = None) -> list[int]:
+        """The tokens that an answer begins with, where it tells no times; a task is "transcribe" unless it is named.
+
+        Raises `ValueError` for a language or a task that the model has not, and where it has several languages and none
+        is named.
+        """
+        tokens = self.special_tokens
+        language, task = (
+            None if tokens.needless(name, value) else value for name, value in (("language", language), ("task", task))
+        )
+        tokens.check(language, task, False)
+        if tokens.detects(language, task):
+            raise SettingError(
+                lambda say: f"this model has several languages: say which one is spoken with {say('language')}"
+            )
+        named = language is not None
+        return tokens.prompt(tokens.language(language) if named else None, task, False, named)
 
     def warm_up_more(self, engine: Engine) -> None:
         """Compile what the times of words need, where the checkpoint tells them."""

@@ -6,7 +6,7 @@ import numpy as np
 import transformers
 from transformers import BatchFeature
 
-from mindone_audio.inputs.audio import load_clips
+from mindone_audio.inputs.audio import fit_window, load_clips
 from mindone_audio.inputs.log_mel import log_mels
 from mindone_audio.inputs.processor import AudioTextProcessor, as_list
 
@@ -88,6 +88,13 @@ class WhisperProcessor(AudioTextProcessor, transformers.WhisperProcessor):
             counted = np.arange(data["input_features"].shape[2])
             data["attention_mask"] = (counted < frames[:, None]).astype(np.int32)
         return data
+
+    def transcript_clips(self, clips: list[np.ndarray]) -> BatchFeature:
+        """The inputs of clips that are learned from. Raises `AudioError` for one that is longer than a window."""
+        rate = self.feature_extractor.sampling_rate
+        for clip in clips:
+            fit_window(clip, self.feature_extractor.n_samples / rate, rate)
+        return self(clips)
 
     @property
     def longest_clip(self) -> float | None:

@@ -8,6 +8,8 @@ from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 from mindone_audio.setting_fields import SettingError
 
 TASKS = ("transcribe", "translate")
+# What an English-only checkpoint does without being told.
+_ENGLISH_ONLY = (("task", "transcribe"), ("language", "en"), ("language", "english"), ("language", "<|en|>"))
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class SpecialTokens:
             known = ", ".join(sorted(token.strip("<|>") for token in self.languages))
             raise SettingError(lambda say: f"{say('language')} {name!r} is none of this model's: it has {known}")
         return self.languages[token]
+
+    def needless(self, name: str, value: Any) -> bool:
+        """Whether the model needs not, and cannot, be told this language or task, because it is its only one."""
+        return not self.multilingual and (name, str(value).lower()) in _ENGLISH_ONLY
 
     def check(self, language: Any, task: Any, timestamps: bool) -> None:
         """`ValueError` for what this checkpoint cannot do."""
