@@ -355,12 +355,12 @@ def test_refused_configs(field, value):
         SeamlessM4Tv2Model(seamless.config(**{field: value}))
 
 
-TRAINING, IDS, SPEECH = "only while training", "of generation", "of speech output"
+TRAINING, GENERATION, SPEECH = "only while training", "of generation", "of speech output"
 IGNORED = {
     **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"), TRAINING),
     **dict.fromkeys(("decoder_layerdrop", "speech_encoder_dropout", "speech_encoder_layerdrop"), TRAINING),
     **dict.fromkeys(("adaptor_dropout", "initializer_range"), TRAINING),
-    **dict.fromkeys(("max_new_tokens", "bos_token_id", "eos_token_id", "decoder_start_token_id"), IDS),
+    **dict.fromkeys(("max_new_tokens", "bos_token_id", "eos_token_id", "decoder_start_token_id"), GENERATION),
     **dict.fromkeys(("use_cache", "is_encoder_decoder"), "what there is anyway"),
     **dict.fromkeys(("sampling_rate", "char_vocab_size", "leaky_relu_slope", "unit_embed_dim"), SPEECH),
     **dict.fromkeys(("lang_embed_dim", "spkr_embed_dim", "var_pred_dropout", "variance_predictor_kernel_size"), SPEECH),
