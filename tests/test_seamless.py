@@ -8,7 +8,9 @@ import io
 import json
 import re
 import shutil
+import subprocess
 import sys
+from pathlib import Path
 
 import helpers_peft
 import helpers_seamless as seamless
@@ -46,6 +48,7 @@ from mindone_audio.pipelines import SpeechToTextPipeline
 from mindone_audio.weights.graph_key import graph_key
 from mindone_audio.weights.hub import CheckpointError
 
+ROOT = Path(__file__).parent.parent
 CLIPS, TEXTS = seamless.clips(60, 41, 9, 24, 77), seamless.texts(11, 5, 3, 17, 8)
 TARGETS = ["fra", "deu", "__eng__", "fra", "deu"]
 IDS = np.array([[3, seamless.CODES[name.strip("_")], 5 + place, 20, 9] for place, name in enumerate(TARGETS)])
@@ -355,12 +358,12 @@ def test_refused_configs(field, value):
         SeamlessM4Tv2Model(seamless.config(**{field: value}))
 
 
-TRAINING, GENERATION, SPEECH = "only while training", "of generation", "of speech output"
+TRAINING, TOKENS, SPEECH = "only while training", "of generation", "of speech output"
 IGNORED = {
     **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"), TRAINING),
     **dict.fromkeys(("decoder_layerdrop", "speech_encoder_dropout", "speech_encoder_layerdrop"), TRAINING),
     **dict.fromkeys(("adaptor_dropout", "initializer_range"), TRAINING),
-    **dict.fromkeys(("max_new_tokens", "bos_token_id", "eos_token_id", "decoder_start_token_id"), GENERATION),
+    **dict.fromkeys(("max_new_tokens", "bos_token_id", "eos_token_id", "decoder_start_token_id"), TOKENS),
     **dict.fromkeys(("use_cache", "is_encoder_decoder"), "what there is anyway"),
     **dict.fromkeys(("sampling_rate", "char_vocab_size", "leaky_relu_slope", "unit_embed_dim"), SPEECH),
     **dict.fromkeys(("lang_embed_dim", "spkr_embed_dim", "var_pred_dropout", "variance_predictor_kernel_size"), SPEECH),
@@ -815,6 +818,9 @@ def test_warm_up(pipes):
     _warm_up(pipes["automatic-speech-recognition"], [2], [1], [64])
 
 
-def test_it_is_not_served(ours, processor, monkeypatch):
-    made = pipeline(model=ours, processor=processor)
-    assert not made.served
+def test_it_is_not_served(checkpoint):
+    words = ["serve", "--model", checkpoint[0], "--port", "0", "--device", "cpu"]
+    done = subprocess.run([sys.executable, "-m", "mindone_audio", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1] == (
+        "error: a seamless_m4t_v2 model is not served: use mindone-audio transcribe or translate"
+    )
