@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import helpers_peft
 import helpers_seamless as seamless
@@ -46,6 +47,7 @@ from mindone_audio.pipelines import SpeechToTextPipeline
 from mindone_audio.weights.graph_key import graph_key
 from mindone_audio.weights.hub import CheckpointError
 
+ROOT = Path(__file__).parent.parent
 CLIPS, TEXTS = seamless.clips(60, 41, 9, 24, 77), seamless.texts(11, 5, 3, 17, 8)
 TARGETS = ["fra", "deu", "__eng__", "fra", "deu"]
 IDS = np.array([[3, seamless.CODES[name.strip("_")], 5 + place, 20, 9] for place, name in enumerate(TARGETS)])
@@ -355,12 +357,12 @@ def test_refused_configs(field, value):
         SeamlessM4Tv2Model(seamless.config(**{field: value}))
 
 
-TRAINING, IDS, SPEECH = "only while training", "of generation", "of speech output"
+TRAINING, TOKENS, SPEECH = "only while training", "of generation", "of speech output"
 IGNORED = {
     **dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "encoder_layerdrop"), TRAINING),
     **dict.fromkeys(("decoder_layerdrop", "speech_encoder_dropout", "speech_encoder_layerdrop"), TRAINING),
     **dict.fromkeys(("adaptor_dropout", "initializer_range"), TRAINING),
-    **dict.fromkeys(("max_new_tokens", "bos_token_id", "eos_token_id", "decoder_start_token_id"), IDS),
+    **dict.fromkeys(("max_new_tokens", "bos_token_id", "eos_token_id", "decoder_start_token_id"), TOKENS),
     **dict.fromkeys(("use_cache", "is_encoder_decoder"), "what there is anyway"),
     **dict.fromkeys(("sampling_rate", "char_vocab_size", "leaky_relu_slope", "unit_embed_dim"), SPEECH),
     **dict.fromkeys(("lang_embed_dim", "spkr_embed_dim", "var_pred_dropout", "variance_predictor_kernel_size"), SPEECH),
