@@ -51,6 +51,7 @@ class CheckpointModel(PreTrainedModel):
     adapter_prefixes: Prefixes = ()
 
     answers_questions = True  # or it writes down what is said, and is asked nothing
+    is_taught = True  # whether `finetune` teaches it
 
     # The linear layers that adapters are for where nobody names others: those of the published guides.
     adapted_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")

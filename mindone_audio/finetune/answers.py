@@ -28,8 +28,10 @@ class Answers:
         known = {name: getattr(collator, name, None) for name in _SPOKEN}
         self.told = {name: value for name, value in known.items() if value is not None}
         self.settings = {"max_new_tokens": settings.max_new_tokens, "do_sample": False}
-        if not self.asks:  # no window is tried again, and no times are told
-            self.settings |= {"temperature": 0, "return_timestamps": False, "compile": settings.compile}
+        if not self.asks:
+            self.settings |= {"compile": settings.compile}
+        if self.pipe.tells_times:  # no window is tried again, and no times are told
+            self.settings |= {"temperature": 0, "return_timestamps": False}
 
     def __call__(self, examples: Sequence[Example]) -> list[str]:
         """What the model says; nothing where a clip cannot be decoded."""

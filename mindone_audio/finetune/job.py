@@ -122,7 +122,12 @@ def load_data(config: FinetuneConfig) -> tuple[Any, Sequence | None]:
     """
     data = config.data
     prompt = data.prompt
-    if not model_class(read_config(_base(config))).answers_questions:
+    taught = model_class(read_config(_base(config)))
+    if not taught.is_taught:
+        raise SettingError(
+            lambda say: f"{say('model', str(_base(config)))}: {taught.__name__} is not taught here: take another model"
+        )
+    if not taught.answers_questions:
         if prompt:
             raise refusal("prompt", f" {prompt!r:.80}: this model writes down what is said: leave it out")
         prompt = ""  # there need not be one

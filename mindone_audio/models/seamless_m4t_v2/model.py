@@ -52,6 +52,7 @@ class SeamlessM4Tv2Model(EncoderDecoderModel, TranslationMixin):
     config_class = SeamlessM4Tv2Config
     engine_class = TextOrSpeechEngine
     weight_prefixes = WEIGHT_PREFIXES
+    is_taught = False
     reads, listens = True, True  # which encoders there are: of texts, of speech
 
     def __init__(self, config: SeamlessM4Tv2Config):

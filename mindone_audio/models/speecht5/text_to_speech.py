@@ -28,6 +28,7 @@ class SpeechT5ForTextToSpeech(CheckpointModel, EngineMixin):
 
     config_class = SpeechT5Config
     engine_class = SpeechEngine
+    is_taught = False
     weight_prefixes = (
         ("speecht5.encoder.", "text_encoder."),
         ("speecht5.decoder.prenet.", "prenet."),
