@@ -330,7 +330,7 @@ def test_a_model_that_only_transcribes(visit):
     """There is nothing on the page to ask it."""
 
     class Recognition(Pipe):
-        tells_times = True
+        task = "automatic-speech-recognition"
 
     with running(ServerOptions(model="a/model"), pipe=Recognition()) as (url, _):
         tab = visit(url)
@@ -342,6 +342,20 @@ def test_a_model_that_only_transcribes(visit):
             assert not tab.page.is_visible(hidden), hidden
         for shown in ("#record", "#choose", "#language", "#words"):
             assert tab.page.is_visible(shown), shown
+
+
+def test_a_model_that_speaks(visit):
+    """The page says where programs send texts, and offers nothing to record."""
+
+    class Speech(Pipe):
+        task = "text-to-speech"
+
+    with running(ServerOptions(model="a/model"), pipe=Speech()) as (url, _):
+        tab = visit(url)
+        until(lambda: tab.page.inner_text("#title") == "Speech from text")
+        assert "/v1/audio/speech" in tab.page.inner_text("#lead")
+        for hidden in ("#composer", "#record", "#examples"):
+            assert not tab.page.is_visible(hidden), hidden
 
 
 def test_a_file_that_is_no_audio(server, visit):

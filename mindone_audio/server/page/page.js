@@ -879,6 +879,12 @@ function offerTasks(offered) {
   const answers = offered.includes("ask");
   for (const part of document.querySelectorAll(".asking")) part.hidden = !answers;
   if (answers) return;
+  if (!offered.length) {
+    document.title = $("title").textContent = "Speech from text";
+    $("lead").textContent = "This model speaks. Programs send it texts, to /v1/audio/speech.";
+    $("composer").hidden = true;
+    return;
+  }
   document.title = $("title").textContent = "Write down speech";
   $("lead").textContent = "Record something or choose a file. Then have the speech written down, with times.";
   setTask(offered[0]);
