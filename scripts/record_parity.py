@@ -81,6 +81,7 @@ def one_source(processor, audio: list[str], text: str | None) -> dict[str, torch
             "In a batch transformers lets the shorter clips of this family hear their padding"
         )
     if text is not None:
+        processor.tokenizer.src_lang = "eng"
         return {"input_ids": processor.tokenizer(text, padding=False, return_tensors="pt").input_ids}
     extractor = processor.feature_extractor
     samples = librosa.load(audio[0], sr=extractor.sampling_rate)[0]
@@ -245,7 +246,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
     parser.add_argument("--audio", action="append", default=[], help="a clip; several times for several placeholders")
-    parser.add_argument("--text", help="what SeamlessM4T translates, in its tokenizer's source language, not a clip")
+    parser.add_argument("--text", help="English that SeamlessM4T translates, in place of a clip")
     parser.add_argument(
         "--prompt",
         required=True,
@@ -265,7 +266,7 @@ def main() -> int:
         inputs = processor_inputs(args.model, args.audio, args.prompt, args.text)
         arrays = record(model, inputs, args.every, args.positions, args.new_tokens)
         save(arrays, args.out, model, prompt=args.prompt)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{args.out}: {len(arrays)} arrays, {args.out.stat().st_size / 1e6:.1f} MB, {args.dtype}")

@@ -120,6 +120,17 @@ def test_a_wrong_weight_is_found_where_it_is(recordings, models, monkeypatch, ca
     assert report.first_outside == stage and not report.passed
 
 
+@pytest.mark.parametrize("case", ["speech", "transcript"])
+def test_a_graph_that_is_given_another_clip_is_seen(recordings, models, monkeypatch, case):
+    model = models[CASES[case][0]]
+    sources = model.sources
+    monkeypatch.setattr(
+        model, "sources", lambda **inputs: [(clip[..., ::-1], length) for clip, length in sources(**inputs)]
+    )
+    report = parity.replay(model, recordings[case])
+    assert report.first_outside is None and not report.passed and report.tokens_equal < 9
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [

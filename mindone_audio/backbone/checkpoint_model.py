@@ -194,7 +194,7 @@ class CheckpointModel(PreTrainedModel):
         return self.project(self.audio_tower(input_features, lengths))
 
     def encoder_of(self, inputs: dict) -> nn.Cell | None:
-        """The encoder that hears, or reads, the sources among the arguments of `construct`."""
+        """The encoder that these arguments of `construct` go through; None where there are no encoded clips."""
         return self.audio_tower
 
     def project(self, encoded: Tensor) -> Tensor:
