@@ -23,6 +23,7 @@ from safetensors.numpy import save_file
 
 FORMAT = "mindone_audio.parity/1"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WITHOUT_TOKENS = ("SpeechT5ForTextToSpeech", "SpeechT5ForSpeechToSpeech")
 
 
 def load_model(name: str, dtype: torch.dtype, device: str):
@@ -33,16 +34,29 @@ def load_model(name: str, dtype: torch.dtype, device: str):
         raise ValueError(
             f"{name} needs the class {architecture}, which transformers {transformers.__version__} does not have"
         )
+    if architecture in WITHOUT_TOKENS:
+        raise ValueError(f"{name} is a {architecture}, which makes sound and no tokens: there are no recordings of it")
     model = getattr(transformers, architecture).from_pretrained(name, dtype=dtype, attn_implementation="eager")
     return model.eval().to(device)
 
 
-def processor_inputs(name: str, audio: list[str], prompt: str) -> dict[str, torch.Tensor]:
+def processor_inputs(name: str, audio: list[str], prompt: str, text: str | None = None) -> dict[str, torch.Tensor]:
     """What the checkpoint's processor makes of the clips and a prompt that has their placeholders."""
     import librosa
 
+    config = transformers.AutoConfig.from_pretrained(name)
+    if config.model_type in ("seamless_m4t_v2", "speecht5"):  # of which AutoProcessor may not know the first
+        seamless = config.model_type == "seamless_m4t_v2"
+        of_family = transformers.SeamlessM4TProcessor if seamless else transformers.SpeechT5Processor
+        processor = of_family.from_pretrained(name)
+        source, ids = one_source(processor, audio, text), answer_begins(processor, prompt)
+        return {**source, "decoder_input_ids": torch.tensor([[config.decoder_start_token_id, *ids]])}
     processor = transformers.AutoProcessor.from_pretrained(name)
+    if text is not None:
+        raise ValueError("--text is what SeamlessM4T translates: give this model its words in --prompt")
     if isinstance(processor, transformers.WhisperProcessor):  # the prompt is what the answer begins with
+        if not audio:
+            raise ValueError("no --audio was given: Whisper needs at least one clip")
         rate = processor.feature_extractor.sampling_rate
         clips = [librosa.load(path, sr=rate)[0] for path in audio]
         ids = processor.tokenizer(prompt, add_special_tokens=False, return_tensors="pt").input_ids
@@ -53,6 +67,38 @@ def processor_inputs(name: str, audio: list[str], prompt: str) -> dict[str, torc
     rate = processor.feature_extractor.sampling_rate
     clips = [librosa.load(path, sr=rate)[0] for path in audio]
     return dict(processor(text=prompt, audio=clips or None, sampling_rate=rate, return_tensors="pt"))
+
+
+def one_source(processor, audio: list[str], text: str | None) -> dict[str, torch.Tensor]:
+    """One clip, or one text for SeamlessM4T, without padding: transformers lets a clip hear the padding behind it."""
+    import librosa
+
+    if text is not None and isinstance(processor, transformers.SpeechT5Processor):
+        raise ValueError("--text is what SeamlessM4T translates, and SpeechT5 writes down what is said: give --audio")
+    if len(audio) + (text is not None) != 1:
+        raise ValueError(
+            f"{len(audio)} clips and {int(text is not None)} texts were given: give one clip, or SeamlessM4T one text. "
+            "In a batch transformers lets the shorter clips of this family hear their padding"
+        )
+    if text is not None:
+        processor.tokenizer.src_lang = "eng"
+        return {"input_ids": processor.tokenizer(text, padding=False, return_tensors="pt").input_ids}
+    extractor = processor.feature_extractor
+    samples = librosa.load(audio[0], sr=extractor.sampling_rate)[0]
+    made = extractor(samples, sampling_rate=extractor.sampling_rate, return_tensors="pt", return_attention_mask=True)
+    name = extractor.model_input_names[0]
+    return {name: made[name][:, : int(made["attention_mask"].sum())]}
+
+
+def answer_begins(processor, prompt: str) -> list[int]:
+    """The tokens behind the start token that the prompt says: a language's for SeamlessM4T, or words for SpeechT5."""
+    tokenizer = processor.tokenizer
+    if isinstance(processor, transformers.SpeechT5Processor):
+        return tokenizer(prompt, add_special_tokens=False).input_ids
+    language = tokenizer.convert_tokens_to_ids(prompt)
+    if not prompt.startswith("__") or language in (None, tokenizer.unk_token_id):
+        raise ValueError(f"--prompt {prompt!r} is no language of SeamlessM4T: give the one to write, such as __fra__")
+    return [language]
 
 
 def chat(audio: list[str], prompt: str, placeholder: str) -> list[dict]:
@@ -72,15 +118,28 @@ def find(model: torch.nn.Module, ending: str) -> torch.nn.Module | None:
     return model.get_submodule(names[0]) if names else None
 
 
+def first_found(model: torch.nn.Module, endings: tuple[str, ...]) -> torch.nn.Module | None:
+    """What `find` finds of the first of these endings that there is."""
+    return next((module for ending in endings if (module := find(model, ending)) is not None), None)
+
+
 def first_tensor(output) -> torch.Tensor:
     """The tensor of a module's output, which may be a tuple or a ModelOutput."""
     return output if isinstance(output, torch.Tensor) else output[0]
 
 
+def encoder_of(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.nn.Module | None:
+    """The encoder that hears or, where there are two, reads these inputs."""
+    if not is_seq2seq(model):
+        return find(model, "audio_tower")
+    return first_found(model, ("text_encoder" if "input_ids" in inputs else "speech_encoder", "encoder"))
+
+
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The layers of the language model, or of an encoder-decoder model's decoder."""
-    language_model = find(model, "language_model") or (find(model, "decoder") if is_seq2seq(model) else None) or model
-    return next(m for n, m in language_model.named_modules() if n == "layers" or n.endswith(".layers"))
+    names = ("text_decoder", "decoder") if is_seq2seq(model) else ("language_model",)
+    decoder = first_found(model, names) or model
+    return next(m for n, m in decoder.named_modules() if n == "layers" or n.endswith(".layers"))
 
 
 def is_seq2seq(model: torch.nn.Module) -> bool:
@@ -91,14 +150,21 @@ def is_seq2seq(model: torch.nn.Module) -> bool:
 def greedy(model: torch.nn.Module, inputs: dict[str, torch.Tensor], new_tokens: int) -> tuple[np.ndarray, np.ndarray]:
     """The best next tokens int32 (batch, length) of an encoder-decoder model, and how far each is ahead of the next.
 
+    They stop where all have ended, or chosen padding, which has no position in some families of transformers.
     `generate` is not asked: families forbid tokens in it, which is no matter of parity.
     """
-    ids, heard = inputs["decoder_input_ids"], model.get_encoder()(inputs["input_features"])
+    ids, heard = inputs["decoder_input_ids"], model(**inputs).encoder_last_hidden_state
+    source = {"encoder_outputs": (heard,), "attention_mask": inputs.get("attention_mask")}
     begin, margins = ids.shape[1], []
+    ends = torch.tensor([model.config.eos_token_id, model.config.pad_token_id], device=ids.device)
+    ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     for _ in range(new_tokens):
-        best = model(encoder_outputs=heard, decoder_input_ids=ids).logits[:, -1].float().topk(2, -1)
+        best = model(**source, decoder_input_ids=ids).logits[:, -1].float().topk(2, -1)
         margins.append(best.values[:, 0] - best.values[:, 1])
         ids = torch.cat([ids, best.indices[:, :1]], 1)
+        ended |= torch.isin(ids[:, -1], ends)
+        if ended.all():
+            break
     return ids[:, begin:].cpu().numpy().astype(np.int32), torch.stack(margins, 1).cpu().numpy()
 
 
@@ -113,8 +179,7 @@ def record(
     """
     arrays = {f"input.{name}": value.cpu().numpy().copy() for name, value in inputs.items()}  # a model may change them
     layers = decoder_layers(model)
-    encoder = find(model, "encoder") if is_seq2seq(model) else find(model, "audio_tower")
-    watched = {"encoder": encoder, "projector": find(model, "multi_modal_projector")}
+    watched = {"encoder": encoder_of(model, inputs), "projector": find(model, "multi_modal_projector")}
     last = slice(-positions, None)
     for number, layer in enumerate(layers, start=1):
         if number % every == 0 or number in (1, len(layers)):
@@ -181,11 +246,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="checkpoint folder or hub name")
     parser.add_argument("--audio", action="append", default=[], help="a clip; several times for several placeholders")
+    parser.add_argument("--text", help="English that SeamlessM4T translates, in place of a clip")
     parser.add_argument(
         "--prompt",
         required=True,
         help="the text with its audio placeholders, as the processor takes it (Voxtral: the "
-        "user's message; without placeholders the clips come first; Whisper: the tokens that the answer begins with)",
+        "user's message; without placeholders the clips come first; Whisper: the tokens that the answer begins with; "
+        "SeamlessM4T: the language to write, such as __fra__; SpeechT5: '', or words that the answer begins with)",
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
@@ -196,10 +263,10 @@ def main() -> int:
     args = parser.parse_args()
     try:
         model = load_model(args.model, DTYPES[args.dtype], args.device)
-        inputs = processor_inputs(args.model, args.audio, args.prompt)
+        inputs = processor_inputs(args.model, args.audio, args.prompt, args.text)
         arrays = record(model, inputs, args.every, args.positions, args.new_tokens)
         save(arrays, args.out, model, prompt=args.prompt)
-    except (OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"{args.out}: {len(arrays)} arrays, {args.out.stat().st_size / 1e6:.1f} MB, {args.dtype}")

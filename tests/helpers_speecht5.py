@@ -124,9 +124,9 @@ def speech_to_text(seed: int = 0, **changes) -> TorchSpeechToText:
     return model
 
 
-def save_writer(folder: Path) -> None:
+def save_writer(folder: Path, seed: int = 0) -> None:
     """A checkpoint that writes, with its processor, for clips of up to 30,000 samples."""
-    speech_to_text(vocab_size=len(LETTERS) + 5, max_speech_positions=1600).save_pretrained(folder)
+    speech_to_text(seed, vocab_size=len(LETTERS) + 5, max_speech_positions=1600).save_pretrained(folder)
     save_processor(folder)
 
 

@@ -193,6 +193,10 @@ class CheckpointModel(PreTrainedModel):
         """Clips (clips, mel bins, frames), lengths int32 in frames, to what the decoder takes (clips, rows, hidden)."""
         return self.project(self.audio_tower(input_features, lengths))
 
+    def encoder_of(self, inputs: dict) -> nn.Cell | None:
+        """The encoder that these arguments of `construct` go through; None where there are no encoded clips."""
+        return self.audio_tower
+
     def project(self, encoded: Tensor) -> Tensor:
         """What the encoder makes of clips, as the decoder takes it: (clips, rows, hidden)."""
         return encoded if self.multi_modal_projector is None else self.multi_modal_projector(encoded)

@@ -61,11 +61,24 @@ class EncoderDecoderModel(CheckpointModel):
         known = "decoder_input_ids", "decoder_attention_mask", "labels", *self.audio_inputs
         if unknown := sorted(set(audio) - set(known)):
             raise TypeError(f"{type(self).__name__} takes no {', '.join(unknown)}: it takes {', '.join(known)}")
+        features, lengths = self._clips_given(audio)
+        heard = self.heard(lengths) if self.hears_part else np.full(len(lengths), -1, np.int32)
+        return self.asked(decoder_input_ids, decoder_attention_mask, labels, heard), features, lengths
+
+    def sources(self, **inputs) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What the engine encodes for each sample: the features of its clip, and how long it is.
+
+        inputs: the arrays that `audio_inputs` names. Errors are those of `clips`.
+        """
+        features, lengths = self._clips_given(inputs)
+        return [(features[[row]], lengths[[row]]) for row in range(len(features))]
+
+    def _clips_given(self, audio: dict) -> tuple[np.ndarray, np.ndarray]:
+        """What `clips` gives; `ValueError` where there are none."""
         features, lengths = self.clips(audio)
         if features is None:
             raise ValueError(f"{self.audio_inputs[0]} are missing: give what the processor makes of the clips")
-        heard = self.heard(lengths) if self.hears_part else np.full(len(lengths), -1, np.int32)
-        return self.asked(decoder_input_ids, decoder_attention_mask, labels, heard), features, lengths
+        return features, lengths
 
     def asked(self, decoder_input_ids, decoder_attention_mask, labels, heard: np.ndarray) -> Prompt:
         """What the decoder reads, checked. heard int32 (samples): how many positions of its context each attends to."""

@@ -101,6 +101,8 @@ def replay(model: CheckpointModel, recording: Recording) -> Report:
     kind = recording.facts.get("model_type")
     if kind != model.config.model_type:
         raise RecordingError(f"the recording is of a {kind!r} model and this is a {model.config.model_type!r}")
+    if ("decoder_input_ids" in recording.inputs) != bool(model.context_positions):
+        raise RecordingError(f"{type(model).__name__} does not write what was recorded: give the recorded checkpoint")
     tolerance = max(TOLERANCES[dtype] for dtype in (str(model.dtype).lower(), recording.facts.get("dtype", "float32")))
     ours = activations(model, recording)
     rows = []
@@ -127,19 +129,23 @@ def _tokens(model: CheckpointModel, inputs: dict[str, np.ndarray], count: int) -
     if not model.context_positions:
         made = model.generate(**inputs, max_new_tokens=count, do_sample=False).asnumpy()
         return made[:, inputs["input_ids"].shape[1] :]
-    features, lengths = model.clips({"input_features": inputs["input_features"]})
     settings = GenerationSettings(max_new_tokens=count)
     requests = [
         GenerationRequest(
             ids.astype(np.int32),
             np.full(len(ids), -1, np.int32),
-            (features[[row]], lengths[[row]]),
+            source,
             settings,
             lambda new_tokens: np.zeros(len(new_tokens), bool),
         )
-        for row, ids in enumerate(inputs["decoder_input_ids"])
+        for ids, source in zip(inputs["decoder_input_ids"], model.sources(**_source(inputs)))
     ]
     return np.stack(list(columns(model.engine(), requests)), 1)
+
+
+def _source(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What an encoder-decoder model's encoder is given."""
+    return {name: value for name, value in inputs.items() if not name.startswith("decoder_")}
 
 
 def _stages(recording: Recording) -> list[str]:
@@ -153,7 +159,7 @@ def activations(model: CheckpointModel, recording: Recording) -> dict[str, np.nd
     inputs = recording.inputs
     prompts = len(inputs["decoder_input_ids" if model.context_positions else "input_ids"])
     positions = recording.arrays["logits"].shape[1]
-    cells = {"encoder": model.audio_tower, "projector": model.multi_modal_projector}
+    cells = {"encoder": model.encoder_of(inputs), "projector": model.multi_modal_projector}
     cells = {stage: cell for stage, cell in cells.items() if cell is not None}
     layers = model.language_model.model.layers
     for stage in _stages(recording):
@@ -179,20 +185,29 @@ def activations(model: CheckpointModel, recording: Recording) -> dict[str, np.nd
         for handle in handles:
             handle.remove()
     values["logits"] = to_numpy(logits)[:, -positions:]
-    if model.context_positions:
-        return values
-    _, _, lengths = model.prompt(**inputs)
-    for stage in ("encoder", "projector"):
+    for stage, counts in _rows_that_count(model, inputs).items():
         if stage in values and stage in recording.arrays:
             ours, theirs = values[stage], recording.arrays[stage]
             if ours.shape[::2] != theirs.shape[::2]:
                 continue  # other clips or another width, which the comparison tells
-            rows = model.audio_tower.output_lengths if stage == "encoder" else model.audio_tokens
             values[stage] = theirs.astype(ours.dtype)  # padding, of which there may be another amount here
-            for clip, count in enumerate(rows(audio_frames(lengths))):
+            for clip, count in enumerate(counts):
                 valid = min(count, theirs.shape[1], ours.shape[1])
                 values[stage][clip, :valid] = ours[clip, :valid]
     return values
+
+
+def _rows_that_count(model: CheckpointModel, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """How many rows of each clip, or text, are no padding, by the stage; a stage without padding is left out."""
+    encoder = model.encoder_of(inputs)
+    if model.context_positions:
+        lengths = np.concatenate([length for _, length in model.sources(**_source(inputs))])
+        counts = model.heard(lengths) if encoder is model.audio_tower else lengths
+        return {} if counts is None else {"encoder": counts}
+    if encoder is None:
+        return {}
+    frames = audio_frames(model.prompt(**inputs)[2])
+    return {"encoder": encoder.output_lengths(frames), "projector": model.audio_tokens(frames)}
 
 
 def _compare(stage: str, mine: np.ndarray, theirs: np.ndarray, tolerance: float) -> Comparison:

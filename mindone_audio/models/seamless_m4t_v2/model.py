@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor
+from mindspore import Tensor, nn
 from transformers import SeamlessM4Tv2Config
 
 from mindone_audio.backbone.buckets import bucket
@@ -181,7 +181,7 @@ class SeamlessM4Tv2Model(EncoderDecoderModel, TranslationMixin):
 
         The arguments and errors are those of `generate`.
         """
-        sources = self._sources(input_ids, input_features, attention_mask)
+        sources = self.sources(input_ids, input_features, attention_mask)
         prompts = self._prompts(tgt_lang, len(sources))
         sizes = self.language_model.config
         chosen = settle(self.generation_config, settings, generation_config, vocabulary=sizes.vocab_size)
@@ -210,8 +210,15 @@ class SeamlessM4Tv2Model(EncoderDecoderModel, TranslationMixin):
                 f"{type(self).__name__} takes {other}, and was given {given}: use SeamlessM4Tv2Model, which takes both"
             )
 
-    def _sources(self, input_ids, input_features, attention_mask) -> list[tuple[np.ndarray, np.ndarray]]:
-        """What the decoder attends to in each sample, as the engine encodes it; there is room for it from now on."""
+    def encoder_of(self, inputs: dict) -> nn.Cell:
+        """The text encoder where there are input_ids, or else the speech encoder."""
+        return self.audio_tower if inputs.get("input_ids") is None else self.text_encoder
+
+    def sources(self, input_ids=None, input_features=None, attention_mask=None) -> list[tuple[np.ndarray, np.ndarray]]:
+        """What the decoder attends to in each sample, as the engine encodes it; there is room for it from now on.
+
+        Of a text its tokens, padded, and how many there are. Arguments and errors are those of `requests`.
+        """
         self._check_source(input_ids, input_features)
         if input_ids is None:
             features, lengths = self.clips(dict(zip(self.audio_inputs, (input_features, attention_mask))))

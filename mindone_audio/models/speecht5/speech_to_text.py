@@ -152,9 +152,7 @@ class SpeechT5ForSpeechToText(EncoderDecoderModel, EngineMixin):
         tokenizer: needed for stop_strings and for a constraint. The other arguments and the errors are those of
         `generate`.
         """
-        samples, lengths = self.clips({"input_values": input_values, "attention_mask": attention_mask})
-        if samples is None:
-            raise ValueError("input_values are missing: give what the processor makes of the clips")
+        sources = self.sources(input_values=input_values, attention_mask=attention_mask)
         sizes, start = self.language_model.config, self.config.decoder_start_token_id
         chosen = settle(self.generation_config, settings, generation_config, vocabulary=sizes.vocab_size)
         chosen = chosen.resolve_length(1, sizes.max_positions)
@@ -165,7 +163,4 @@ class SpeechT5ForSpeechToText(EncoderDecoderModel, EngineMixin):
             ends, most = chosen.eos_token_ids, chosen.max_new_tokens
             constraint = compile_constraint(chosen.constraint, tokenizer, sizes.vocab_size, ends, most)
         prompt, nothing = np.array([start], np.int32), np.array([-1], np.int32)
-        return [
-            GenerationRequest(prompt, nothing, (samples[[row]], lengths[[row]]), chosen, ended, constraint=constraint)
-            for row in range(len(samples))
-        ]
+        return [GenerationRequest(prompt, nothing, source, chosen, ended, constraint=constraint) for source in sources]
