@@ -1,11 +1,13 @@
 """The sound files that commands write."""
 
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from mindone_audio.commands.options import WrongUse
 from mindone_audio.machine.files import replacing
+
+if TYPE_CHECKING:  # not for --help
+    import numpy as np
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC", ".mp3": "MP3"}  # by the ending of the file
 
@@ -16,7 +18,7 @@ def check_name(option: str, path: Path) -> None:
         raise WrongUse(f"{option} {path}: the file's name must end in {', '.join(FORMATS)}")
 
 
-def write_sound(path: Path, samples: np.ndarray, sampling_rate: int) -> str:
+def write_sound(path: Path, samples: "np.ndarray", sampling_rate: int) -> str:
     """Write samples float32 (samples), at a rate in Hz, or nothing where that fails; returns what was done."""
     import soundfile
 

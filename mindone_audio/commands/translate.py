@@ -9,7 +9,6 @@ from typing import Any
 
 from mindone_audio.commands import options as shared
 from mindone_audio.commands.sound_file import check_name, write_sound
-from mindone_audio.inputs.audio.errors import AudioError
 from mindone_audio.setting_fields import in_words, option
 
 _TOGETHER = 8  # inputs, so that an interruption costs no more
@@ -80,6 +79,8 @@ def _speak(options: argparse.Namespace, names: list[str], inputs: list[Any]) -> 
         raise shared.WrongUse("--stream writes text as it is produced, and --speak says it when it is known: leave one")
     pipe = shared.load_pipeline(options, "translation")
     asked = {"tgt_lang": options.to, "src_lang": options.source, **shared.settings(options)}
+    from mindone_audio.inputs.audio import AudioError
+
     try:
         answer = pipe.speak(inputs[0], speaker_id=options.speaker or 0, **asked)
     except AudioError as error:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,22 +17,23 @@ _SPOKEN = ("language", "task")
 class Answers:
     """The pipeline of a model, asked as the model is taught.
 
-    collator: says the language and the task of examples that do not, where it knows them. Raises `ValueError` for a
-    model without a pipeline.
+    collator: says the language and the task of examples that do not, where it knows them.
     """
 
     def __init__(self, model: Any, processor: Any, collator: Any, settings: FinetuneSettings):
-        from mindone_audio.pipelines import pipeline
-
-        self.pipe, self.asks = pipeline(model=model, processor=processor), model.answers_questions
+        self.model, self.processor, self.asks = model, processor, model.answers_questions
         self.batch_size = settings.per_device_eval_batch_size
         known = {name: getattr(collator, name, None) for name in _SPOKEN}
         self.told = {name: value for name, value in known.items() if value is not None}
         self.settings = {"max_new_tokens": settings.max_new_tokens, "do_sample": False}
         if not self.asks:
             self.settings |= {"compile": settings.compile}
-        if self.pipe.tells_times:  # no window is tried again, and no times are told
-            self.settings |= {"temperature": 0, "return_timestamps": False}
+
+    @cached_property
+    def pipe(self) -> Any:
+        from mindone_audio.pipelines import pipeline
+
+        return pipeline(model=self.model, processor=self.processor)
 
     def __call__(self, examples: Sequence[Example]) -> list[str]:
         """What the model says; nothing where a clip cannot be decoded."""
@@ -41,10 +43,12 @@ class Answers:
                 inputs[place] = self._input(example, example.samples())
         if not inputs:
             return said
+        # No window is tried again, and no times are told.
+        more = {"temperature": 0, "return_timestamps": False} if self.pipe.tells_times else {}
         answers = self.pipe(
             list(inputs.values()),
             batch_size=self.batch_size,
-            generate_kwargs=self.settings,
+            generate_kwargs=self.settings | more,
             on_error="return" if self.asks else "raise",  # of a clip that is too long for the model
             progress=False,
         )
