@@ -36,6 +36,7 @@ def test_a_step_costs_its_own_result(name, needed, monkeypatch, capsys, tmp_path
     printed, report = capsys.readouterr().out, (tmp_path / "report.md").read_text()
     assert "## fine: ok, " in report and "all is well" in report
     assert f"## {name}: failed, " in report and said in report and said.splitlines()[-1] in printed
+    assert ("Fatal Python error: Aborted" in report) is (name == "crash")  # and in which line
     assert ("last: left out, since MindSpore does not run" if needed else "## last: ok") in report
 
 

@@ -79,7 +79,8 @@ def run(chain: list[Step]) -> Iterator[Outcome]:
 
 
 def _run_step(step: Step) -> tuple[str, str]:
-    environment = {"USE_TORCH": "0", "GLOG_v": "3"} | os.environ  # as the commands have it
+    # As the commands have it; and a crash says where it was.
+    environment = {"USE_TORCH": "0", "GLOG_v": "3", "PYTHONFAULTHANDLER": "1"} | os.environ
     try:
         done = subprocess.run(
             [sys.executable, *step.arguments],
