@@ -140,6 +140,11 @@ def test_pieces_make_the_file(form):
     assert np.corrcoef(part, wave)[0, 1] > 0.99 and 0.9 < part.std() / wave.std() < 1.1
 
 
+def test_a_rate_that_a_form_cannot_have():
+    with pytest.raises(ValueError, match="it cannot have the 22050 Hz of this model: use wav"):
+        encoder("opus", 22050)
+
+
 def test_pieces_come_while_others_are_made(server):
     body = {"model": "demo", "input": LONG, "voice": "first", "response_format": "pcm"}
     with httpx.stream("POST", server[0] + SPEECH, json=body, timeout=300) as answer:
@@ -260,6 +265,7 @@ def test_other_models_do_not_speak():
         ({"voice": ["a=x.npy", "a=y.npy"]}, "--voice: two voices have one name: a"),
         ({"vocoder": None}, "such as microsoft/speecht5_hifigan, as --vocoder"),
         ({"voice": []}, "--voice is missing, as NAME=FILE, so that there is no voice to speak with: take one of"),
+        ({"adapter": ["a=somewhere"]}, "--adapter a=somewhere: a model that speaks takes none"),
         ({"voice": ["a=missing.npy"]}, "no file 'missing.npy' with a voice"),
         ({"model": None}, "and takes no --vocoder and no --voice: leave them out"),
     ],

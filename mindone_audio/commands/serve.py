@@ -12,17 +12,8 @@ _NUMBERS = (
     *("drain_timeout", "media_timeout", "max_audio_seconds", "max_body_mb", "body_timeout"),
 )
 _OTHERS = (
-    *(
-        "model",
-        "served_model_name",
-        "vocoder",
-        "host",
-        "api_key_file",
-        "allow_media_path",
-        "ssl_certfile",
-        "ssl_keyfile",
-    ),
-    *("device", "device_memory", "dtype"),
+    *("model", "served_model_name", "vocoder", "host", "api_key_file", "allow_media_path"),
+    *("ssl_certfile", "ssl_keyfile", "device", "device_memory", "dtype"),
 )
 
 

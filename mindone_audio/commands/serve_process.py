@@ -169,6 +169,8 @@ def _voices(pipe: Any, options: ServerOptions) -> dict[str, Any]:
     """The voices of a model that speaks, which has spoken once: this compiles what a short text takes."""
     from mindone_audio.models.speecht5.voices import published_voices
 
+    if options.adapter:
+        raise refusal("adapter", f" {options.adapter[0]}: a model that speaks takes none: leave it out")
     if not options.voices:
         where = published_voices(pipe.model.config.speaker_embedding_dim)
         raise refusal("voice", f" is missing, as NAME=FILE, so that there is no voice to speak with: {where}")

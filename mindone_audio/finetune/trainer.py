@@ -61,8 +61,8 @@ class Trainer:
 
     model: a model of this package, mostly with adapters. processor: its processor, for evaluation by generated answers.
     collator: examples to model inputs with labels, such as `AnswerCollator`, or `TranscriptCollator` for a model that
-    writes down what is said. train: `Example`s, a sequence or, with
-    max_steps, any iterable that can be iterated again. evaluation: a sequence of them, or None.
+    writes down what is said. train: `Example`s, a sequence or, with max_steps, any iterable that can be iterated again.
+    evaluation: a sequence of them, or None.
 
     Attributes: steps: of the whole training; step: how many were taken; resumed_step: those of earlier runs.
     """

@@ -69,9 +69,8 @@ class AudioTextProcessor:
         """Seconds of audio that the model takes at a time; None where it takes clips of any length."""
         return self.feature_extractor.chunk_length
 
-    english: str | None = (
-        None  # the language with which a transcription is a translation to English, where there is one
-    )
+    # What `transcription_inputs` takes as a language for a translation to English; None where no language makes one.
+    english: str | None = None
 
     @property
     def transcription_window(self) -> float:

@@ -63,8 +63,8 @@ def pipeline(
     voice: Any = None,
     **download: Any,
 ) -> AudioTextToTextPipeline | SpeechRecognitionPipeline | TranslationPipeline | TextToSpeechPipeline:
-    """A pipeline for `"audio-text-to-text"`, for a Whisper model `"automatic-speech-recognition"`, for a SeamlessM4T
-    model that or `"translation"`, or for a SpeechT5 model `"text-to-speech"`.
+    """A pipeline for `"audio-text-to-text"`; for Whisper, and a SpeechT5 model that writes,
+    `"automatic-speech-recognition"`; for SeamlessM4T that or `"translation"`; for one that speaks `"text-to-speech"`.
 
     task: None is the one that the model has, the first of several. model: a model, a checkpoint folder or a Hugging
     Face id; None is the small checkpoint that comes with the package. processor: a processor, or where it is; None is

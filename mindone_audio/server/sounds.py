@@ -4,7 +4,7 @@ import io
 import struct
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,24 +19,22 @@ MEDIA_TYPES = {
 _UNKNOWN = 0xFFFFFFFF  # a length in the header of a WAV stream
 
 
-class Encoder:
+class Encoder(Protocol):
     """Samples of one sampling rate to bytes; made by `encoder`."""
 
     def add(self, samples: np.ndarray) -> bytes:
         """What float32 samples (count), between -1 and 1, make possible to send; it may be nothing yet."""
-        raise NotImplementedError
 
     def end(self) -> bytes:
         """The rest."""
-        raise NotImplementedError
 
 
 def encoder(form: str, rate: int) -> Encoder:
-    """An encoder to a form of `MEDIA_TYPES` of samples at `rate` Hz."""
+    """An encoder to a form of `MEDIA_TYPES` of samples at `rate` Hz; `ValueError` where it cannot have that rate."""
     return _ENCODERS[form](rate)
 
 
-class Pcm(Encoder):
+class Pcm:
     """Samples of 16 bits, low byte first, at `PCM_RATE`, without a header."""
 
     def __init__(self, rate: int):
@@ -51,7 +49,7 @@ class Pcm(Encoder):
         return _sixteen_bits(self.stream.resample_chunk(np.zeros(0, np.float32), last=True))
 
 
-class Wav(Encoder):
+class Wav:
     """A WAV stream of 16 bits; its header, which is sent before the length is known, says that it is unknown."""
 
     def __init__(self, rate: int):
@@ -66,7 +64,7 @@ class Wav(Encoder):
         return self.add(np.zeros(0, np.float32))
 
 
-class Sndfile(Encoder):
+class Sndfile:
     """A form that libsndfile writes.
 
     settings: of `soundfile.SoundFile`. streamed: False gives the whole file at its end. tagged: whether libsndfile
@@ -77,7 +75,10 @@ class Sndfile(Encoder):
         import soundfile
 
         self.sink, self.streamed, self.tagged, self.taken = _Sink(), streamed, tagged, 0
-        self.file = soundfile.SoundFile(self.sink, "w", rate, 1, **settings)
+        try:
+            self.file = soundfile.SoundFile(self.sink, "w", rate, 1, **settings)
+        except soundfile.SoundFileError as error:
+            raise ValueError(f"it cannot have the {rate} Hz of this model: use wav") from error
 
     def add(self, samples: np.ndarray) -> bytes:
         self.file.write(samples)

@@ -36,8 +36,11 @@ async def speech(service: Service, body: bytes, place: Place) -> Response:
     """The answer to {"model", "input", "voice", "response_format", …}."""
     asked = await service.in_pool(read_speech, body, service)
     settings = {"voice": asked.voice, "stream": True, "seed": asked.seed}
+    try:
+        file = encoder(asked.form, service.pipe.vocoder.sampling_rate)
+    except ValueError as error:
+        raise RequestError(f"response_format {asked.form}: {error}", "response_format") from error
     pieces = service.pieces(partial(service.pipe, asked.text, **settings), asked.model)
-    file = encoder(asked.form, service.pipe.vocoder.sampling_rate)
     try:
         if asked.events:
             return await event_stream(_events(_encoded(pieces, file), len(asked.text)))

@@ -107,9 +107,9 @@ def load_parameters(
     straight into the memory that its parameter keeps; a progress bar shows where that takes long. A weight in 4 bits is
     dequantised on the way, unless `keep` takes it, which then returns True. more_memory: what else
     the model needs, in bytes by its name in the error. unread: of the names in the folder's files those that are left
-    there. Returns the folders of the sources that
-    were needed, by part. Raises `CheckpointError`: for missing, unexpected and wrongly shaped tensors and for more than
-    this machine's memory before anything is read, and for a `keep` that has nothing to take.
+    there. Returns the folders of the sources that were needed, by part. Raises `CheckpointError`: for missing,
+    unexpected and wrongly shaped tensors and for more than this machine's memory before anything is read, and for a
+    `keep` that has nothing to take.
     """
     parameters = {name: parameter for name, parameter in _parameters(model)}
     tensors = stored_tensors(folder)

@@ -28,9 +28,7 @@ from mindone_audio.models.seamless_m4t_v2.sizes import (
     text_encoder_config,
 )
 from mindone_audio.models.seamless_m4t_v2.speaking import code_vocoder
-from mindone_audio.models.seamless_m4t_v2.speech_output import (
-    check_speech,
-)
+from mindone_audio.models.seamless_m4t_v2.speech_output import check_speech
 from mindone_audio.models.seamless_m4t_v2.text_encoder import EncodeText, TextOrSpeechEngine
 from mindone_audio.models.seamless_m4t_v2.units import TextToUnit
 from mindone_audio.setting_fields import refusal
