@@ -1,7 +1,8 @@
-"""Transcribe and caption audio clips of up to ten minutes with Audio Flamingo 3 on MindSpore.
+"""Transcribe and caption audio clips of up to ten minutes with Audio Flamingo 3 or Next on MindSpore.
 
     python examples/audio_flamingo3_caption.py --audio clip.mp3
     python examples/audio_flamingo3_caption.py --audio song.wav --prompt "Which instruments do you hear?" --greedy
+    python examples/audio_flamingo3_caption.py --audio clip.mp3 --model nvidia/audio-flamingo-next-hf
 
 The steps are those of transformers' guide to audio-text-to-text models. What differs: the imports, and that the
 processor's NumPy arrays become MindSpore tensors with `to_mindspore` instead of `.to(model.device)`.
@@ -15,12 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 import mindspore as ms  # noqa: E402
 
-from mindone_audio import (  # noqa: E402
-    AudioFlamingo3ForConditionalGeneration,
-    AutoProcessor,
-    load_audio,
-    to_mindspore,
-)
+from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, load_audio, to_mindspore  # noqa: E402
 from mindone_audio.machine.device import set_device  # noqa: E402
 from mindone_audio.setting_fields import in_words, option  # noqa: E402
 
@@ -65,9 +61,7 @@ def main() -> int:
         set_device(arguments.device)
     processor = AutoProcessor.from_pretrained(arguments.model)
     dtype = getattr(ms, arguments.dtype) if arguments.dtype else None
-    model = AudioFlamingo3ForConditionalGeneration.from_pretrained(
-        arguments.model, mindspore_dtype=dtype, device_map="auto"
-    )
+    model = AutoModelForAudioTextToText.from_pretrained(arguments.model, mindspore_dtype=dtype, device_map="auto")
     # What is not set here is as the checkpoint's generation_config.json says.
     settings = {"max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed}
     if arguments.greedy:

@@ -13,6 +13,7 @@ from mindone_audio.commands import (
     chat,
     doctor,
     finetune,
+    listen,
     models,
     parity,
     serve,
@@ -43,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = _Parser(prog="mindone-audio", description="Audio-language models on MindSpore.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (ask, transcribe, translate, speak, chat, serve, batch, finetune, models, warm_up, doctor, parity):
+    everyday = (ask, transcribe, listen, translate, speak, chat, serve, batch, finetune)
+    for command in (*everyday, models, warm_up, doctor, parity):
         command.add(commands)
     options = parser.parse_args(arguments)
     try:

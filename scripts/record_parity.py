@@ -27,9 +27,12 @@ WITHOUT_TOKENS = ("SpeechT5ForTextToSpeech", "SpeechT5ForSpeechToSpeech")
 
 
 def load_model(name: str, dtype: torch.dtype, device: str):
-    """The class that the checkpoint's config names, with eager attention."""
+    """The class that the checkpoint's config names, with eager attention: of Qwen2.5-Omni the thinker, and Phi-4's with
+    the speech adapter."""
     config = transformers.AutoConfig.from_pretrained(name)
     architecture = (config.architectures or ["none"])[0]
+    if config.model_type == "qwen2_5_omni":
+        architecture = "Qwen2_5OmniThinkerForConditionalGeneration"
     if not hasattr(transformers, architecture):
         raise ValueError(
             f"{name} needs the class {architecture}, which transformers {transformers.__version__} does not have"
@@ -37,6 +40,10 @@ def load_model(name: str, dtype: torch.dtype, device: str):
     if architecture in WITHOUT_TOKENS:
         raise ValueError(f"{name} is a {architecture}, which makes sound and no tokens: there are no recordings of it")
     model = getattr(transformers, architecture).from_pretrained(name, dtype=dtype, attn_implementation="eager")
+    if config.model_type == "phi4_multimodal":
+        folder = Path(name) / "speech-lora"
+        where = (folder, {}) if folder.is_dir() else (name, {"subfolder": folder.name})
+        model.load_adapter(str(where[0]), adapter_kwargs=where[1])  # by PEFT
     return model.eval().to(device)
 
 
@@ -131,13 +138,13 @@ def first_tensor(output) -> torch.Tensor:
 def encoder_of(model: torch.nn.Module, inputs: dict[str, torch.Tensor]) -> torch.nn.Module | None:
     """The encoder that hears or, where there are two, reads these inputs."""
     if not is_seq2seq(model):
-        return find(model, "audio_tower")
+        return first_found(model, ("audio_tower", "audio_embed.encoder"))
     return first_found(model, ("text_encoder" if "input_ids" in inputs else "speech_encoder", "encoder"))
 
 
 def decoder_layers(model: torch.nn.Module) -> torch.nn.ModuleList:
     """The layers of the language model, or of an encoder-decoder model's decoder."""
-    names = ("text_decoder", "decoder") if is_seq2seq(model) else ("language_model",)
+    names = ("text_decoder", "decoder") if is_seq2seq(model) else ("language_model", "model")
     decoder = first_found(model, names) or model
     return next(m for n, m in decoder.named_modules() if n == "layers" or n.endswith(".layers"))
 
@@ -179,7 +186,8 @@ def record(
     """
     arrays = {f"input.{name}": value.cpu().numpy().copy() for name, value in inputs.items()}  # a model may change them
     layers = decoder_layers(model)
-    watched = {"encoder": encoder_of(model, inputs), "projector": find(model, "multi_modal_projector")}
+    projector = first_found(model, ("multi_modal_projector", "down_proj_for_speech"))
+    watched = {"encoder": encoder_of(model, inputs), "projector": projector}
     last = slice(-positions, None)
     for number, layer in enumerate(layers, start=1):
         if number % every == 0 or number in (1, len(layers)):
@@ -201,7 +209,10 @@ def record(
     logits = model(**copied()).logits
     for handle in handles:
         handle.remove()
-    if "projector" in arrays and arrays["projector"].ndim == 2:  # Voxtral's rows of all windows, one after another
+    if "encoder" in arrays and arrays["encoder"].ndim == 2:  # Qwen's: the rows of all clips, one after another
+        if "projector" not in arrays:  # Qwen2.5-Omni's encoder projects too
+            arrays["projector"] = arrays.pop("encoder")
+    elif "projector" in arrays and arrays["projector"].ndim == 2:  # Voxtral's rows of all windows, one after another
         rows, width = arrays["projector"].shape
         arrays["projector"] = arrays["projector"].reshape((len(arrays["encoder"]), -1, width))
     arrays["logits"] = np.ascontiguousarray(logits[:, last].float().cpu().numpy())

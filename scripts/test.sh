@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Run the test suite in an environment of its own, which has PyTorch to compare with. `--mindspore VERSION` as the first
 # arguments runs it with that version, in another environment. `--real-weights` after that runs tests/real instead, with
-# published weights, which it downloads once. The other arguments go to pytest: `-m slow` runs the slow tests, which
-# start many processes. Two processes share the files of tests; -n 0 runs all in one.
+# published weights, which it downloads once. `--fastrtc` instead runs the tests of FastRTC and of the server with the
+# older starlette that FastRTC needs. The other arguments go to pytest: `-m slow` runs the slow tests, which start many
+# processes. Two processes share the files of tests; -n 0 runs all in one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh
@@ -26,5 +27,15 @@ if [ "${1:-}" = --real-weights ]; then
         cp tests/real/requirements.txt "$MINDONE_AUDIO_REAL_WEIGHTS/installed-requirements.txt"
     fi
     set -- tests/real "$@"
+elif [ "${1:-}" = --fastrtc ]; then
+    shift
+    # An environment in front of the other one, for what differs.
+    packages() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+    numpy=numpy==$("$environment/bin/python" -c 'from importlib.metadata import version; print(version("numpy"))')
+    make_environment "$environment-fastrtc" mindone_audio/server/requirements.txt \
+        mindone_audio/voice/fastrtc_requirements.txt "$numpy"
+    packages "$PWD/$environment" > "$(packages "$environment-fastrtc")/others.pth"
+    environment=$environment-fastrtc
+    set -- -m "slow or not slow" tests/test_fastrtc.py tests/test_server_{guards,realtime}.py "$@"
 fi
 "$environment/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -16,6 +16,7 @@ import soundfile
 import uvicorn
 
 from mindone_audio.generation.events import Delta, Overloaded, Token
+from mindone_audio.generation.settings import PromptTooLongError
 from mindone_audio.inputs.conversation import chat_clips
 from mindone_audio.inputs.processor import AudioTextProcessor
 from mindone_audio.server.app import create_app
@@ -74,13 +75,15 @@ class Pipe:
         if request.language is not None and request.language not in self.languages:
             raise refusal("language", f"={request.language!r}: this family knows {', '.join(self.languages)}")
         words = " ".join(texts(request.messages)).split()
-        if len(words) > POSITIONS:
-            raise ValueError(
-                f"the prompt has {len(words)} tokens, but the model has {POSITIONS} positions: use less text"
-            )
         audio = sum(len(clip) // 640 for clip in chat_clips(request.messages))
         size = len(words) + audio
-        return SimpleNamespace(prompt_tokens=size, audio_tokens=audio, settings=request.chosen, request=request)
+        chosen = request.chosen
+        if not request.transcribe:
+            if size > POSITIONS:
+                message = f"the prompt has {size} tokens, but the model has {POSITIONS} positions: use less text"
+                raise PromptTooLongError(message)
+            chosen = replace(chosen, max_new_tokens=min(chosen.max_new_tokens, max(1, POSITIONS - size)))
+        return SimpleNamespace(prompt_tokens=size, audio_tokens=audio, settings=chosen, request=request)
 
 
 def wav(seconds, level=0.3):

@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import helpers
+import helpers_phi4
+import helpers_qwen2_5_omni
+import helpers_transformers5
 import helpers_voxtral
 import numpy as np
 from safetensors.numpy import load_file
@@ -78,6 +81,25 @@ def voxtral(variant: str) -> Row:
     return live(f"voxtral {variant}", lambda: helpers_voxtral.torch_voxtral(config, seed), cases)
 
 
+def qwen2_5_omni(variant: str) -> Row:
+    """A Qwen2.5-Omni row; the variants are `helpers_qwen2_5_omni.VARIANTS`'s."""
+    text, seed = helpers_qwen2_5_omni.VARIANTS[variant]
+    config = helpers_qwen2_5_omni.tiny_omni_config(text)
+    cases = helpers_qwen2_5_omni.omni_cases()
+    return live(f"qwen2_5_omni {variant}", lambda: helpers_qwen2_5_omni.torch_omni(config, seed), cases)
+
+
+def phi4(variant: str) -> Row:
+    """A Phi-4-multimodal row; the variants are `helpers_phi4.VARIANTS`'s."""
+
+    def load(folder: Path):
+        arrays = helpers_phi4.recordings(folder, variant, 64)
+        facts = {"model_type": "phi4_multimodal", "dtype": "float32"}
+        return folder, {case: Recording(values, facts) for case, values in arrays.items()}
+
+    return Row(f"phi4_multimodal {variant}", load)
+
+
 def ichigo(variant: str) -> Row:
     """An Ichigo row: a Llama, to which sound is more tokens; the variants are `helpers.ICHIGO`'s."""
     sizes = helpers.ICHIGO[variant]
@@ -90,6 +112,9 @@ ROWS = [
     *map(golden, ("ultravox_llama", "ultravox_mistral", "ultravox_qwen2", "ultravox_qwen3")),
     *map(voxtral, helpers_voxtral.VARIANTS),
     golden("audioflamingo3"),
+    *map(golden, helpers_transformers5.FAMILIES),
+    *map(qwen2_5_omni, helpers_qwen2_5_omni.VARIANTS),
+    *map(phi4, helpers_phi4.VARIANTS),
     *map(ichigo, helpers.ICHIGO),
     golden("qwen2_audio_nf4_plain"),
     golden("qwen2_audio_nf4_double"),

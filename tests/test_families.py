@@ -14,6 +14,8 @@ TOLERANCE = 1e-4
 # names: their logits are proved there too, and what their graphs generate in the slow tests.
 COMPILED = {
     *("qwen2_audio grouped", "ultravox_llama", "ultravox_qwen3", "voxtral grouped", "audioflamingo3"),
+    *("qwen2_5_omni grouped", "phi4_multimodal adapter"),
+    *("glmasr", "musicflamingo", "qwen3_asr"),
     *("ichigo llama3 positions", "qwen2_audio_nf4_double"),
 }
 assert {row.name for row in ROWS} >= COMPILED
@@ -95,6 +97,8 @@ def test_every_parameter_is_proved(row):
     recording = recordings["batch"]
     expected = recording.arrays["logits"][seen(recording)]
     for parameter in model.get_parameters():
+        if parameter.name.endswith("linear_k.bias"):  # softmax does not see it at all
+            continue
         value = parameter.asnumpy().copy()
         parameter.set_data(to_mindspore(value * 1.02 + 0.02 * np.abs(value).mean()))
         error = relative_error(model(**recording.inputs).logits.asnumpy()[seen(recording)], expected)
@@ -114,6 +118,7 @@ def test_saving_keeps_names_and_values(row, tmp_path):
     folder, _, model = row
     model.save_pretrained(tmp_path)
     saved, published = load_file(tmp_path / "model.safetensors"), published_weights(folder)
+    published = {name: value for name, value in published.items() if name not in model.unread(set(published))}
     assert set(saved) == set(published)
     for name, value in published.items():
         np.testing.assert_array_equal(saved[name], value.astype(saved[name].dtype))

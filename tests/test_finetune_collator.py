@@ -8,12 +8,16 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import datasets
 import helpers_audioflamingo3 as flamingo
 import helpers_ichigo
+import helpers_phi4
 import helpers_processor
+import helpers_qwen2_5_omni
+import helpers_transformers5
 import helpers_ultravox
 import helpers_voxtral
 import numpy as np
@@ -72,6 +76,10 @@ WRITERS = {
     "qwen2_audio": lambda folder: shutil.copytree(demo_checkpoint(), folder / "demo"),
     "voxtral": helpers_voxtral.write_checkpoint,
     "audioflamingo3": flamingo.write_checkpoint,
+    "qwen2_5_omni": helpers_qwen2_5_omni.write_checkpoint,
+    # GLM-ASR's template ends no answer, so that it is taught answers alone.
+    **{name: partial(helpers_transformers5.write_checkpoint, name) for name in ("musicflamingo", "qwen3_asr")},
+    "phi4_multimodal": helpers_phi4.write_checkpoint,
     "ultravox": write_ultravox,
     "ichigo": write_ichigo,
 }
@@ -79,6 +87,9 @@ ENDS = {
     "qwen2_audio": "<|im_end|>",
     "voxtral": "</s>",
     "audioflamingo3": "<|im_end|>",
+    "qwen2_5_omni": "<|im_end|>",
+    **helpers_transformers5.ENDS,
+    "phi4_multimodal": "<|end|>",
     "ultravox": "<|eot|>",
     "ichigo": "<|eot_id|>",
 }

@@ -9,6 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import helpers_qwen2_5_omni as omni
 import pytest
 
 from mindone_audio.checkpoints import demo_checkpoint
@@ -99,3 +100,27 @@ def test_a_repository_is_downloaded_once_and_found_offline(endpoint, tmp_path):
     assert len(Hub.asked) == first
     missing = run(ASK.replace(NAME, "somebody/else"), HF_ENDPOINT=endpoint, HF_HOME=str(tmp_path))
     assert missing.returncode == 1 and "OSError: cannot read config.json of 'somebody/else'" in missing.stderr
+
+
+LOAD = """
+from mindone_audio import AutoModelForAudioTextToText
+print(type(AutoModelForAudioTextToText.from_pretrained("somebody/tiny-audio")).__name__)
+"""
+
+
+def test_files_that_nobody_reads_are_not_downloaded(tmp_path):
+    """What sees and speaks of Qwen2.5-Omni is in a file of its own, as the index says."""
+
+    class OmniHub(Hub):
+        files, asked = {}, []
+
+    omni.torch_omni(omni.tiny_omni_config()).save_pretrained(tmp_path / "thinker")
+    folder = omni.write_whole(tmp_path / "thinker", tmp_path / "whole", shards=2)
+    OmniHub.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), OmniHub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    done = run(LOAD, HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}", HF_HOME=str(tmp_path / "home"))
+    server.shutdown()
+    assert done.stdout == "Qwen2_5OmniThinkerForConditionalGeneration\n", done.stderr[-2000:]
+    assert {"model-00001-of-00002.safetensors", "model.safetensors.index.json"} <= set(OmniHub.asked)
+    assert "model-00002-of-00002.safetensors" not in OmniHub.asked

@@ -4,16 +4,18 @@ import json
 import sys
 from pathlib import Path
 
+import helpers_phi4
+import helpers_qwen2_5_omni
 import numpy as np
 import pytest
 import record_parity
 import torch
 from benchmark import measure_rounding
-from helpers import batch, clips, prompt, tiny_config, torch_model
+from helpers import batch, clips, prompt, tiny_config, to_torch, torch_model
 from mindspore import Tensor
 from safetensors.numpy import load_file, save_file
 
-from mindone_audio import AutoModelForAudioTextToText, cli
+from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, cli
 from mindone_audio.checkpoints import demo_checkpoint
 from mindone_audio.proof import parity
 
@@ -128,3 +130,27 @@ def test_the_tolerances_of_half_precision_leave_room_for_rounding(dtype):
     """PyTorch in another order of summation, and our formulas rounded, are apart from PyTorch, and within tolerance."""
     for logits, worst in measure_rounding.measure(demo_checkpoint(), dtype):
         assert parity.TOLERANCES["float32"] < logits and max(logits, worst) < parity.TOLERANCES[dtype] / 2
+
+
+@pytest.mark.parametrize("family", ("qwen2_5_omni", "phi4_multimodal"))
+def test_the_recorder_makes_what_a_whole_checkpoint_says(family, tmp_path, monkeypatch, capsys):
+    """Of Qwen2.5-Omni the thinker, and Phi-4-multimodal with its speech adapter, as this package loads them."""
+    folder, placeholder = tmp_path / "whole", "<|endoftext11|>"
+    if family == "qwen2_5_omni":
+        helpers_qwen2_5_omni.write_checkpoint(tmp_path / "thinker")
+        folder, placeholder = helpers_qwen2_5_omni.write_whole(tmp_path / "thinker", folder), "<|AUDIO|>"
+        helpers_qwen2_5_omni.write_processor(folder, feature_size=8)
+    else:
+        folder.mkdir()
+        helpers_phi4.write_checkpoint(folder)
+
+    def inputs(name, audio, prompt, text):  # transformers' processors of both load images too, and need torchvision
+        return to_torch(dict(AutoProcessor.from_pretrained(name)(prompt, audio)))
+
+    monkeypatch.setattr(record_parity, "processor_inputs", inputs)
+    audio = Path(__file__).parent.parent / "examples" / "audio" / "three_beeps.wav"
+    command = ["record", "--model", str(folder), "--audio", str(audio), "--prompt", f"{placeholder}How many?"]
+    out = tmp_path / "ref.safetensors"
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(out), "--new-tokens", "6"])
+    assert record_parity.main() == 0
+    assert cli.main(["parity", str(out), "--model", str(folder), "--dtype", "float32"]) == 0, capsys.readouterr().out

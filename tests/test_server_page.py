@@ -119,6 +119,7 @@ def test_facts(server):
         "longest_clip": 30,
         "audio_first": True,
         "one_clip": True,
+        "spoken": False,
         "questions": Pipe().processor.questions,
     }
     with running(loaded=False) as (url, _):

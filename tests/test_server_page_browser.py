@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,9 +35,9 @@ if (navigator.mediaDevices) {
 NO_SECURE_CONTEXT = "Object.defineProperty(navigator, 'mediaDevices', { value: undefined });"
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium whose microphone says "open the door" once."""
+@contextmanager
+def launched(microphone):
+    """Chromium whose microphone plays a file once."""
     path = shutil.which("chromium") or shutil.which("google-chrome")
     try:
         from playwright.sync_api import sync_playwright
@@ -51,10 +52,17 @@ def browser():
         flags = ("no-sandbox", "disable-gpu", "disable-background-networking", "no-first-run", "disable-sync")
         # Not use-fake-ui-for-media-stream, which allows the microphone to everybody: contexts have permissions.
         flags += ("disable-component-update", "use-fake-device-for-media-stream")
-        flags += (f"use-file-for-fake-audio-capture={CLIPS / 'spoken_command.wav'}%noloop",)
+        flags += (f"use-file-for-fake-audio-capture={microphone}%noloop",)
         chromium = driver.chromium.launch(executable_path=path, args=[f"--{flag}" for flag in flags])
         yield chromium
         chromium.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Its microphone says "open the door"."""
+    with launched(CLIPS / "spoken_command.wav") as chromium:
+        yield chromium
 
 
 @pytest.fixture(scope="module")

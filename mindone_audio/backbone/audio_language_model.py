@@ -6,7 +6,7 @@ from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.checkpoint_model import CheckpointModel, audio_frames, to_numpy
-from mindone_audio.backbone.decoder import Decoder, causal_mask, rotation_at
+from mindone_audio.backbone.decoder import Decoder, causal_mask
 from mindone_audio.backbone.encoder import AudioEncoder
 from mindone_audio.backbone.pretrained_model import CausalLMOutput
 from mindone_audio.backbone.prompt import Prompt, build_prompt
@@ -80,7 +80,7 @@ class AudioLanguageModel(CheckpointModel):
     def in_whole_windows(self, audio_index: np.ndarray, frames: int) -> np.ndarray:
         """The `Prompt.audio_index` of clips of so many frames, where their encoded rows are continued to those of a
         whole window."""
-        whole = self.audio_tower.config.num_mel_frames
+        whole = max(frames, self.audio_tower.config.num_mel_frames)
         rows, all_rows = (int(self.audio_tokens(np.array(count))) for count in (frames, whole))
         return np.where(audio_index < 0, -1, audio_index // rows * all_rows + audio_index % rows)
 
@@ -124,7 +124,9 @@ class AudioLanguageModel(CheckpointModel):
         columns = ops.counting(input_ids.shape[1])
         mask = causal_mask(columns, visible)
         embeddings = self.embeddings(input_ids, audio, audio_index)
-        return self.language_model(embeddings, rotation_at(tables, positions), mask)
+        modes = self.language_model.modes(audio_index, visible)
+        rotation = self.language_model.positions_at(tables, positions, modes)
+        return self.language_model(embeddings, rotation, mask, modes=modes)
 
     def embeddings(self, input_ids: Tensor, audio: Tensor | None, audio_index: Tensor) -> Tensor:
         """What the decoder's first layer takes, (batch, length, hidden); arguments as for `hidden_states`."""

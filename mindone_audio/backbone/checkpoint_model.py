@@ -46,6 +46,9 @@ class CheckpointModel(PreTrainedModel):
     # How the names of a checkpoint begin where they are not the published layout's: (on disk, here).
     weight_prefixes: Prefixes = ()
 
+    # The same of the layout that is saved, where a checkpoint may be in another one.
+    saved_prefixes: Prefixes = ()
+
     # How the modules of transformers' class are called, after which adapters are named, where that differs from names
     # on disk: (there, here).
     adapter_prefixes: Prefixes = ()
@@ -162,7 +165,7 @@ class CheckpointModel(PreTrainedModel):
                 "keep_quantized=True to save it dequantised"
             )
         state_dict = dict(self.parameters_and_names()) if state_dict is None else state_dict
-        prefixes = tuple((here, on_disk) for on_disk, here in self.weight_prefixes)
+        prefixes = tuple((here, on_disk) for on_disk, here in self.saved_prefixes or self.weight_prefixes)
         state_dict = {replace_prefix(name, prefixes): value for name, value in state_dict.items()}
         super().save_pretrained(save_directory, is_main_process, state_dict, **kwargs)
         for file in Path(save_directory).glob("*.safetensors"):
@@ -173,6 +176,16 @@ class CheckpointModel(PreTrainedModel):
         """Which of the tensors on disk, by their names there, are of parts that this class does not have: for most
         classes none."""
         return set()
+
+    @classmethod
+    def published_config(cls, stored: dict, folder: Path) -> dict:
+        """A folder's config.json in the layout of `config_class`, of whatever layout it is: mostly the same."""
+        return stored
+
+    @classmethod
+    def more_files(cls, folder: Path) -> list[Path]:
+        """Other safetensors files of a folder with tensors of the model: mostly none."""
+        return []
 
     def weight_sources(self, folder: Path, **access) -> list[Source]:
         """Other checkpoints with what a repository leaves out; `access` are `hub.ACCESS_KEYWORDS`. Most have none."""

@@ -66,7 +66,12 @@ _TEXT = {
 # Where a model type differs: what its published class fixes, whatever the field says.
 _OF_TYPE = {
     "mistral": {"attention_bias": (False,)},
+    "phi4_multimodal": {"attention_bias": (False,), "partial_rotary_factor": None},  # any
     "qwen2": {"attention_bias": (True,), "use_qkv_bias": (True,)},
+    "qwen2_5_omni_text": {"attention_bias": (True,), "use_qkv_bias": (True,)},
+    "qwen2_5_omni_audio_encoder": {"n_window": None},  # any
+    "qwen3_asr_encoder": {"n_window": None},
+    "glmasr_encoder": {"rope_parameters": None, "rope_theta": None, "partial_rotary_factor": None},
     "qwen3": {"qk_norm": (True,), "use_qk_norm": (True,)},
 }
 _AUDIO = {
@@ -101,9 +106,10 @@ def refuse_fields(config: Any, part: str) -> None:
     elif part == "audio_config":
         heads = config.encoder_attention_heads
         neutral |= {"head_dim": (config.d_model // heads,), "num_key_value_heads": (heads,), **_AUDIO}
+        neutral |= _OF_TYPE.get(config.model_type, {})
     for field, values in neutral.items():
         value = getattr(config, field, None)
-        if value is not None and value not in values:
+        if value is not None and values is not None and value not in values:
             only = f"only {' or '.join(map(repr, values))}" if values else "only null"
             raise ValueError(
                 f"{part}.{field} {value!r} is not supported: {only}, since nothing here computes it. Correct it in "

@@ -86,6 +86,37 @@ def _taps_of_three(x: Tensor, stride: int) -> Tensor:
     return msops.concat(taps, -1)
 
 
+def halving_conv2d(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A 3 x 3 convolution with stride 2 and a zero around x (batch, time, bins, in): (batch, time', bins', out).
+
+    weight (out, in / groups, 3, 3) as PyTorch stores it, one group or as many as there are channels; bias (out). time'
+    and bins' are half of time and bins, rounded up.
+    """
+    outputs, width = weight.shape[:2]
+    taps = ()
+    for row in _taps_of_halving(x, 1):
+        taps += _taps_of_halving(row, 2)
+    if width > 1 or x.shape[3] == 1:
+        return ops.linear(msops.concat(taps, -1), ops.transpose(weight, (0, 2, 3, 1)).reshape((outputs, -1)), bias)
+    factors = ops.transpose(weight.reshape((outputs, 9)), (1, 0))
+    y = bias.reshape((1, 1, 1, -1))
+    for i in range(9):
+        y = y + taps[i] * factors[i]
+    return y
+
+
+def _taps_of_halving(x: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+    """What the three taps of a kernel with stride 2 and a zero at both ends see along an axis."""
+    size = x.shape[axis]
+    edge = ops.zeros((*x.shape[:axis], 1, *x.shape[axis + 1 :]), x.dtype)
+    padded, places = msops.concat((edge, x, edge), axis), ops.counting((size + 1) // 2) * 2
+    return (
+        msops.gather(padded, places, axis),
+        msops.gather(padded, places + 1, axis),
+        msops.gather(padded, places + 2, axis),
+    )
+
+
 @msops.constexpr
 def _block_places(blocks: int, parts: int) -> Tensor:
     """int32 (blocks * parts): which blocks of x each block of outputs needs: the same one and those behind it."""

@@ -3,20 +3,26 @@
 from dataclasses import dataclass
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn
 from mindspore import ops as msops
 
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.cache import KVCache, through_cache
-from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm
+from mindone_audio.backbone.layers import Embedding, Linear, RMSNorm, SwitchedLinear
 from mindone_audio.backbone.packed_weights import PackedWeights, query_key_value
-from mindone_audio.backbone.rotary import inverse_frequencies, rotation_tables
+from mindone_audio.backbone.rotary import LongRope, inverse_frequencies, rotation_tables
 from mindone_audio.conversion import to_mindspore
 
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of a language model. `head_dim` need not be hidden_size / num_heads."""
+    """Sizes of a language model. `head_dim` need not be hidden_size / num_heads.
+
+    `qk_norm`: each head of queries and keys is normalised before it is rotated (Qwen3). `fused`: queries, keys and
+    values are one matrix, gate and up another (Phi). `rotary_dim`: dimensions of a head that are rotated, the first
+    ones; None: all. `lora`: rank and scale of an adapter of the checkpoint's own, for sequences with audio.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -32,7 +38,11 @@ class DecoderConfig:
     qkv_bias: bool
     output_bias: bool
     tie_word_embeddings: bool
-    qk_norm: bool = False  # Qwen3 normalises each head of queries and keys before it rotates them
+    qk_norm: bool = False
+    fused: bool = False
+    rotary_dim: int | None = None
+    long_rope: LongRope | None = None
+    lora: tuple[int, float] | None = None
 
     def __post_init__(self):
         if self.num_heads % self.num_key_value_heads:
@@ -42,10 +52,23 @@ class DecoderConfig:
             )
 
 
+def projection(config: DecoderConfig, in_features: int, out_features: int, bias: bool = False) -> Linear:
+    """A linear layer, with an adapter where the checkpoint has one."""
+    if config.lora is None:
+        return Linear(in_features, out_features, bias)
+    return SwitchedLinear(in_features, out_features, *config.lora)
+
+
+def project(linear: Linear, x: Tensor, gate: Tensor | None) -> Tensor:
+    """What `projection` makes of rows, with their gate where there is an adapter."""
+    return linear(x) if gate is None else linear(x, gate)
+
+
 class DecoderAttention(nn.Cell):
     """Causal attention with rotary positions and grouped key and value heads, of x (batch * length, hidden_size).
 
-    chosen: which tokens of each sample the result has rows of, int32; None: all.
+    chosen: which tokens of each sample the result has rows of, int32; None: all. gates: for `project`, of all rows and
+    of those of the result.
     """
 
     def __init__(self, config: DecoderConfig, layer: int):
@@ -53,17 +76,31 @@ class DecoderAttention(nn.Cell):
         self.layer = layer  # a graph reads plain attributes, not a dataclass's
         self.heads = (config.num_heads, config.num_key_value_heads, config.num_key_value_heads)
         queries, keys = config.num_heads * config.head_dim, config.num_key_value_heads * config.head_dim
-        self.q_proj = Linear(config.hidden_size, queries, config.qkv_bias)
-        self.k_proj = Linear(config.hidden_size, keys, config.qkv_bias)
-        self.v_proj = Linear(config.hidden_size, keys, config.qkv_bias)
-        self.o_proj = Linear(queries, config.hidden_size, config.output_bias)
+        self.fused, self.rotary_dim = config.fused, config.rotary_dim
+        if config.fused:
+            self.qkv_proj = projection(config, config.hidden_size, queries + 2 * keys, config.qkv_bias)
+        else:
+            self.q_proj = Linear(config.hidden_size, queries, config.qkv_bias)
+            self.k_proj = Linear(config.hidden_size, keys, config.qkv_bias)
+            self.v_proj = Linear(config.hidden_size, keys, config.qkv_bias)
+        self.o_proj = projection(config, queries, config.hidden_size, config.output_bias)
         self.q_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_dim, config.norm_epsilon) if config.qk_norm else None
 
     def construct(
-        self, x, rotation, mask, cache: KVCache | None, indices, packed: PackedWeights | None, chosen: Tensor | None
+        self,
+        x,
+        rotation,
+        mask,
+        cache: KVCache | None,
+        indices,
+        packed: PackedWeights | None,
+        chosen: Tensor | None,
+        gates: tuple,
     ) -> Tensor:
-        if packed is None:
+        if self.fused:
+            projected = project(self.qkv_proj, x, gates[0])
+        elif packed is None:
             projected = msops.concat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), -1)
         else:
             projected = query_key_value(packed, self.layer, x)
@@ -71,13 +108,13 @@ class DecoderAttention(nn.Cell):
         if self.q_norm is not None:
             query, key, value = ops.split(heads, self.heads, 1)
             heads = msops.concat((self.q_norm(query), self.k_norm(key), value), 1)
-        query, key, value = ops.split(ops.rotate(heads, *rotation), self.heads, 1)
+        query, key, value = ops.split(ops.rotate(heads, *rotation, self.rotary_dim), self.heads, 1)
         if chosen is not None:
             query, mask = msops.gather(query, chosen, 2), msops.gather(mask, chosen, 2)
         transposed = False
         if cache is not None:
             key, value, transposed = through_cache(cache, self.layer, indices, key, value, mask.shape[3])
-        return self.o_proj(ops.merge_heads(ops.attention(query, key, value, mask, transposed)))
+        return project(self.o_proj, ops.merge_heads(ops.attention(query, key, value, mask, transposed)), gates[1])
 
 
 class GatedMLP(nn.Cell):
@@ -86,16 +123,23 @@ class GatedMLP(nn.Cell):
     def __init__(self, config: DecoderConfig, layer: int):
         super().__init__()
         self.layer, self.halves = layer, (config.intermediate_size, config.intermediate_size)
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.fused = config.fused
+        if config.fused:
+            self.gate_up_proj = projection(config, config.hidden_size, 2 * config.intermediate_size)
+        else:
+            self.gate_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+            self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = projection(config, config.intermediate_size, config.hidden_size)
 
-    def construct(self, x: Tensor, packed: PackedWeights | None) -> Tensor:
-        if packed is None:
+    def construct(self, x: Tensor, packed: PackedWeights | None, switch: Tensor | None) -> Tensor:
+        """switch: the gate of `project`."""
+        if self.fused:
+            gate, up = ops.split(project(self.gate_up_proj, x, switch), self.halves, -1)
+        elif packed is None:
             gate, up = self.gate_proj(x), self.up_proj(x)
         else:
             gate, up = ops.split(ops.linear(x, packed.feed_forward[self.layer]), self.halves, -1)
-        return self.down_proj(ops.silu(gate) * up)
+        return project(self.down_proj, ops.silu(gate) * up, switch)
 
 
 class DecoderLayer(nn.Cell):
@@ -103,7 +147,7 @@ class DecoderLayer(nn.Cell):
 
     Rows, because what is between the matrix products then needs no reshape: on a CPU each is a kernel to launch. And
     MindSpore parses every cell of every layer that is called, but a function like `ops.rms_norm` once for all.
-    chosen: as in `DecoderAttention`.
+    chosen and gates: as in `DecoderAttention`.
     """
 
     def __init__(self, config: DecoderConfig, layer: int):
@@ -114,15 +158,23 @@ class DecoderLayer(nn.Cell):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.norm_epsilon)
 
     def construct(
-        self, x, rotation: tuple, mask, cache: KVCache | None = None, indices=None, packed=None, chosen=None
+        self,
+        x,
+        rotation: tuple,
+        mask,
+        cache: KVCache | None = None,
+        indices=None,
+        packed=None,
+        chosen=None,
+        gates: tuple = (None, None),
     ) -> Tensor:
         before, after = self.input_layernorm, self.post_attention_layernorm
         normed = ops.rms_norm(x, before.weight, before.epsilon)
-        attended = self.self_attn(normed, rotation, mask, cache, indices, packed, chosen)
+        attended = self.self_attn(normed, rotation, mask, cache, indices, packed, chosen, gates)
         if chosen is not None:
             x = msops.gather(x.reshape((mask.shape[0], -1, x.shape[1])), chosen, 1).reshape(attended.shape)
         x = x + attended
-        return x + self.mlp(ops.rms_norm(x, after.weight, after.epsilon), packed)
+        return x + self.mlp(ops.rms_norm(x, after.weight, after.epsilon), packed, gates[1])
 
 
 class DecoderStack(nn.Cell):
@@ -136,13 +188,20 @@ class DecoderStack(nn.Cell):
         self.num_layers = config.num_layers
         self.num_heads, self.num_key_value_heads = config.num_heads, config.num_key_value_heads
 
-    def construct(self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache, indices, packed, chosen) -> Tensor:
+    def construct(
+        self, embeddings: Tensor, rotation: tuple, mask: Tensor, cache, indices, packed, chosen, gate
+    ) -> Tensor:
         batch, length, width = embeddings.shape
         x = embeddings.reshape((batch * length, width))
         rotation, mask = for_all_heads(rotation, mask, self.num_heads, self.num_key_value_heads)
+        all_rows = chosen_rows = None if gate is None else gate.reshape((-1, 1))
+        if gate is not None and chosen is not None:
+            chosen_rows = msops.gather(gate, chosen, 1).reshape((-1, 1))
         for i, layer in enumerate(self.layers):
-            # Nothing reads what the last layer makes of other tokens.
-            x = layer(x, rotation, mask, cache, indices, packed, chosen if i == self.num_layers - 1 else None)
+            if i < self.num_layers - 1:
+                x = layer(x, rotation, mask, cache, indices, packed, None, (all_rows, all_rows))
+            else:  # nothing reads what the last layer makes of other tokens
+                x = layer(x, rotation, mask, cache, indices, packed, chosen, (all_rows, chosen_rows))
         return self.norm(x).reshape((batch, -1, width))
 
 
@@ -152,7 +211,14 @@ class Decoder(nn.Cell):
     def __init__(self, config: DecoderConfig):
         super().__init__()
         self.config = config
-        self.frequencies = inverse_frequencies(config.head_dim, config.rope_theta, config.rope_scaling)
+        rotated, rope = config.rotary_dim or config.head_dim, config.long_rope
+        plain = inverse_frequencies(rotated, config.rope_theta, config.rope_scaling)
+        factors = (1.0,) if rope is None else (rope.short, rope.long)
+        self.frequencies = [(plain / np.array(factor, np.float32)).astype(np.float32) for factor in factors]
+        # Graphs read plain attributes.
+        self.rope_sets, self.original = len(factors), config.max_positions if rope is None else rope.original
+        self.adapts = config.lora is not None
+        self.switches = self.adapts or rope is not None
         self.model = DecoderStack(config)
         # A tied output reads the embedding's parameter, so that there is one tensor in memory and on disk.
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -170,6 +236,7 @@ class Decoder(nn.Cell):
         indices=None,
         packed: PackedWeights | None = None,
         chosen: Tensor | None = None,
+        modes: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, (batch, length, hidden_size), or of `chosen` tokens alone.
 
@@ -178,9 +245,24 @@ class Decoder(nn.Cell):
         cache's, or this call's where there is no cache or the mask has another width. packed: the same weights in fewer
         matrices.
         chosen: int32, the tokens of each sample that are asked for; of others the last layer computes nothing but keys
-        and values.
+        and values. modes: int32 (batch, length), where the model `switches`: see `mode`.
         """
-        return self.model(embeddings, rotation, mask, cache, indices, packed, chosen)
+        gate = gate_of(modes, embeddings.dtype) if self.adapts else None
+        return self.model(embeddings, rotation, mask, cache, indices, packed, chosen, gate)
+
+    def mode(self, hears: bool, tokens: int) -> int:
+        """How a sequence of so many tokens is computed: 1 with the adapter, which those that hear audio have, plus 2
+        with the long factors; 0 for all sequences of a model that does not switch."""
+        return int(self.adapts and hears) + 2 * int(self.rope_sets > 1 and tokens > self.original)
+
+    def modes(self, audio_index: Tensor, visible: Tensor) -> Tensor | None:
+        """`mode` of whole sequences for each of their tokens, int32 (batch, length); audio_index and visible as in a
+        `Prompt`."""
+        if not self.switches:
+            return None
+        hears = (audio_index >= 0).astype(ms.int32).max(axis=1, keepdims=True) * int(self.adapts)
+        tokens = visible.astype(ms.int32).sum(axis=1, keepdims=True)
+        return msops.tile(hears + (tokens > self.original).astype(ms.int32) * 2, (1, audio_index.shape[1]))
 
     @property
     def output_weight(self) -> ms.Parameter:
@@ -193,8 +275,10 @@ class Decoder(nn.Cell):
         return scores.astype(ms.float32)
 
     def position_tables(self, positions: int, dtype: ms.Type) -> list[Tensor]:
-        """`rotary.rotation_tables` of this model as tensors."""
-        return [to_mindspore(table, dtype) for table in rotation_tables(positions, self.frequencies)]
+        """`rotary.rotation_tables` of this model as tensors; where there are long factors, theirs below the others'."""
+        scale = 1.0 if self.config.long_rope is None else self.config.long_rope.scale
+        found = [rotation_tables(positions, each, self.config.head_dim, scale) for each in self.frequencies]
+        return [to_mindspore(np.concatenate(tables), dtype) for tables in zip(*found)]
 
     def stacked_tables(self, positions: int, dtype: ms.Type) -> Tensor:
         """`position_tables` as one tensor (2, positions, 3, head_dim)."""
@@ -204,9 +288,19 @@ class Decoder(nn.Cell):
         """`position_tables`, of what `stacked_tables` gives."""
         return [tables[0], tables[1]]
 
-    def positions_at(self, tables: list[Tensor], places: Tensor) -> tuple:
-        """`rotation_at` of int32 places (batch, length)."""
-        return rotation_at(tables, places)
+    def positions_at(self, tables: list[Tensor], places: Tensor, modes: Tensor | None = None) -> tuple:
+        """`rotation_at` of int32 places (batch, length), by the tables of their modes."""
+        return rotation_at(tables, in_mode(places, modes, tables[0].shape[0] // self.rope_sets))
+
+
+def gate_of(modes: Tensor, dtype: ms.Type) -> Tensor:
+    """1 where a token goes through the adapter, else 0: (batch, length) of `Decoder.mode`s."""
+    return (modes % 2).astype(dtype)
+
+
+def in_mode(places: Tensor, modes: Tensor | None, positions: int) -> Tensor:
+    """Rows of `Decoder.position_tables` of so many positions, for int32 places and modes, both (batch, length)."""
+    return places if modes is None else places + modes // 2 * positions
 
 
 def for_all_heads(rotation: tuple, mask: Tensor, heads: int, key_value_heads: int) -> tuple[tuple, Tensor]:

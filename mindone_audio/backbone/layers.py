@@ -86,6 +86,20 @@ class Linear(nn.Dense):
         return ops.linear(x, self.weight, self.bias)
 
 
+class SwitchedLinear(Linear):
+    """A `Linear` without bias with an adapter (LoRA) of its checkpoint's own, which some of its rows go through."""
+
+    def __init__(self, in_features: int, out_features: int, rank: int, scale: float):
+        super().__init__(in_features, out_features, bias=False)
+        self.lora_A, self.lora_B = Linear(in_features, rank, bias=False), Linear(rank, out_features, bias=False)
+        self.lora_scale = scale
+
+    def construct(self, x: Tensor, gate: Tensor) -> Tensor:
+        """x (rows, in); gate (rows, 1): 1 for rows that go through the adapter, else 0."""
+        added = self.lora_B(self.lora_A(x) * (gate * self.lora_scale))
+        return ops.linear(x, self.weight, self.bias) + added
+
+
 class QuantizedLinear(nn.Cell):
     """A `Linear` whose weight (out, in) stays in 4 bits; every call dequantises it to the dtype of its input.
 
@@ -154,6 +168,18 @@ class Conv1d(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return conv_ops.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class HalvingConv2d(nn.Cell):
+    """`conv_ops.halving_conv2d` with `weight` (out, in / groups, 3, 3) and `bias` (out)."""
+
+    def __init__(self, in_channels: int, out_channels: int, groups: int = 1):
+        super().__init__()
+        self.weight = parameter((out_channels, in_channels // groups, 3, 3))
+        self.bias = parameter((out_channels,), "zeros")
+
+    def construct(self, x: Tensor) -> Tensor:
+        return conv_ops.halving_conv2d(x, self.weight, self.bias)
 
 
 class ConvTranspose1d(nn.Cell):

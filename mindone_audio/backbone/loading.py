@@ -34,7 +34,7 @@ def load_checkpoint(
             "'language_model'; '' is for what is not named"
         )
     device.check_versions()
-    folder = hub.checkpoint_folder(name_or_dir, **download)
+    folder = hub.checkpoint_folder(name_or_dir, **download, unread=model_class.unread)
     access = {name: download[name] for name in hub.ACCESS_KEYWORDS if name in download}
     stored = hub.read_config(folder)
     nf4.check_config(stored, folder)
@@ -62,6 +62,7 @@ def load_checkpoint(
         untie=was_tied,
         prefixes=model_class.weight_prefixes,
         unread=model_class.unread,
+        more_files=model_class.more_files(folder),
         sources=model.weight_sources(folder, **access),
         keep=partial(put_quantized_linear, model) if keep_quantized else None,
         more_memory=_working_memory(model, 4 if ms.float32 in (dtype, *device.compute_dtypes()[-1:]) else 2),
@@ -101,10 +102,18 @@ def _working_memory(model, width: int) -> dict[str, int]:
     return {f"cache of {_POSITIONS} tokens": cache, "workspace": workspace}
 
 
+def _parts(config: dict) -> list[dict]:
+    """The configs in a config, one of which may be the model's: transformers finds it there."""
+    return [part for part in config.values() if isinstance(part, dict)]
+
+
 def _read_config(model_class: type, stored: dict, folder: Path, access: dict):
     """The config of a folder, if it is of the class's family."""
+    published = model_class.published_config(stored, folder)
+    if published is not stored:
+        return model_class.config_class.from_dict(published)
     expected = model_class.config_class.model_type
-    if stored.get("model_type") != expected:
+    if expected not in (stored.get("model_type"), *(part.get("model_type") for part in _parts(stored))):
         raise ValueError(
             f"{folder} holds a {stored.get('model_type')!r} model, {model_class.__name__} loads {expected!r}: use "
             "AutoModelForAudioTextToText"

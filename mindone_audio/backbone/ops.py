@@ -225,11 +225,16 @@ def for_heads(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[2] == 1 else ops.tile(x, (1, heads, 1, 1))
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, rotated: int | None = None) -> Tensor:
     """`x * cos + swapped * sin` for x (batch, heads, length, head_dim); `swapped` is x's second half, then its first.
 
-    cos and sin are of x's shape, from `rotary.rotation_tables`. On a CPU a gather of two rows swaps the halves.
+    cos and sin are of x's shape, from `rotary.rotation_tables`. rotated: how many of the dimensions are rotated, the
+    first ones; None: all. On a CPU a gather of two rows swaps the halves.
     """
+    if rotated is not None and rotated < x.shape[-1]:
+        half = rotated // 2
+        first, second, rest = _split(x, (half, half, x.shape[-1] - rotated), 3)
+        return x * cos + ops.concat((second, first, rest), 3) * sin
     if _is_ascend():
         half = x.shape[-1] // 2
         first, second = _split(x, (half, half), 3)

@@ -1,8 +1,23 @@
 """Rotary position embeddings (arXiv 2104.09864), prepared on the host: a graph only looks them up and multiplies."""
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
+
+
+@dataclass(frozen=True)
+class LongRope:
+    """Two sets of factors that the wavelengths are multiplied with (LongRoPE, arXiv 2402.13753).
+
+    short and long: one for each pair of dimensions; the long ones are for all tokens of a sequence of more than
+    `original` tokens. scale: of both tables.
+    """
+
+    short: tuple[float, ...]
+    long: tuple[float, ...]
+    original: int
+    scale: float
 
 
 def inverse_frequencies(head_dim: int, theta: float, scaling: dict | None = None) -> np.ndarray:
@@ -27,8 +42,12 @@ def inverse_frequencies(head_dim: int, theta: float, scaling: dict | None = None
     raise ValueError(f"rope_type {kind!r} is not supported: known are default, linear, llama3")
 
 
-def rotation_tables(positions: int, frequencies: np.ndarray) -> list[np.ndarray]:
+def rotation_tables(
+    positions: int, frequencies: np.ndarray, head_dim: int | None = None, factor: float = 1.0
+) -> list[np.ndarray]:
     """cos and sin by position, each fp32 (positions, 3, head_dim): for queries, keys and values, for `ops.rotate`.
+
+    head_dim: dimensions beyond two for each frequency stay as they are. factor: what is rotated is multiplied with it.
 
     The first half of each sin is negative, because the rotation of (a, b) is (a cos - b sin, b cos + a sin). The
     queries' also divide by sqrt(head_dim), which attention asks for. Values stay as they are. All this is so that one
@@ -36,6 +55,8 @@ def rotation_tables(positions: int, frequencies: np.ndarray) -> list[np.ndarray]
     """
     angles = np.arange(positions, dtype=np.float32)[:, None] * frequencies
     cos, sin = np.cos(angles), np.sin(angles)
-    cos, sin = np.concatenate([cos, cos], -1), np.concatenate([-sin, sin], -1)
+    cos, sin = np.concatenate([cos, cos], -1) * np.float32(factor), np.concatenate([-sin, sin], -1) * np.float32(factor)
+    rest = ((0, 0), (0, (head_dim or cos.shape[-1]) - cos.shape[-1]))
+    cos, sin = np.pad(cos, rest, constant_values=1), np.pad(sin, rest)
     scale = np.float32(cos.shape[-1] ** -0.5)
     return [np.stack(table, 1) for table in ((cos * scale, cos, np.ones_like(cos)), (sin * scale, sin, 0 * sin))]

@@ -191,6 +191,8 @@ class TextDecoderStack(nn.Cell):
 class TextDecoder(nn.Cell):
     """Embeddings and a context in, hidden states out, and `logits` of them: what `Decoder` is to other models."""
 
+    switches = False
+
     def __init__(self, config: TextDecoderConfig):
         super().__init__()
         self.config = config

@@ -23,7 +23,7 @@ TICK = 0.05  # seconds between two looks at signals and at the scheduler
 # takes less time than Python leaves a thread that reads a request.
 SWITCH = 1e-4
 INTERRUPTED, TERMINATED = 130, 143  # 128 + the signal's number, as a shell reports them
-_PACKAGES = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+_PACKAGES = ("fastapi", "uvicorn", "websockets", "python_multipart", "prometheus_client")
 
 
 def serve(options: ServerOptions, signals: Signals) -> int:
@@ -137,17 +137,23 @@ def start_engine(options: ServerOptions, service: Any) -> None:
     from mindone_audio.generation.scheduler import Scheduler
     from mindone_audio.pipelines import pipeline, text_to_speech
 
+    sound = {"vocoder": options.vocoder, "voice": next(iter(options.voices.values()), None)}
+
     def load() -> Any:
         pipe = pipeline(
             model=options.model,
             device=options.device,
             device_memory=options.device_memory,
             mindspore_dtype=None if options.dtype is None else getattr(ms, options.dtype),
-            vocoder=options.vocoder,
-            voice=next(iter(options.voices.values()), None),
+            **({} if options.speaker else sound),
         )
         if pipe.task == text_to_speech.TASK:
+            if options.adapter:
+                raise refusal("adapter", f" {options.adapter[0]}: a model that speaks takes none: leave it out")
             service.voices = _voices(pipe, options)
+        elif options.speaker:
+            service.speaker = pipeline(text_to_speech.TASK, options.speaker, **sound)
+            service.voices = _voices(service.speaker, options)
         folders = {name: folder for name, folder in options.models.items() if folder is not None}
         adapted = None
         for name, folder in folders.items():
@@ -169,8 +175,6 @@ def _voices(pipe: Any, options: ServerOptions) -> dict[str, Any]:
     """The voices of a model that speaks, which has spoken once: this compiles what a short text takes."""
     from mindone_audio.models.speecht5.voices import published_voices
 
-    if options.adapter:
-        raise refusal("adapter", f" {options.adapter[0]}: a model that speaks takes none: leave it out")
     if not options.voices:
         where = published_voices(pipe.model.config.speaker_embedding_dim)
         raise refusal("voice", f" is missing, as NAME=FILE, so that there is no voice to speak with: {where}")

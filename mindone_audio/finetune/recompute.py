@@ -14,7 +14,7 @@ from mindspore import ops as msops
 from mindone_audio.adapters.dropout import Dropout
 from mindone_audio.backbone import ops
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
-from mindone_audio.backbone.decoder import causal_mask, for_all_heads, rotation_at
+from mindone_audio.backbone.decoder import causal_mask, for_all_heads, gate_of, in_mode, rotation_at
 from mindone_audio.finetune.graphs import audio_embeddings, cross_entropy_sum, graph
 
 _LAYER_STRIDE = 1_000_003  # between the dropout seeds of two layers
@@ -39,6 +39,7 @@ class Layer(nn.Cell):
         super().__init__(auto_prefix=False)
         stack = model.language_model.model
         self.layer, self.heads = copy.deepcopy(stack.layers[0]), (stack.num_heads, stack.num_key_value_heads)
+        self.rope_sets, self.adapts = model.language_model.rope_sets, model.language_model.adapts
         self.seeds = _dropout_seeds(self.layer)
 
     def become(self, layer: nn.Cell, number: int, seed: int) -> None:
@@ -49,11 +50,12 @@ class Layer(nn.Cell):
         for parameter in self.seeds:
             msops.assign(parameter, Tensor([(seed + number * _LAYER_STRIDE) % (1 << 31)], parameter.dtype))
 
-    def construct(self, x, positions, visible, tables) -> Tensor:
+    def construct(self, x, positions, visible, tables, modes=None) -> Tensor:
         columns = ops.counting(x.shape[1])
-        rotation = rotation_at([tables[0], tables[1]], positions)
+        rotation = rotation_at([tables[0], tables[1]], in_mode(positions, modes, tables.shape[1] // self.rope_sets))
         rotation, mask = for_all_heads(rotation, causal_mask(columns, visible), *self.heads)
-        return self.layer(x.reshape((-1, x.shape[-1])), rotation, mask).reshape(x.shape)
+        gate = gate_of(modes, x.dtype).reshape((-1, 1)) if self.adapts else None
+        return self.layer(x.reshape((-1, x.shape[-1])), rotation, mask, gates=(gate, gate)).reshape(x.shape)
 
 
 class End(nn.Cell):
@@ -100,7 +102,7 @@ class AccumulateByLayer:
             found = {id(p): p for cell in cells if cell is not None for p in cell.get_parameters()}
             return [parameter for key, parameter in found.items() if key in total_of]
 
-        decoder = model.language_model
+        decoder = self._decoder = model.language_model
         stack = decoder.model
         self._decoder_layers = list(stack.layers)
         self._layer_sums = [[total_of[id(p)] for p in learned(layer)] for layer in self._decoder_layers]
@@ -121,18 +123,20 @@ class AccumulateByLayer:
 
     def __call__(self, input_ids, positions, visible, audio_index, where, targets, tables, *audio) -> Tensor:
         seed = int(self._seeds[0].asnumpy()[0]) if self._seeds else 0
+        modes = self._decoder.modes(audio_index, visible)
+        tokens = (positions, visible, tables) if modes is None else (positions, visible, tables, modes)
         x = self._begin(input_ids, audio_index, *audio)
         inputs = []
         for number, layer in enumerate(self._decoder_layers):
             inputs.append(x)
             self._layer.become(layer, number, seed)
-            x = self._forward(x, positions, visible, tables)
+            x = self._forward(x, *tokens)
         loss = self._end(x, where, targets)
         change, *gradients = self._end_gradient(x, where, targets, msops.ones_like(loss))
         _add(self._end_sums, gradients)
         for number, layer in reversed(list(enumerate(self._decoder_layers))):
             self._layer.become(layer, number, seed)
-            change, *gradients = self._backward(inputs.pop(), positions, visible, tables, change)
+            change, *gradients = self._backward(inputs.pop(), *tokens, change)
             _add(self._layer_sums[number], gradients)
         if self._begin_sums:
             _add(self._begin_sums, self._begin_gradient(input_ids, audio_index, *audio, change)[1:])

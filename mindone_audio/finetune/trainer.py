@@ -273,7 +273,7 @@ class Trainer:
         encoded = self._encode(batch.features, batch.lengths)
         tower = self.base.audio_tower
         rest = int(tower.output_lengths(np.array(tower.config.num_mel_frames))) - encoded.shape[1]
-        if rest:  # so that the graphs are those of a whole window, however short the clips are
+        if rest > 0:  # so that the graphs are those of a whole window, however short the clips are
             empty = msops.zeros((encoded.shape[0], rest, encoded.shape[2]), encoded.dtype)
             encoded = msops.concat((encoded, empty), 1)
         return *arguments, encoded

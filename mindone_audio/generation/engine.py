@@ -123,12 +123,15 @@ class Forward(nn.Cell):
         super().__init__(auto_prefix=False)
         self.language_model, self.packed = slots.engine.model.language_model, packed
         self.cache, self.context, self.tables = slots.cache, slots.context, slots.tables
-        self.scores, self.first, self.heard = step, first, slots.heard
+        self.scores, self.first, self.heard, self.modes = step, first, slots.heard, slots.modes
 
-    def construct(self, input_ids: Tensor, offset: Tensor, start: Tensor, chosen=None, audio=None, audio_index=None):
+    def construct(
+        self, input_ids: Tensor, offset: Tensor, start: Tensor, chosen=None, audio=None, audio_index=None, modes=None
+    ):
         """input_ids int32 (batch, length); offset int32: column of the first token; start int32 (batch, length): the
         first column of each token's sequence; audio (batch, length, hidden), which replaces the tokens' embeddings
-        where audio_index int32 (batch, length) is not -1, or neither.
+        where audio_index int32 (batch, length) is not -1, or neither. modes int32 (batch, length): of a decoder that
+        `switches`, in a prefill; a step has those of its slots.
 
         Returns hidden states (n, hidden) of the tokens `chosen` int32 (n), or in a step the scores of the next token
         fp32 (batch, vocab) and the best int32 (batch).
@@ -140,12 +143,22 @@ class Forward(nn.Cell):
         embeddings = self.language_model.embed(input_ids)
         if audio is not None:
             embeddings = merge_audio(embeddings, audio, audio_index)
-        indices, at = self.cache.write_indices(columns), self.language_model.positions_at(self.tables, places)
+        indices = self.cache.write_indices(columns)
+        if self.modes is not None:
+            modes = self.modes if self.scores else modes
+            at = self.language_model.positions_at(self.tables, places, modes)
+            hidden = self.language_model(embeddings, at, mask, self.cache, indices, self.packed, chosen, modes)
+            return self.result(hidden)
+        at = self.language_model.positions_at(self.tables, places)
         if self.context is None:
             hidden = self.language_model(embeddings, at, mask, self.cache, indices, self.packed, chosen)
         else:
             hides = None if self.heard is None else hidden_keys(self.heard, self.context.positions)
             hidden = self.language_model(embeddings, at, mask, self.cache, indices, chosen, self.context, None, hides)
+        return self.result(hidden)
+
+    def result(self, hidden: Tensor):
+        """What `construct` returns of hidden states."""
         hidden = hidden.reshape((-1, hidden.shape[-1]))
         if not self.scores:
             return hidden
@@ -168,7 +181,8 @@ class Slots:
     """A cache of `batch` slots, and the graphs that write it: the decode step, and for one slot the prefills.
 
     context: the keys and values that encoder-decoder models attend to in each slot; None for others. heard: of how many
-    positions, int32 (batch), and `counts` the same on the host; None where it is always all of them. prefills: by how
+    positions, int32 (batch), and `counts` the same on the host; None where it is always all of them. modes: of each
+    slot's sequence, int32 (batch, 1), of a decoder that `switches`, and `own_modes` on the host. prefills: by how
     many columns they take, and whether these begin a prompt. owner(): the `Sequences` that have the slots, None if they
     are gone.
     """
@@ -185,6 +199,9 @@ class Slots:
         self.heard = None
         if engine.model.heard(np.zeros(1, np.int32)) is not None:
             self.heard = Parameter(Tensor(self.counts), name="context.heard", requires_grad=False)
+        self.own_modes, self.modes = np.zeros((batch, 1), np.int32), None
+        if decoder.switches:
+            self.modes = Parameter(Tensor(self.own_modes), name="modes", requires_grad=False)
         self.tables = decoder.position_tables(positions, dtype)
         step = Forward(self, engine.packed, step=True)
         self.step = engine.graph(step, f"the decode step of {_counted(batch, 'sequence')}, {positions} tokens")
@@ -202,6 +219,12 @@ class Slots:
         if self.heard is not None:
             self.counts[slots] = counts
             msops.assign(self.heard, Tensor(self.counts.copy()))
+
+    def switch(self, slots: int | list[int] | slice, modes: int | np.ndarray) -> None:
+        """Compute the sequences of these slots in these modes from now on, where the decoder switches."""
+        if self.modes is not None and (self.own_modes[slots] != modes).any():
+            self.own_modes[slots] = modes
+            msops.assign(self.modes, Tensor(self.own_modes.copy()))
 
     def write_context(self, rows: Tensor, count: int) -> None:
         """Let the sequence of the only slot attend to rows (source positions, hidden), the first `count` of them."""

@@ -14,7 +14,7 @@ from mindone_audio.generation.beam import BeamSearch
 from mindone_audio.generation.engine import FIRST, Engine
 from mindone_audio.generation.matcher import compile_constraint
 from mindone_audio.generation.row import GenerationRequest, Row
-from mindone_audio.generation.running_batch import EXPECTED_TOKENS, RunningBatch, prefilled
+from mindone_audio.generation.running_batch import EXPECTED_TOKENS, RunningBatch, mode_of, prefilled
 from mindone_audio.generation.sequences import Sequences
 from mindone_audio.generation.settings import GenerationSettings, settle
 
@@ -240,11 +240,12 @@ def _beams(engine: Engine, requests: list[GenerationRequest]) -> tuple[np.ndarra
     longest = max(request.prompt_tokens for request in requests)
     room = longest + min(settings.max_new_tokens, EXPECTED_TOKENS)
     sequences, scores, asked = Sequences(engine, batch * beams, room), [None] * batch, [None] * batch
+    modes = [mode_of(engine, request) for request in requests]
     for result in prefilled(engine, requests, answer=1):
         if result is not None:
             number, source, end, scores[number], _, asked[number] = result
             rows = list(range(number * beams, (number + 1) * beams))
-            sequences.insert(rows, source, requests[number].prompt_tokens, end)
+            sequences.insert(rows, source, requests[number].prompt_tokens, end, modes[number])
     prompts = np.full((batch, longest), -1, np.int32)
     for row, request in zip(prompts, requests):
         row[longest - request.prompt_tokens :] = request.input_ids
@@ -264,8 +265,18 @@ def _beams(engine: Engine, requests: list[GenerationRequest]) -> tuple[np.ndarra
         sequences.reorder(rows)
         if sequences.full:
             sequences = sequences.moved(list(range(batch * beams)), batch * beams, sequences.positions + 1)
+        running = search.running.reshape(batch * beams, -1)
+        longer = [requests[row // beams].continued(running[row].tolist()) for row in range(batch * beams)]
+        again = [row for row, request in enumerate(longer) if mode_of(engine, request) != modes[row // beams]]
+        sequences.idle[again] = (
+            True  # these are run again as prompts, since all their tokens are computed otherwise now
+        )
         padded = np.pad(tokens, (0, sequences.batch - len(tokens)))
         scores = sequences.extend(padded)[0].asnumpy()[: len(tokens)]
+        for row in again:
+            modes[row // beams] = mode_of(engine, longer[row])
+            _, source, end, scores[row], _, _ = next(filter(None, prefilled(engine, [longer[row]], answer=1)))
+            sequences.insert([row], source, longer[row].prompt_tokens, end, modes[row // beams])
 
 
 def end_test(settings: GenerationSettings, tokenizer) -> Callable[[np.ndarray], np.ndarray]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,6 +46,12 @@ class GenerationRequest:
         """Tokens of the prompt that are audio."""
         return int((self.audio_index >= 0).sum())
 
+    def continued(self, tokens: list[int]) -> "GenerationRequest":
+        """The same request with these new tokens in its prompt."""
+        ids = np.concatenate([self.input_ids, np.array(tokens, np.int32)])
+        index = np.pad(self.audio_index, (0, len(tokens)), constant_values=-1)
+        return replace(self, input_ids=ids, audio_index=index, also=())
+
     def rows(self, logprobs: int | None = None) -> list["Row"]:
         """A row for each sequence that is asked for. logprobs: as for `Row`."""
         return [Row(self, copy, logprobs) for copy in range(self.settings.num_return_sequences)]
@@ -56,8 +62,9 @@ class Row:
 
     tokens: the new ones, and `chosen` the same as `Token`s. reason: "stop" or "length" once it has ended; error: what
     made it end otherwise. logprobs: None, or how many of the best tokens are told beside each that was taken. slot: the
-    one that it has in a running batch. prompt_scores fp32 (n, vocab): at the places that the request asks for too.
-    log_probabilities: of the tokens, among those that are allowed, of a request that is `measured`.
+    one that it has in a running batch, and mode: `Decoder.mode` of the sequence there. prompt_scores fp32 (n, vocab):
+    at the places that the request asks for too. log_probabilities: of the tokens, among those that are allowed, of a
+    request that is `measured`.
     """
 
     def __init__(self, request: GenerationRequest, copy: int = 0, logprobs: int | None = None):
@@ -69,6 +76,7 @@ class Row:
         self.reason: str | None = None
         self.error: Exception | None = None
         self.slot: int | None = None
+        self.mode = 0
         self.prompt_scores: np.ndarray | None = None
         self.log_probabilities: list[float] = []
         self._matcher = None if request.constraint is None else request.constraint()

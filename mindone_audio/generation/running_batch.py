@@ -52,14 +52,14 @@ class RunningBatch:
                     continue
                 number, source, end, scores, best, also = result
                 for row in groups[number]:
-                    row.prompt_scores = also
+                    row.prompt_scores, row.mode = also, mode_of(self.engine, requests[number])
                     row.add(scores, best)
                 staying = [row for row in groups[number] if not row.ended]
                 if alone:
                     self._place(source, staying)
                 elif staying:
                     free = [slot for slot, row in enumerate(self.rows) if row is None][: len(staying)]
-                    self.sequences.insert(free, source, requests[number].prompt_tokens, end)
+                    self.sequences.insert(free, source, requests[number].prompt_tokens, end, staying[0].mode)
                     for slot, row in zip(free, staying):
                         self.rows[slot], row.slot = row, slot
         finally:
@@ -73,19 +73,50 @@ class RunningBatch:
         if self.sequences.full:
             self._move(self.sequences.batch, self.sequences.positions + 1)
         self._shrink()
-        tokens = np.zeros(self.sequences.batch, np.int32)
+        again = [row for row in active if self._changes_mode(row)]
+        self._extend([row for row in active if row not in again])
+        for row in again:
+            self._run_again(row)
         for row in active:
-            tokens[row.slot] = row.tokens[-1]
-        scores, best = self.sequences.extend(tokens)
-        for row in active:
-            row.look_ahead()
-        best = best.asnumpy()
-        scores = scores.asnumpy() if any(row.reads_scores for row in active) else None
-        for row in active:
-            row.add(scores[row.slot] if row.reads_scores else None, best[row.slot])
             if row.ended:
                 self.drop(row)
         return active
+
+    def _extend(self, rows: list[Row]) -> None:
+        """`step` these rows, in one graph call."""
+        if not rows:
+            return
+        tokens = np.zeros(self.sequences.batch, np.int32)
+        for row in rows:
+            tokens[row.slot] = row.tokens[-1]
+        scores, best = self.sequences.extend(tokens)
+        for row in rows:
+            row.look_ahead()
+        best = best.asnumpy()
+        scores = scores.asnumpy() if any(row.reads_scores for row in rows) else None
+        for row in rows:
+            row.add(scores[row.slot] if row.reads_scores else None, best[row.slot])
+
+    def _changes_mode(self, row: Row) -> bool:
+        """Whether the row has become so long that all its tokens are computed in another way."""
+        request, decoder = row.request, self.engine.model.language_model
+        if not decoder.switches:
+            return False
+        return decoder.mode(request.audio_tokens > 0, request.prompt_tokens + len(row.tokens)) != row.mode
+
+    def _run_again(self, row: Row) -> None:
+        """`step` a row by running all its tokens as a prompt."""
+        request = row.request.continued(row.tokens)
+        row.mode, self.sequences.idle[row.slot] = mode_of(self.engine, request), True
+        alone = self.sequences.batch == 1  # these slots are the prefill's
+        for result in prefilled(self.engine, [request], _positions(row) - request.prompt_tokens if alone else 1):
+            if result is not None:
+                _, source, end, scores, best, _ = result
+        row.add(scores, best)
+        if alone:
+            self._place(source, [row])
+        else:
+            self.sequences.insert([row.slot], source, request.prompt_tokens, end, row.mode)
 
     def drop(self, row: Row) -> None:
         """Take a row out, which makes its slot free; one that has no slot is left as it is."""
@@ -127,6 +158,12 @@ class RunningBatch:
             self._move(fewer, now.positions)
 
 
+def mode_of(engine: Engine, request: GenerationRequest) -> int:
+    """How the tokens of a request's prompt are computed."""
+    decoder = engine.model.language_model
+    return decoder.mode(request.audio_tokens > 0, request.prompt_tokens) if decoder.switches else 0
+
+
 def _positions(row: Row) -> int:
     """Tokens that there should be room for at first, or now."""
     settings, made = row.settings, len(row.tokens)
@@ -159,7 +196,8 @@ def prefilled(
         index = [np.where(own < 0, -1, own + firsts[number]) for number, own in zip(pack, indices)]
         ids = np.concatenate([requests[number].input_ids for number in pack])
         also = requests[pack[0]].also
-        outputs = yield from one.prefill(ids, lengths[pack], audio, np.concatenate(index), widths, also)
+        modes = np.repeat([mode_of(engine, requests[number]) for number in pack], lengths[pack])
+        outputs = yield from one.prefill(ids, lengths[pack], audio, np.concatenate(index), widths, also, modes)
         scores, best = (output.asnumpy() for output in outputs)
         ends = sum(widths) - total + np.cumsum(lengths[pack])
         for place, number in enumerate(pack):

@@ -37,13 +37,14 @@ class Sequences:
         audio_index: np.ndarray,
         widths: list[int],
         also: Sequence[int] = (),
+        modes: np.ndarray | None = None,
     ) -> Iterator[None]:
         """Run prompts through the model, in the slot of one, a piece each time that the generator goes on.
 
         input_ids int32 (sum of lengths): one prompt behind the other, of which the last goes on; lengths int (prompts).
         audio (rows, hidden) or None, with audio_index int32 like input_ids, -1 where a token is text. widths: of the
-        pieces. also: other places in input_ids. The generator returns scores and best next tokens of the end of each
-        prompt and then of these, on the device.
+        pieces. also: other places in input_ids. modes int32 like input_ids, where the decoder switches. The generator
+        returns scores and best next tokens of the end of each prompt and then of these, on the device.
         """
         self.slots.cache.clear()
         self.column = 0
@@ -51,10 +52,12 @@ class Sequences:
         ends = padding + np.cumsum(lengths)
         starts = np.repeat(ends - lengths, lengths)
         # The start of padding is the first column, so that it attends to something; nothing attends to it.
-        tokens, starts, index = (
+        modes = np.zeros(len(input_ids)) if modes is None else modes
+        tokens, starts, index, modes = (
             np.pad(array.astype(np.int32), (padding, 0), constant_values=fill)
-            for array, fill in ((input_ids, 0), (starts, 0), (audio_index, -1))
+            for array, fill in ((input_ids, 0), (starts, 0), (audio_index, -1), (modes, 0))
         )
+        self.slots.switch(0, modes[-1])
         self.start[0], self.idle[0], hidden, order = starts[-1], False, [], []
         model, first = self.engine.model, 0
         wanted = np.concatenate([ends - 1, padding + np.array(also, int)])
@@ -63,13 +66,17 @@ class Sequences:
             audio = msops.zeros((1, model.language_model.config.hidden_size), model.dtype)
         for width in widths:
             self._check_owner()
-            ids, start, rows = (array[None, first : first + width].copy() for array in (tokens, starts, index))
+            ids, start, rows, mode = (
+                array[None, first : first + width].copy() for array in (tokens, starts, index, modes)
+            )
             here = np.flatnonzero((first <= wanted) & (wanted < first + width))
             chosen = np.pad(wanted[here] - first, (0, PACKED - len(here))).astype(np.int32)
             arguments = [*self._tokens(ids, start), Tensor(chosen)]
             if merges:
                 rows = Tensor(rows)
                 arguments += audio_rows(audio, rows).astype(model.dtype), rows  # the graph was compiled for that dtype
+            if self.slots.modes is not None:
+                arguments.append(Tensor(mode))
             output = self.slots.prefill(width, first == 0)(*arguments)
             if len(here):
                 hidden.append(output[: len(here)])
@@ -106,8 +113,11 @@ class Sequences:
         self.start[self.idle] = self.column  # an empty slot sees only what is written now
         return self.slots.step(*self._tokens(tokens[:, None].copy(), self.start[:, None].copy()))
 
-    def insert(self, slots: list[int], prompts: "Sequences", length: int, end: int) -> None:
-        """Make slots copies of a prompt of so many tokens, which ends before the column `end` in `prompts`, of one."""
+    def insert(self, slots: list[int], prompts: "Sequences", length: int, end: int, mode: int = 0) -> None:
+        """Make slots copies of a prompt of so many tokens, which ends before the column `end` in `prompts`, of one.
+
+        mode: `Decoder.mode` of the prompt.
+        """
         source, context = prompts.slots.cache, prompts.slots.context
         columns = np.full(self.positions, source.positions - 1)  # where nothing has been written
         columns[(self.column - length + np.arange(length)) % self.positions] = np.arange(end - length, end)
@@ -116,6 +126,7 @@ class Sequences:
             if context is not None:
                 self.slots.context.insert(slot, context, np.arange(context.positions))
                 self.slots.hear(slot, prompts.slots.counts[0])
+        self.slots.switch(slots, mode)
         self.start[slots] = self.begin[slots] = (self.column - length) % self.positions
         self.idle[slots] = False
 
@@ -147,6 +158,7 @@ class Sequences:
             whole = np.arange(context.positions)
             other.slots.context.take(context, index, whole, np.ones((other.batch, len(whole)), bool))
             other.slots.hear(slice(None), self.slots.counts[index])
+        other.slots.switch(slice(None), self.slots.own_modes[index])
         return other
 
     def reorder(self, index: np.ndarray) -> None:

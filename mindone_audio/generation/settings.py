@@ -269,7 +269,7 @@ class GenerationSettings:
     def resolve_length(self, prompt: int, max_positions: int) -> "GenerationSettings":
         """Settle max_new_tokens and min_new_tokens for a prompt of so many tokens in a model of so many positions."""
         if prompt > max_positions:
-            raise ValueError(
+            raise PromptTooLongError(
                 f"the prompt has {prompt} tokens, audio included, but the model has {max_positions} positions: "
                 "use fewer or shorter clips, or less text"
             )
@@ -293,6 +293,10 @@ class GenerationSettings:
             new = max_positions - prompt
         least = max(self.min_new_tokens or 0, (self.min_length or 0) - prompt)
         return dataclasses.replace(self, max_new_tokens=new, min_new_tokens=least)
+
+
+class PromptTooLongError(ValueError):
+    """A prompt of more tokens than the model has positions."""
 
 
 @dataclass(frozen=True)

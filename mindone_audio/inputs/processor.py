@@ -8,7 +8,7 @@ from transformers import BatchFeature
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import PROCESSOR_NAME
 
-from mindone_audio.inputs.audio import AudioError, describe, is_one_clip, load_clips
+from mindone_audio.inputs.audio import AudioError, describe, fit_window, is_one_clip, load_clips
 from mindone_audio.inputs.conversation import chat_clips, clean_messages
 from mindone_audio.inputs.log_mel import log_mels
 from mindone_audio.inputs.tools import PLAIN, ToolFormat, for_template, has_tools, written
@@ -22,7 +22,7 @@ TOKENIZER_KEYWORDS = ("add_special_tokens", *PADDING_KEYWORDS)
 class AudioTextProcessor:
     """Put in front of a transformers processor: NumPy out, no PyTorch, and no argument that is silently ignored.
 
-    What a family's `__call__` takes:
+    What `__call__` takes:
         text: one prompt or a batch of them, each with any number of placeholders.
         audio: one clip or a list of clips, in the order of the placeholders over the whole batch. A clip is anything
             `mindone_audio.load_audio` takes; an array must be at the feature extractor's rate. `audios`, the name that
@@ -37,7 +37,8 @@ class AudioTextProcessor:
     What it raises: `TypeError` for another keyword; `AudioError` for a clip that cannot be read, is too long, or is too
     short for one token; `ValueError` where placeholders and clips do not match, or another argument's value is wrong.
 
-    `keywords` are what it takes besides text and audio, `tokenizer_keywords` what it hands on to `_tokenize`.
+    `keywords` are what it takes besides text and audio, `tokenizer_keywords` what it hands on to `_tokenize`. A family
+    whose placeholders are repeated for each embedding of their clips gives `_extract`, the others their own `__call__`.
     """
 
     keywords = ("sampling_rate", "truncation", "output_labels", "return_tensors")
@@ -54,6 +55,47 @@ class AudioTextProcessor:
             processor.silence_answers = stored
         return processor
 
+    def __call__(
+        self,
+        text: str | list[str] | None = None,
+        audio: Any = None,
+        output_labels: bool = False,
+        *,
+        audios: Any = None,
+        sampling_rate: int | None = None,
+        truncation: bool = False,
+        return_tensors: str = "np",
+        **tokenizer_kwargs: Any,
+    ) -> BatchFeature:
+        """Tokenize text, repeating each placeholder for as many embeddings as its clip has, and extract features.
+
+        Arguments and errors are those of the class `AudioTextProcessor`.
+
+        Returns:
+            `input_ids`, `attention_mask` and, if asked for, `labels`: int64 `[batch, length]`; and, given clips, the
+            features that the family's class tells.
+        """
+        texts, clips = self._arguments(text, audio, audios, sampling_rate, return_tensors, tokenizer_kwargs)
+        features, counts = self._extract(clips, truncation) if clips else ({}, [])
+        data = {**self._tokenize(self._expand(texts, counts), **tokenizer_kwargs), **features}
+        if output_labels:
+            data["labels"] = self._labels(data["input_ids"], data["attention_mask"])
+        return BatchFeature(data)
+
+    def _extract(self, clips: list[np.ndarray], truncation: bool) -> tuple[dict[str, np.ndarray], list[int]]:
+        """Clips -> features and their mask, and how many embeddings each clip has."""
+        raise NotImplementedError
+
+    def _expand(self, texts: list[str], counts: list[int]) -> list[str]:
+        """Texts with the placeholder of clip i, counted over all texts, written for `counts[i]` embeddings."""
+        remaining = iter(counts)
+        pieces = [text.split(self.audio_token) for text in texts]
+        return [first + "".join(self.expanded(next(remaining)) + part for part in rest) for first, *rest in pieces]
+
+    def expanded(self, count: int) -> str:
+        """What a placeholder of so many embeddings becomes."""
+        return self.audio_token * count
+
     load_keywords: tuple[str, ...] = ()  # of the family's `from_pretrained`, besides those of a download
     # What `pipeline` asks where it is given a task and no text: the words that the family was trained with.
     questions = {"caption": "Describe the audio.", "transcribe": "Transcribe the speech."}
@@ -61,6 +103,8 @@ class AudioTextProcessor:
     # What the model says of a clip without speech when it is to transcribe: "silence_answers" of processor_config.json.
     # The pipeline takes it as no text.
     silence_answers: tuple[str, ...] = ()
+
+    around_audio: tuple[int, ...] = ()  # tokens that begin and end a clip, where they are not learned either
 
     audio_first = True  # or the words before the clip that they are about
 
@@ -282,12 +326,33 @@ class AudioTextProcessor:
             mask_name: (np.arange(frames) < valid[:, None]).astype(np.int32),
         }
 
+    def _fitting(self, clips: list[np.ndarray], seconds: float, truncation: bool) -> list[np.ndarray]:
+        """Clips that are long enough for a token and fit so many seconds, or their beginnings; `AudioError` else."""
+        rate = self.feature_extractor.sampling_rate
+        self._require_samples(clips, 2 * self.feature_extractor.hop_length + 1)
+        return [
+            fit_window(clip, seconds, rate, truncation=truncation, name=f"audio clip {number}")
+            for number, clip in enumerate(clips)
+        ]
+
+    def _log_mels_of_longest(self, clips: list[np.ndarray], mask_name: str) -> dict[str, np.ndarray]:
+        """As `_log_mels`, but with as many frames as the longest clip has instead of the extractor's window."""
+        extractor = self.feature_extractor
+        frames = np.array([-(-len(clip) // extractor.hop_length) for clip in clips])
+        # Continued by zeros, as the whole window would be, further than a frame at the clip's end sees.
+        samples = min(extractor.n_samples, int(frames.max()) * extractor.hop_length + extractor.n_fft)
+        return {
+            "input_features": log_mels(clips, extractor, samples)[:, :, : frames.max()],
+            mask_name: (np.arange(frames.max()) < frames[:, None]).astype(np.int32),
+        }
+
     def _labels(self, input_ids: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         """For training: the tokens, -100 where they are audio or padding. The user's text is learned too.
 
         Padding is what the mask hides: an end token that pads as well must be learned, or the model never ends.
         """
-        return np.where((input_ids == self.audio_token_id) | (attention_mask == 0), -100, input_ids)
+        unlearned = np.isin(input_ids, [self.audio_token_id, *self.around_audio])
+        return np.where(unlearned | (attention_mask == 0), -100, input_ids)
 
     @property
     def placeholder(self) -> str:
@@ -326,9 +391,11 @@ def token_arrays(encoded: Any, padding: Any, max_length: int | None) -> dict[str
 class StringContent:
     """Put between `AudioTextProcessor` and a transformers processor whose chat template takes content as one string.
 
-    Elements follow each other as they are given, a clip as its placeholder, with a new line between it and what is next
-    to it where there is no white space.
+    Elements follow each other as they are given, a clip as its placeholder, with `beside_clips` between it and what is
+    next to it where there is no white space.
     """
+
+    beside_clips = "\n"
 
     def apply_chat_template(self, conversation: list, chat_template: str | None = None, **kwargs: Any):
         """The tokenizer's rendering of one conversation or a batch of them."""
@@ -346,7 +413,7 @@ class StringContent:
             words = self.placeholder if part["type"] == "audio" else part["text"]
             beside_clip = "audio" in (before, part["type"])
             if beside_clip and text and words and not (text[-1].isspace() or words[0].isspace()):
-                text += "\n"
+                text += self.beside_clips
             text, before = text + words, part["type"]
         return {**message, "content": text}
 

@@ -7,20 +7,34 @@ from types import ModuleType
 from mindone_audio.inputs.processor import AudioTextProcessor
 from mindone_audio.weights.hub import DOWNLOAD_KEYWORDS, read_config
 
-# The name is the `model_type` of config.json, but for Ichigo, which is a Llama to transformers.
+# The name is the `model_type` of config.json, but for those in _MODEL_TYPES.
 FAMILIES = {
     "audioflamingo3": "audioflamingo3",
+    "glmasr": "glmasr",
     "ichigo": "ichigo.model",
+    "musicflamingo": "musicflamingo",
+    "phi4_multimodal": "phi4_multimodal.model",
+    "qwen2_5_omni": "qwen2_5_omni",
     "qwen2_audio": "qwen2_audio",
+    "qwen3_asr": "qwen3_asr",
     "seamless_m4t_v2": "seamless_m4t_v2.model",
     "speecht5": "speecht5.model",
     "ultravox": "ultravox.model",
     "voxtral": "voxtral.model",
     "whisper": "whisper.model",
 }
-_MODEL_TYPES = {"ichigo": "llama"}
+_MODEL_TYPES = {
+    "ichigo": ("llama",),
+    "phi4_multimodal": ("phi4_multimodal", "phi4mm"),
+    "qwen2_5_omni": ("qwen2_5_omni", "qwen2_5_omni_thinker"),
+}
+_WITHOUT_THINKER = "a part of Qwen2.5-Omni that hears nothing: use the whole checkpoint, Qwen/Qwen2.5-Omni-7B or -3B"
 # Relatives of families that compute something else, and what to take instead.
-_REFUSED = {"seamless_m4t": "SeamlessM4T v1 is another model: use facebook/seamless-m4t-v2-large"}
+_REFUSED = {
+    "seamless_m4t": "SeamlessM4T v1 is another model: use facebook/seamless-m4t-v2-large",
+    "qwen2_5_omni_talker": _WITHOUT_THINKER,
+    "qwen2_5_omni_token2wav": _WITHOUT_THINKER,
+}
 
 
 def known_families() -> list[str]:
@@ -30,7 +44,7 @@ def known_families() -> list[str]:
 
 def family(model_type: str | None) -> ModuleType:
     """The module of a model type, with `MODEL` and `PROCESSOR`; `ValueError` with the known types for another."""
-    names = {_MODEL_TYPES.get(name, name): name for name in FAMILIES}
+    names = {kind: name for name in FAMILIES for kind in _MODEL_TYPES.get(name, (name,))}
     if model_type in _REFUSED:
         raise ValueError(f"model_type {model_type!r}: {_REFUSED[model_type]}")
     if model_type not in names:

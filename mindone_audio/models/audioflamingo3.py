@@ -14,7 +14,6 @@ from mindone_audio.backbone.encoder import AudioEncoder
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.generation import GenerationMixin
-from mindone_audio.inputs.audio import fit_window
 from mindone_audio.inputs.processor import AudioTextProcessor, as_list
 from mindone_audio.models.qwen2_audio import audio_token_count
 
@@ -41,11 +40,13 @@ class AudioFlamingo3EncoderConfig(VoxtralEncoderConfig):
 class AudioFlamingo3Config(PretrainedConfig):
     """config.json of Audio Flamingo 3, which transformers has from version 5 on; the defaults are that one's.
 
-    audio_config and text_config: dicts, configs, or None for the published encoder and for Qwen2Config's defaults.
+    audio_config and text_config: dicts, configs, or None for the published encoder and for the defaults of the class
+    of `text_type`.
     """
 
     model_type = "audioflamingo3"
     sub_configs = {"audio_config": AudioFlamingo3EncoderConfig, "text_config": AutoConfig}
+    text_type = "qwen2"
 
     def __init__(
         self,
@@ -57,9 +58,9 @@ class AudioFlamingo3Config(PretrainedConfig):
         **others: Any,
     ):
         if not isinstance(audio_config, PretrainedConfig):
-            audio_config = AudioFlamingo3EncoderConfig(**(audio_config or {}))
+            audio_config = self.sub_configs["audio_config"](**(audio_config or {}))
         if not isinstance(text_config, PretrainedConfig):
-            text_config = AutoConfig.for_model(**{"model_type": "qwen2", **(text_config or {})})
+            text_config = AutoConfig.for_model(**{"model_type": self.text_type, **(text_config or {})})
         self.audio_config, self.text_config = audio_config, text_config
         self.audio_token_id = audio_token_id
         self.projector_hidden_act, self.projector_bias = projector_hidden_act, projector_bias
@@ -69,10 +70,10 @@ class AudioFlamingo3Config(PretrainedConfig):
 class Projector(nn.Cell):
     """Linear, GELU, linear, from the encoder's width to the decoder's."""
 
-    def __init__(self, audio_width: int, text_width: int, bias: bool):
+    def __init__(self, audio_width: int, text_width: int, bias: bool, inner: int | None = None):
         super().__init__()
-        self.linear_1 = Linear(audio_width, text_width, bias)
-        self.linear_2 = Linear(text_width, text_width, bias)
+        self.linear_1 = Linear(audio_width, inner or text_width, bias)
+        self.linear_2 = Linear(inner or text_width, text_width, bias)
 
     def construct(self, audio: Tensor) -> Tensor:
         return self.linear_2(ops.gelu(self.linear_1(audio)))
@@ -106,13 +107,17 @@ class AudioFlamingo3ForConditionalGeneration(AudioLanguageModel, GenerationMixin
 class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
     """Text and audio to model inputs, and tokens back to text, in the file formats of transformers 5.
 
-    The tokenizer given is set to pad on the left, as the model was trained and generates.
+    Given clips, `__call__` returns one row for each started window of 30 s of each: `input_features`, float32
+    `[windows, mels, frames]`, normalised by themselves, and `input_features_mask`, int32 `[windows, frames]`, 1 where a
+    frame is audio. Its `truncation`, to 600 s, is what transformers does unasked. The tokenizer given is set to pad on
+    the left, as the model was trained and generates.
     """
 
     attributes = ["feature_extractor", "tokenizer"]
     feature_extractor_class = "WhisperFeatureExtractor"
     tokenizer_class = "AutoTokenizer"
     frames_transcriptions = True
+    clip_first = False  # in a request for a transcription
 
     def __init__(
         self,
@@ -140,6 +145,10 @@ class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
         """Seconds of audio that the model hears: whole windows, 600 s as published."""
         return self.max_audio_len // self.feature_extractor.chunk_length * self.feature_extractor.chunk_length
 
+    def token_count(self, frames: int) -> int:
+        """Audio embeddings of a clip of so many mel frames."""
+        return audio_token_count(frames)
+
     def transcription(self, answer: str) -> str:
         """A transcription without the sentence that introduces it, the full stop that ends it and quotes around it."""
         text = answer.strip()
@@ -147,38 +156,6 @@ class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
         text = text.removeprefix(prefix).strip().removesuffix(".").strip()
         quoted = len(text) >= 2 and text[0] == text[-1] and text[0] in "'\""
         return text[1:-1].strip() if quoted else text
-
-    def __call__(
-        self,
-        text: str | list[str] | None = None,
-        audio: Any = None,
-        output_labels: bool = False,
-        *,
-        audios: Any = None,
-        sampling_rate: int | None = None,
-        truncation: bool = False,
-        return_tensors: str = "np",
-        **tokenizer_kwargs: Any,
-    ) -> BatchFeature:
-        """Tokenize text, expanding each `<sound>` to as many as its clip has embeddings, and extract log-mels.
-
-        Arguments and errors are those of `AudioTextProcessor`; `truncation`, to 600 s, is what
-        transformers does unasked.
-
-        Returns:
-            `input_ids`, `attention_mask` and, if asked for, `labels`: int64 `[batch, length]`; and, given clips, one
-            row for each started window of 30 s of each: `input_features`, float32 `[windows, mels, frames]`, normalised
-            by themselves, and `input_features_mask`, int32 `[windows, frames]`, 1 where a frame is audio.
-        """
-        texts, clips = self._arguments(text, audio, audios, sampling_rate, return_tensors, tokenizer_kwargs)
-        features, counts = self._extract(clips, truncation) if clips else ({}, [])
-        remaining = iter(counts)
-        pieces = [item.split(self.audio_token) for item in texts]
-        texts = [first + "".join(self.audio_token * next(remaining) + p for p in rest) for first, *rest in pieces]
-        data = {**self._tokenize(texts, **tokenizer_kwargs), **features}
-        if output_labels:
-            data["labels"] = self._labels(data["input_ids"], data["attention_mask"])
-        return BatchFeature(data)
 
     def apply_transcription_request(
         self,
@@ -203,7 +180,8 @@ class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
         conversations = []
         for clip, item in zip(clips, prompts):
             request = {"type": "text", "text": self.default_transcription_prompt if item is None else item}
-            conversations.append([{"role": "user", "content": [request, {"type": "audio", "audio": clip}]}])
+            content = [{"type": "audio", "audio": clip}, request][:: 1 if self.clip_first else -1]
+            conversations.append([{"role": "user", "content": content}])
         return self.apply_chat_template(
             conversations, add_generation_prompt=True, tokenize=tokenize, return_dict=tokenize, **processor_kwargs
         )
@@ -219,17 +197,12 @@ class AudioFlamingo3Processor(AudioTextProcessor, ProcessorMixin):
         return [self.transcription(text) for text in texts] if strip_prefix else texts
 
     def _extract(self, clips: list[np.ndarray], truncation: bool) -> tuple[dict[str, np.ndarray], list[int]]:
-        """Clips -> features and mask of their windows, and how many audio tokens each clip has."""
         rate, hop = self.feature_extractor.sampling_rate, self.feature_extractor.hop_length
         window = self.feature_extractor.chunk_length * rate
-        self._require_samples(clips, 2 * hop + 1)
-        fitting = [
-            fit_window(clip, self.longest_clip, rate, truncation=truncation, name=f"audio clip {number}")
-            for number, clip in enumerate(clips)
-        ]
+        fitting = self._fitting(clips, self.longest_clip, truncation)
         windows = [clip[start : start + window] for clip in fitting for start in range(0, len(clip), window)]
         # Every window but the last holds four frames for each of its tokens, so a clip's sum is that of its frames.
-        counts = [audio_token_count(-(-len(clip) // hop)) for clip in fitting]
+        counts = [self.token_count(-(-len(clip) // hop)) for clip in fitting]
         return self._log_mels(windows, "input_features_mask"), counts
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import transformers
 from mindspore import Tensor, nn
-from transformers import BatchFeature, Qwen2AudioConfig
+from transformers import Qwen2AudioConfig
 
 from mindone_audio.backbone.audio_language_model import AudioLanguageModel
 from mindone_audio.backbone.config_fields import refuse_fields
@@ -15,7 +15,6 @@ from mindone_audio.backbone.encoder import AudioEncoder
 from mindone_audio.backbone.layers import Linear
 from mindone_audio.backbone.published_config import decoder_config, encoder_config
 from mindone_audio.generation import GenerationMixin
-from mindone_audio.inputs.audio import fit_window
 from mindone_audio.inputs.processor import AudioTextProcessor
 
 CHECKPOINTS = ("Qwen/Qwen2-Audio-7B", "Qwen/Qwen2-Audio-7B-Instruct")
@@ -56,8 +55,9 @@ def audio_token_count(mel_frames: int) -> int:
 class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
     """Text and audio to model inputs, and tokens back to text.
 
-    The tokenizer given is set to pad on the left, as generation needs; for training set
-    `processor.tokenizer.padding_side = "right"` or pass `padding_side="right"`.
+    Given clips, `__call__` returns `input_features`: float32 `[clips, mels, frames]`, and `feature_attention_mask`:
+    int32 `[clips, frames]`, 1 where a frame is audio. The tokenizer given is set to pad on the left, as generation
+    needs; for training set `processor.tokenizer.padding_side = "right"` or pass `padding_side="right"`.
     """
 
     questions = {"caption": "Generate the caption in English:", "transcribe": "What does the person say?"}
@@ -76,37 +76,6 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
         self.audio_token_id = self._token_id(self.audio_token)
         self.tokenizer.padding_side = "left"
 
-    def __call__(
-        self,
-        text: str | list[str] | None = None,
-        audio: Any = None,
-        *,
-        audios: Any = None,
-        sampling_rate: int | None = None,
-        truncation: bool = False,
-        output_labels: bool = False,
-        return_tensors: str = "np",
-        **tokenizer_kwargs: Any,
-    ) -> BatchFeature:
-        """Tokenize text, expanding each `<|AUDIO|>` to as many as its clip has embeddings, and extract log-mels.
-
-        Arguments and errors are those of `AudioTextProcessor`.
-
-        Returns:
-            `input_ids`, `attention_mask` and, if asked for, `labels`: int64 `[batch, length]`; and, given clips,
-            `input_features`: float32 `[clips, mels, frames]`, `feature_attention_mask`: int32 `[clips, frames]`, 1
-            where a frame is audio.
-        """
-        texts, clips = self._arguments(text, audio, audios, sampling_rate, return_tensors, tokenizer_kwargs)
-        features = self._extract(clips, truncation) if clips else {}
-        if clips:
-            counts = [audio_token_count(int(frames)) for frames in features["feature_attention_mask"].sum(-1)]
-            texts = self._expand(texts, counts)
-        data = {**self._tokenize(texts, **tokenizer_kwargs), **features}
-        if output_labels:
-            data["labels"] = self._labels(data["input_ids"], data["attention_mask"])
-        return BatchFeature(data)
-
     def answers_chats(self, generation_config: Any) -> bool:
         """A model that ends with `<|im_end|>`, the end of a turn, was tuned for chats; the base model does not."""
         eos = generation_config.eos_token_id
@@ -117,15 +86,10 @@ class Qwen2AudioProcessor(AudioTextProcessor, transformers.Qwen2AudioProcessor):
         """What stands for a clip in a raw prompt."""
         return self.audio_bos_token + self.audio_token + self.audio_eos_token
 
-    def _extract(self, clips: list[np.ndarray], truncation: bool) -> dict[str, np.ndarray]:
-        """Clips -> `input_features` `[clips, mels, frames]` and `feature_attention_mask` `[clips, frames]`."""
-        extractor, rate = self.feature_extractor, self.feature_extractor.sampling_rate
-        self._require_samples(clips, 2 * extractor.hop_length + 1)
-        fitting = [
-            fit_window(clip, extractor.chunk_length, rate, truncation=truncation, name=f"audio clip {number}")
-            for number, clip in enumerate(clips)
-        ]
-        return self._log_mels(fitting, "feature_attention_mask")
+    def _extract(self, clips: list[np.ndarray], truncation: bool) -> tuple[dict[str, np.ndarray], list[int]]:
+        fitting = self._fitting(clips, self.feature_extractor.chunk_length, truncation)
+        features = self._log_mels(fitting, "feature_attention_mask")
+        return features, [audio_token_count(int(frames)) for frames in features["feature_attention_mask"].sum(-1)]
 
     def _expand(self, texts: list[str], counts: list[int]) -> list[str]:
         """Write each placeholder `counts[i]` times; one that has neither its begin nor its end token gets both."""

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
+import jinja2
 import numpy as np
 
 from mindone_audio.generation.settings import (
@@ -193,3 +195,13 @@ def windows_of(request: Request) -> Iterator[tuple[int, Request]]:
         content = [{"type": "audio", "audio": clips[0][start:end]}]
         words = [element for element in request.messages[0]["content"] if element["type"] == "text"]
         yield start, replace(request, messages=[{"role": "user", "content": content + words}])
+
+
+def prepared(pipe: Any, scheduler: Any, request: Request) -> Any:
+    """A request as a scheduler takes it, in any thread but the scheduler's; `ValueError` where it cannot be."""
+    try:
+        if pipe.processor.uses_device:
+            return scheduler.run(partial(pipe.prepare, request)).result()
+        return pipe.prepare(request)
+    except jinja2.TemplateError as error:  # as of roles that do not alternate
+        raise ValueError(f"the model's chat template refuses these messages: {error}") from error

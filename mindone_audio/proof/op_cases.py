@@ -83,6 +83,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
             "gather", _run_gather, lambda x, rows: x[:, :, rows], (normal(2, 3, 5, 4),), (np.array([1, 4], np.int32),)
         ),
         Case("rotate", ops.rotate, _rotate, (normal(2, 3, 9, 8), *tables)),
+        Case("rotate, a part", _run_rotate_part, _rotate_part, (normal(2, 3, 9, 8), *tables)),
         Case("attention", _run_attention, _attention, (many, keys, values), (hidden,)),
         Case("attention, one query", _run_attention, _attention, (one, keys, values), (hidden[:, :, :1],)),
         Case("swap_last_axes", ops.swap_last_axes, lambda x: x.swapaxes(2, 3), (normal(2, 3, 5, 4),)),
@@ -134,6 +135,9 @@ def _over_time(normal: Callable[..., np.ndarray]) -> list[Case]:
         padding, inputs = (kernel - stride) // 2, (normal(2, 5, 6), normal(6, 4, kernel), normal(4))
         run, reference = _ConvolveBack(stride, padding), partial(_transposed_conv1d, stride, padding)
         cases.append(Case(f"transposed_conv1d, kernel {kernel}, stride {stride}", run, reference, inputs))
+    for name, (into, out, width) in {"": (3, 5, 3), ", depthwise": (4, 4, 1)}.items():
+        inputs = normal(2, 7, 6, into), normal(out, width, 3, 3), normal(out)
+        cases.append(Case(f"halving_conv2d{name}", conv_ops.halving_conv2d, _halving_conv2d, inputs))
     inputs = normal(2, 9, 6) * 3, normal(6), normal(6)
     counts = np.array([9, 4], np.int32)
     return [*cases, Case("norm_over_time", conv_ops.norm_over_time, _norm_over_time, inputs, (counts,))]
@@ -241,11 +245,11 @@ def _run_ring(scores, columns, keys, start):
 
 
 def _run_padding(scores, lengths):
-    return msops.softmax(scores.astype(ms.float32) + padding_mask(lengths, 6, 3), -1)
+    return msops.softmax(scores.astype(ms.float32) + padding_mask((lengths - 1) // 2 + 1, 6, 3), -1)
 
 
 def _run_blocks(scores, lengths):
-    return msops.softmax(scores.astype(ms.float32) + padding_mask(lengths, 6, 3, latency_block=2), -1)
+    return msops.softmax(scores.astype(ms.float32) + padding_mask((lengths - 1) // 2 + 1, 6, 3, latency_block=2), -1)
 
 
 def _run_merge(text, audio, index):
@@ -335,6 +339,14 @@ def _rotate(x, cos, sin):
     return x * cos + np.roll(x, x.shape[-1] // 2, -1) * sin
 
 
+def _run_rotate_part(x, cos, sin):
+    return ops.rotate(x, cos, sin, 6)
+
+
+def _rotate_part(x, cos, sin):
+    return x * cos + np.concatenate([x[..., 3:6], x[..., :3], x[..., 6:]], -1) * sin
+
+
 def _softmax(scores):
     weights = np.exp(scores - scores.max(-1, keepdims=True))
     return weights / weights.sum(-1, keepdims=True)
@@ -362,6 +374,15 @@ def _conv1d(stride, padding, dilation, groups, x, weight, bias):
     for part, rows in zip(np.split(padded, groups, 2), np.split(weight, groups)):
         made.append(np.stack([np.einsum("bki,oik->bo", part[:, t : t + reach : dilation], rows) for t in times], 1))
     return np.concatenate(made, 2) + bias
+
+
+def _halving_conv2d(x, weight, bias):
+    padded, depthwise = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), weight.shape[1] == 1
+    times, bins = ((size + 1) // 2 for size in x.shape[1:3])
+    form = "bklo,okl->bo" if depthwise else "bkli,oikl->bo"
+    weight = weight[:, 0] if depthwise else weight
+    patch = [[padded[:, 2 * t : 2 * t + 3, 2 * f : 2 * f + 3] for f in range(bins)] for t in range(times)]
+    return np.stack([np.stack([np.einsum(form, one, weight) for one in row], 1) for row in patch], 1) + bias
 
 
 def _transposed_conv1d(stride, padding, x, weight, bias):

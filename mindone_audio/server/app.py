@@ -4,7 +4,7 @@ import os
 from html import escape
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
@@ -17,6 +17,7 @@ from mindone_audio.server.guards import guarded
 from mindone_audio.server.keys import KeyCheck, read_keys
 from mindone_audio.server.options import ServerOptions
 from mindone_audio.server.page_files import add_page
+from mindone_audio.server.realtime import realtime
 from mindone_audio.server.service import Service
 from mindone_audio.server.speech import FIELDS as SPEECH_FIELDS
 from mindone_audio.server.speech import speech
@@ -29,8 +30,7 @@ OWNER = "mindone_audio"
 def create_app(service: Service, options: ServerOptions) -> FastAPI:
     """The application of a service. Every request passes the check of its key, then `guarded`, then its URL's answer.
 
-    Raises `ValueError` or `OSError` for a file of keys that cannot be. The place of /v1/realtime is beside the others:
-    a WebSocket route that takes a place with `Service.admitted`, and a check of its key.
+    Raises `ValueError` or `OSError` for a file of keys that cannot be.
     """
     app = FastAPI(title="mindone_audio", docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(guarded, options=options)
@@ -42,6 +42,11 @@ def create_app(service: Service, options: ServerOptions) -> FastAPI:
 
     add_page(app, service)
     _add_posts(app, service)
+    _add_realtime(app, service)
+    if options.fastrtc:
+        from mindone_audio.server.fastrtc import add_fastrtc
+
+        add_fastrtc(app, service)
     _add_models(app, service, options)
     _add_state(app, service)
     return app
@@ -74,6 +79,12 @@ def _add_posts(app: FastAPI, service: Service) -> None:
         async def task(request: Request) -> Response:
             """Answers a question about a clip: Hugging Face's audio-text-to-text task."""
             return Exchange(service, _read_json, predict)
+
+
+def _add_realtime(app: FastAPI, service: Service) -> None:
+    @app.websocket("/v1/realtime")
+    async def session(socket: WebSocket) -> None:
+        await realtime(socket, service)
 
 
 def _add_models(app: FastAPI, service: Service, options: ServerOptions) -> None:

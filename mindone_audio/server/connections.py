@@ -50,5 +50,7 @@ def uvicorn_settings(protocol: type[TimedProtocol] = TimedProtocol) -> dict:
         "http": protocol,
         "server_header": False,
         "h11_max_incomplete_event_size": MOST_HEADER_BYTES,
+        "ws_max_size": 16 * 2**20,  # bytes of one event of /v1/realtime: OpenAI's limit of a piece of sound is 15 MiB
+        "ws_max_queue": 8,
         "timeout_keep_alive": 5,  # seconds
     }

@@ -16,6 +16,8 @@ from mindone_audio.setting_fields import refusal
 
 ENVIRONMENT = "MINDONE_AUDIO_API_KEY"
 OPEN = ("/health", "/docs")
+# Of a WebSocket, for which browsers can send no header: OpenAI's, and that whose rest is a key.
+PROTOCOL, KEY_PROTOCOL = "realtime", "openai-insecure-api-key."
 
 
 def is_open(method: str, path: str) -> bool:
@@ -51,8 +53,17 @@ class KeyCheck:
         self.app, self.digests = app, [hashlib.sha256(key.encode()).digest() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and self.digests and not is_open(scope["method"], scope["path"]):
-            name = self._name(dict(scope["headers"]).get(b"authorization", b""))
+        socket = scope["type"] == "websocket"
+        if self.digests and (socket or (scope["type"] == "http" and not is_open(scope["method"], scope["path"]))):
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            for protocol in scope.get("subprotocols", ()):
+                if protocol.startswith(KEY_PROTOCOL):
+                    given = b"Bearer " + protocol.removeprefix(KEY_PROTOCOL).encode()
+            name = self._name(given)
+            if name is None and socket:
+                await receive()
+                await send({"type": "websocket.close", "code": 1008})  # before it is accepted: 403
+                return
             if name is None:
                 error = RequestError(
                     "this server needs a key: send it as Authorization: Bearer KEY",

@@ -31,6 +31,11 @@ class ServerOptions:
     served_model_name: str | None = setting(
         None, "what requests call the model (default: the last part of where it is)", metavar="NAME"
     )
+    speaker: str | None = setting(
+        None,
+        "a model that speaks the answers of /v1/realtime, with {vocoder} and {voice}, such as microsoft/speecht5_tts",
+        metavar="MODEL",
+    )
     vocoder: str | None = setting(
         None,
         "of a model that speaks: the folder or Hugging Face id of one, such as microsoft/speecht5_hifigan",
@@ -67,6 +72,10 @@ class ServerOptions:
     max_audio_seconds: float = setting(3600.0, "of all clips of a request together", metavar="SECONDS")
     max_body_mb: float = setting(64.0, "the largest request, in MiB", metavar="MIB")
     body_timeout: float = setting(60.0, "the longest that a client takes to send a request", metavar="SECONDS")
+    fastrtc: bool = setting(False, "also answer FastRTC's clients, at /fastrtc, by the extra of that name")
+    realtime_timeout: float = setting(
+        120.0, "the longest that a client of /v1/realtime says nothing", metavar="SECONDS"
+    )
     allowed_hosts: Sequence[str] | None = setting(
         None, "a name that clients call this server by, besides {host} and localhost; *: any", metavar="HOST"
     )
@@ -85,7 +94,8 @@ class ServerOptions:
         for name in ("max_tokens", "max_model_len", "max_per_key"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, whole(name, getattr(self, name), 1))
-        for name in ("queue_timeout", "media_timeout", "max_audio_seconds", "max_body_mb", "body_timeout"):
+        seconds = ("queue_timeout", "media_timeout", "max_audio_seconds", "body_timeout", "realtime_timeout")
+        for name in (*seconds, "max_body_mb"):
             object.__setattr__(self, name, real(name, getattr(self, name), 0, beyond=True))
         object.__setattr__(self, "drain_timeout", real("drain_timeout", self.drain_timeout, 0, math.inf))
         for name in ("adapter", "voice", "allow_media_domain", "allowed_hosts"):

@@ -13,6 +13,7 @@ FILES = {
     "style.css": "text/css; charset=utf-8",
     "page.js": "text/javascript; charset=utf-8",
     "recorder.js": "text/javascript; charset=utf-8",
+    "talk.js": "text/javascript; charset=utf-8",
     "icon.svg": "image/svg+xml",
 }
 INDEX, FACTS = "index.html", "/page/facts.json"
@@ -43,7 +44,7 @@ def page_facts(service: Service) -> dict:
 
     tasks: what it offers. longest_clip: seconds of a clip in a conversation; audio_first: whether it goes before the
     question. These and the family's own questions are those of the model when it is loaded. one_clip: the bundled model
-    was taught to hear one clip alone.
+    was taught to hear one clip alone. spoken: whether answers of a spoken conversation are sound.
     """
     tasks = ["ask", "caption", "transcribe"]
     if service.transcribes_only or service.speaks:
@@ -58,6 +59,7 @@ def page_facts(service: Service) -> dict:
         "longest_clip": getattr(processor, "longest_clip", None),
         "audio_first": getattr(processor, "audio_first", True),
         "one_clip": options.model is None,
+        "spoken": service.speaker is not None,
         "questions": dict(getattr(processor, "questions", {})),
     }
 

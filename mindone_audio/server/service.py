@@ -12,12 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from mindone_audio.generation.events import Delta, Overloaded
 from mindone_audio.generation.row import GenerationRequest, Row
 from mindone_audio.inputs.audio import SAMPLING_RATE
-from mindone_audio.pipelines.requests import Request
+from mindone_audio.pipelines.requests import Request, prepared
 from mindone_audio.server.errors import RequestError
 from mindone_audio.server.media import MediaPolicy
 from mindone_audio.server.metrics import Metrics
@@ -41,8 +39,9 @@ class Place:
 class Service:
     """The models of a server.
 
-    pipe is None until the model is loaded, scheduler until loading has begun. voices: those of a model that speaks, by
-    their names. draining: no new request is taken.
+    pipe is None until the model is loaded, scheduler until loading has begun. speaker: what speaks the answers of
+    conversations, None if nobody does. voices: those of a model that speaks, by their names. draining: no new request
+    is taken.
     active: how many requests are answered now, bodies that are still being sent included. seconds: of samples that
     they keep in memory.
     """
@@ -51,6 +50,7 @@ class Service:
         self.options, self.created = options, int(time.time())
         self.pipe: Any = None
         self.scheduler: Any = None
+        self.speaker: Any = None
         self.voices: dict[str, Any] = {}
         self._speaking = asyncio.Lock()
         self.draining, self.active, self.seconds = False, 0, 0.0
@@ -158,12 +158,7 @@ class Service:
 
     def prepare(self, request: Request) -> Any:
         """A request as the scheduler takes it, in any thread but the scheduler's; `ValueError` where it cannot be."""
-        try:
-            if self.pipe.processor.uses_device:
-                return self.scheduler.run(partial(self.pipe.prepare, request)).result()
-            return self.pipe.prepare(request)
-        except jinja2.TemplateError as error:  # as of roles that do not alternate
-            raise RequestError(f"the model's chat template refuses these messages: {error}", "messages") from error
+        return prepared(self.pipe, self.scheduler, request)
 
     def deltas(
         self,

@@ -43,10 +43,10 @@ class Pcm:
         self.stream = soxr.ResampleStream(rate, PCM_RATE, 1, "float32")
 
     def add(self, samples: np.ndarray) -> bytes:
-        return _sixteen_bits(self.stream.resample_chunk(samples))
+        return sixteen_bits(self.stream.resample_chunk(samples))
 
     def end(self) -> bytes:
-        return _sixteen_bits(self.stream.resample_chunk(np.zeros(0, np.float32), last=True))
+        return sixteen_bits(self.stream.resample_chunk(np.zeros(0, np.float32), last=True))
 
 
 class Wav:
@@ -57,7 +57,7 @@ class Wav:
         self.header = struct.pack("<4sI4s", b"RIFF", _UNKNOWN, b"WAVE") + form + struct.pack("<4sI", b"data", _UNKNOWN)
 
     def add(self, samples: np.ndarray) -> bytes:
-        made, self.header = self.header + _sixteen_bits(samples), b""
+        made, self.header = self.header + sixteen_bits(samples), b""
         return made
 
     def end(self) -> bytes:
@@ -116,5 +116,6 @@ _ENCODERS: dict[str, Callable[[int], Encoder]] = {
 }
 
 
-def _sixteen_bits(samples: np.ndarray) -> bytes:
+def sixteen_bits(samples: np.ndarray) -> bytes:
+    """Float32 samples between -1 and 1 as PCM, low byte first."""
     return np.round(np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes()

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,8 +11,9 @@ from mindone_audio.weights.folder_check import CONFIG_FILE, explain_file, explai
 
 DOWNLOAD_KEYWORDS = ("cache_dir", "local_files_only", "revision", "subfolder", "token")
 ACCESS_KEYWORDS = ("cache_dir", "local_files_only", "token")  # those that hold for other repositories as well
-# The same weights again: as the model's own makers spell them (Mistral, Llama), or wider (Whisper).
-SECOND_COPIES = ["*consolidated*", "original/*", "*.fp32*"]
+# The same weights again: as the model's own makers spell them (Mistral, Llama), or wider (Whisper); and Phi-4's adapter
+# for images.
+SECOND_COPIES = ["*consolidated*", "original/*", "*.fp32*", "vision-lora/*"]
 SMALL_FILES = ["*.json", "*.txt", "*.jinja", "*.model"]
 CHECKPOINT_FILES = [*SMALL_FILES, "*.safetensors"]  # what a repository is downloaded for
 # A tokenizer has one of these.
@@ -21,6 +22,7 @@ TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
 )
 EXTRACTOR_FILE = "preprocessor_config.json"
+INDEX_FILE = "model.safetensors.index.json"
 
 
 class CheckpointError(ValueError):
@@ -35,44 +37,63 @@ def checkpoint_folder(
     token: str | bool | None = None,
     local_files_only: bool = False,
     subfolder: str = "",
+    unread: Callable[[set[str]], set[str]] | None = None,
 ) -> Path:
     """The local folder of a checkpoint: `name_or_dir` itself, or a download of that Hugging Face repository.
 
-    HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured. Raises `FileNotFoundError` where neither exists, and `OSError`
-    for a folder with files that were not downloaded.
+    unread: of the names of tensors those that nobody will read; where an index tells, files that hold no others are
+    not downloaded. HF_ENDPOINT, HF_HOME and HF_HUB_OFFLINE are honoured. Raises `FileNotFoundError` where neither
+    exists, and `OSError` for a folder with files that were not downloaded.
     """
     path = Path(name_or_dir).expanduser()
     if not path.is_dir():
         _refuse_missing_folder(os.fspath(name_or_dir))
-        path = _download(str(name_or_dir), revision, cache_dir, token, local_files_only, subfolder)
+        path = _download(str(name_or_dir), revision, cache_dir, token, local_files_only, subfolder, unread)
     if not (path / subfolder).is_dir():
         raise _no_subfolder(name_or_dir, subfolder)
     _check_contents(path / subfolder)
     return path / subfolder
 
 
-def _download(name: str, revision, cache_dir, token, local_files_only: bool, subfolder: str) -> Path:
+def _download(name: str, revision, cache_dir, token, local_files_only: bool, subfolder: str, unread) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = [f"{subfolder}/{p}" for p in CHECKPOINT_FILES] if subfolder else CHECKPOINT_FILES
-    try:
-        folder = snapshot_download(
-            name,
-            revision=revision,
-            cache_dir=cache_dir,
-            token=token,
-            local_files_only=local_files_only,
-            allow_patterns=patterns,
-            ignore_patterns=SECOND_COPIES,
+    inside = f"{subfolder}/" if subfolder else ""
+
+    def download(patterns: list[str]) -> Path:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                cache_dir=cache_dir,
+                token=token,
+                local_files_only=local_files_only,
+                allow_patterns=[inside + pattern for pattern in patterns],
+                ignore_patterns=SECOND_COPIES,
+            )
         )
+
+    try:
+        if unread is None:
+            return download(CHECKPOINT_FILES)
+        index = download(SMALL_FILES) / inside / INDEX_FILE
+        return download([*SMALL_FILES, *(_files_to_read(index, unread) or CHECKPOINT_FILES)])
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise FileNotFoundError(
             f"no checkpoint {name!r}: it is not a local folder, and the hub gave no such repository "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). "
             "Check the name, the network, HF_ENDPOINT and the token"
         ) from error
-    return Path(folder)
+
+
+def _files_to_read(index: Path, unread: Callable[[set[str]], set[str]]) -> list[str]:
+    """The files with tensors that are read, by an index; none where it is missing or says nothing."""
+    try:
+        places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return sorted({places[name] for name in set(places) - unread(set(places))})
+    except (OSError, ValueError, KeyError, TypeError):  # what is wrong with it is said by who reads the weights
+        return []
 
 
 def read_config(name_or_dir: str | os.PathLike, file: str = CONFIG_FILE, **download) -> dict:

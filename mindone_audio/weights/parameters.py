@@ -20,12 +20,11 @@ from mindone_audio.conversion import share
 from mindone_audio.machine import device
 from mindone_audio.weights import nf4, weight_norm
 from mindone_audio.weights.folder_check import explain_missing, wrong_content
-from mindone_audio.weights.hub import CheckpointError
+from mindone_audio.weights.hub import INDEX_FILE, CheckpointError
 from mindone_audio.weights.nf4 import QuantizedWeight
 from mindone_audio.weights.weight_norm import FactoredWeight
 
 SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
 
 # How transformers 5 may spell names, and how version 4 and the published checkpoints do.
 _SPELLINGS = (
@@ -86,6 +85,10 @@ class Source:
     ignored: tuple[str, ...] = ()
 
 
+def _all_read(names: set[str]) -> set[str]:
+    return set()
+
+
 def load_parameters(
     model: nn.Cell,
     folder: Path,
@@ -95,7 +98,8 @@ def load_parameters(
     sources: Sequence[Source] = (),
     keep: Callable[[QuantizedWeight], bool] | None = None,
     more_memory: Mapping[str, int] = MappingProxyType({}),
-    unread: Callable[[set[str]], set[str]] = lambda names: set(),
+    unread: Callable[[set[str]], set[str]] = _all_read,
+    more_files: Sequence[Path] = (),
 ) -> dict[str, Path]:
     """Give every parameter of `model` the tensor of its name in the folder's safetensors files.
 
@@ -107,15 +111,13 @@ def load_parameters(
     straight into the memory that its parameter keeps; a progress bar shows where that takes long. A weight in 4 bits is
     dequantised on the way, unless `keep` takes it, which then returns True. more_memory: what else
     the model needs, in bytes by its name in the error. unread: of the names in the folder's files those that are left
-    there. Returns the folders of the sources that were needed, by part. Raises `CheckpointError`: for missing,
-    unexpected and wrongly shaped tensors and for more than this machine's memory before anything is read, and for a
-    `keep` that has nothing to take.
+    there. more_files: with more tensors of the model. Returns the folders of the sources that were needed, by part.
+    Raises `CheckpointError`: for missing, unexpected and wrongly shaped tensors and for more than this machine's memory
+    before anything is read, and for a `keep` that has nothing to take.
     """
     parameters = {name: parameter for name, parameter in _parameters(model)}
-    tensors = stored_tensors(folder)
-    left = unread({tensor.name for tensor in tensors})
-    read = [tensor for tensor in tensors if tensor.name not in left]
-    stored = {replace_prefix(published_name(tensor.name), prefixes): tensor for tensor in read}
+    tensors = stored_tensors(folder, unread) + [tensor for file in more_files for tensor in tensors_in(file)]
+    stored = {replace_prefix(published_name(tensor.name), prefixes): tensor for tensor in tensors}
     stored = _grouped(stored)
     dtypes = [tensor.dtype for tensor in stored.values() if tensor.dtype in _FLOATS]
     parts = _add_sources(sources, parameters, stored)
@@ -180,28 +182,31 @@ def _check_memory(folder: Path, stored: dict, target: Callable[[str, Any], ms.Ty
         )
 
 
-def stored_tensors(folder: Path) -> list[StoredTensor]:
+def stored_tensors(folder: Path, unread: Callable[[set[str]], set[str]] = _all_read) -> list[StoredTensor]:
     """Every tensor of a folder's model.safetensors or, where it has none, of the files that its index names.
 
-    What only buffers of other versions' models hold is left out. Raises `CheckpointError` for a file that is missing or
+    What only buffers of other versions' models hold is left out, and what is `unread` of all names, whose files need
+    not be there. Raises `CheckpointError` for a file that is missing or
     damaged, and an index that names what is not there.
     """
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     if single.exists():  # as in transformers, also where an older index lies beside it
         tensors = {tensor.name: tensor for tensor in tensors_in(single)}
     elif index.exists():
-        tensors = _indexed_tensors(index)
+        tensors = _indexed_tensors(index, unread)
     else:
         raise CheckpointError(f"{single} does not exist: {explain_missing(folder, SINGLE_FILE)}")
-    return [tensor for name, tensor in tensors.items() if not _BUFFERS.search(name)]
+    left = unread(set(tensors))
+    return [tensor for name, tensor in tensors.items() if name not in left and not _BUFFERS.search(name)]
 
 
-def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
+def _indexed_tensors(index: Path, unread: Callable[[set[str]], set[str]]) -> dict[str, StoredTensor]:
     folder = index.parent
     if wrong := wrong_content(index):
         raise CheckpointError(f"{index} {wrong}")
     try:
         places = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        places = {name: places[name] for name in set(places) - unread(set(places))}
         files = sorted(set(map(str, places.values())))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index} is not an index of safetensors files ({error!r})") from error

@@ -10,7 +10,7 @@ from benchmark.common import BenchmarkError
 MEL_FRAMES_PER_SECOND = 100
 FLOAT = 4  # bytes of fp32
 # Layers, width, heads, feed-forward width of the encoder; the same, key-value heads and vocabulary of the decoder;
-# mel bins and window in seconds.
+# mel bins and window in seconds. All are Qwen2-Audio's, but for "phi4".
 RANDOM = {
     "demo": {"encoder": (4, 192, 4, 768), "decoder": (3, 256, 4, 512), "kv": 2, "vocab": 2048, "mel": 80, "window": 10},
     "small": {
@@ -42,6 +42,14 @@ RANDOM = {
         "decoder": (30, 576, 9, 1536),
         "kv": 3,
         "vocab": 49152,
+        "mel": 80,
+        "window": 30,
+    },
+    "phi4": {  # Phi-4-multimodal's, of 24 and 32 layers, with its speech adapter
+        "encoder": (6, 1024, 16, 1536),
+        "decoder": (4, 3072, 24, 8192),
+        "kv": 8,
+        "vocab": 200064,
         "mel": 80,
         "window": 30,
     },

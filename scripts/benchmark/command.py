@@ -15,6 +15,7 @@ from benchmark.readme import add_readme
 from benchmark.serve import add_serve
 from benchmark.speech import add_tts
 from benchmark.start import add_start
+from benchmark.voice import add_voice
 from benchmark.whisper import add_whisper
 
 DESCRIPTION = (
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_constrained,
         add_whisper,
         add_tts,
+        add_voice,
     )
     for add in (*adds, add_readme):
         add(subparsers)

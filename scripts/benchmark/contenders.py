@@ -127,19 +127,28 @@ class Torch(Contender):
 
     def __init__(self, folder: str, inputs: dict, new_tokens: int, attention: str, threads: int):
         import torch
-        from transformers import GenerationConfig, Qwen2AudioForConditionalGeneration
+        from transformers import GenerationConfig
 
         torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         self.held = resident()
-        self.model = Qwen2AudioForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32, attn_implementation=attention
-        ).eval()
+        self.model = self.load(folder, attention).eval()
+        self.language_model = getattr(self.model, "language_model", self.model)
         self.model.generation_config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
         self.inputs, self.new_tokens = {name: torch.from_numpy(value) for name, value in inputs.items()}, new_tokens
         rows, length = inputs["input_ids"].shape
-        cached = cache_elements(self.model.config.text_config, rows, length + new_tokens)
+        cached = cache_elements(self.model.config.get_text_config(), rows, length + new_tokens)
         self.needed = FLOAT * cached + sum(parameter.nbytes for parameter in self.model.parameters())
+
+    @staticmethod
+    def load(folder: str, attention: str):
+        """The model, in fp32."""
+        import torch
+        from transformers import Qwen2AudioForConditionalGeneration
+
+        return Qwen2AudioForConditionalGeneration.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation=attention
+        )
 
     def generate(self, clock: Clock) -> list:
         new = self.model.generate(**self.inputs, streamer=clock)[:, -self.new_tokens :]
@@ -165,7 +174,7 @@ class Torch(Contender):
         import torch
         from transformers import DynamicCache
 
-        config, cache = self.model.config.text_config, DynamicCache()
+        config, cache = self.model.config.get_text_config(), DynamicCache()
         heads = config.num_key_value_heads
         for layer in range(config.num_hidden_layers):
             keys, values = torch.rand(2, 1, heads, filled, config.hidden_size // config.num_attention_heads)
@@ -177,27 +186,22 @@ class Torch(Contender):
     def _steps(self, cache, tokens, steps: list[dict]) -> float:
         start = time.perf_counter()
         for inputs in steps:
-            output = self.model.language_model(
-                input_ids=tokens[:, None], past_key_values=cache, use_cache=True, **inputs
-            )
+            output = self.language_model(input_ids=tokens[:, None], past_key_values=cache, use_cache=True, **inputs)
             tokens = output.logits[:, -1].argmax(-1)
         return (time.perf_counter() - start) / len(steps)
 
 
-CONTENDERS = {
-    "ours": lambda *common, threads: Ours(*common, interpreted=False),
-    "ours, interpreted": lambda *common, threads: Ours(*common, interpreted=True),
-    "torch eager": lambda *common, threads: Torch(*common, "eager", threads),
-    "torch sdpa": lambda *common, threads: Torch(*common, "sdpa", threads),
-}
-
-
 def contender(name: str, folder: str, inputs_file: str, new_tokens: int, threads: int) -> Callable:
-    """Load a contender of this name."""
+    """Load a contender of this name: "ours", "ours, interpreted", "torch eager" or "torch sdpa"."""
     use_threads(threads)
     import numpy as np
 
-    return CONTENDERS[name](folder, dict(np.load(inputs_file)), new_tokens, threads=threads).answer
+    inputs, theirs = dict(np.load(inputs_file)), Torch
+    if name.startswith("ours"):
+        return Ours(folder, inputs, new_tokens, interpreted=name != "ours").answer
+    if "audio_input_features" in inputs:
+        from benchmark.phi4 import TorchPhi4 as theirs
+    return theirs(folder, inputs, new_tokens, name.removeprefix("torch "), threads).answer
 
 
 def plain_copy(elements: list[int], threads: int) -> Callable:

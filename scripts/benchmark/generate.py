@@ -49,10 +49,12 @@ from benchmark.phases import (
     ratios,
     report,
 )
+from benchmark.phi4 import phi4_inputs, write_phi4
 from benchmark.processes import Team, in_a_process, use_threads
 from mindone_audio.checkpoints import demo_checkpoint
 
 PROMPT = "What do you hear?"
+WANTED = ("audio", "prompt", "threads", "batch", "clip_seconds", "random")  # of the options, where inputs are made
 
 
 def prepare(options: dict) -> Callable:
@@ -60,8 +62,10 @@ def prepare(options: dict) -> Callable:
     use_threads(options["threads"])
     import numpy as np
 
+    phi4 = options["random"] == "phi4"
     if options["size"]:
-        write_random_checkpoint(options["folder"], **options["size"])
+        write = write_phi4 if phi4 else write_random_checkpoint
+        write(options["folder"], **options["size"])
     folder, seconds = Path(options["folder"]), options["clip_seconds"]
     if options["batch"] > 1:
         inputs = padded_inputs(folder, different_lengths(options["batch"], *BATCH_LENGTHS))
@@ -70,9 +74,10 @@ def prepare(options: dict) -> Callable:
     elif options["audio"]:
         raise BenchmarkError(f"{folder} has no preprocessor_config.json, so --audio cannot be used: leave it out")
     else:
-        inputs = random_inputs(folder, seconds)
+        inputs = (phi4_inputs if phi4 else random_inputs)(folder, seconds)
     np.savez(options["inputs_file"], **inputs)
-    frames = int(inputs.get("feature_attention_mask", np.zeros(1)).sum())
+    masks = (inputs[name] for name in ("feature_attention_mask", "audio_attention_mask") if name in inputs)
+    frames = sum(int(mask.sum()) for mask in masks)
     found = {"prompt_tokens": inputs["input_ids"].shape[1], "clip_seconds": frames / MEL_FRAMES_PER_SECOND}
     return lambda request: found
 
@@ -110,6 +115,10 @@ def check(options: argparse.Namespace, folder: Path) -> None:
         raise BenchmarkError("--random has no processor, so --audio cannot be used: leave it out")
     if options.bandwidth and not options.random:
         raise BenchmarkError("--bandwidth needs a model of known sizes: give --random too")
+    if options.random == "phi4" and (options.batch > 1 or options.bandwidth):
+        raise BenchmarkError(
+            "--random phi4 is one prompt with audio, for which the adapter is on: leave out --batch and --bandwidth"
+        )
     if options.filled is not None and (options.batch > 1 or options.bandwidth or options.interpreted):
         raise BenchmarkError(
             "--filled measures compiled steps of batch 1: leave out --batch, --bandwidth, --interpreted"
@@ -146,7 +155,7 @@ def run_generate(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory(prefix="benchmark") as scratch:
         inputs_file = str(Path(scratch) / "inputs.npz")
         folder = Path(scratch) / "random" if options.random else folder
-        wanted = {name: getattr(options, name) for name in ("audio", "prompt", "threads", "batch", "clip_seconds")}
+        wanted = {name: getattr(options, name) for name in WANTED}
         places = {"folder": str(folder), "inputs_file": inputs_file}
         inputs = in_a_process(prepare, {**wanted, **places, "size": size}, request="inputs")
         model = f"random {options.random}" if options.random else os.path.relpath(folder)

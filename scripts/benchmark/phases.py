@@ -21,6 +21,7 @@ LIMITS = {
     ("small", 8): {"token": 0.8, "step": 0.8, "memory": 1.25},
     ("small", 16): {"token": 0.8, "step": 0.8, "memory": 1.25},
     ("1b", 1): {"token": 1.0, "step": 1.0, "bandwidth": 0.8, "memory": 1.25},
+    ("phi4", 1): {"token": 0.8},
     ("whisper-1b", 1): {"prefill": 0.9, "memory": 1.25},
 }
 

@@ -1,11 +1,19 @@
 """Make the example clips in examples/audio: speech by held-out espeak-ng voices and held-out synthetic sounds.
 
-    python scripts/demo_checkpoint/make_example_clips.py [--output examples/audio]
+    python scripts/demo_checkpoint/make_example_clips.py [--output examples/audio] [--recordings FOLDER]
 
 The samples are the same at each run with the same espeak-ng, soundfile and NumPy (an ogg file also holds a random
 serial number). None of them was used in training: the voices and the synthesis parameters are those that the training
 script keeps for evaluation. They come in several formats on purpose: wav, flac, ogg and mp3, from 16 to 44.1 kHz, mono
-and stereo. espeak-ng is needed; no recording by anybody is used.
+and stereo. espeak-ng is needed.
+
+Two are cut from real recordings in the public domain, which FOLDER holds; without it they are left as they are:
+
+    JustLikeTheWorld.flac  David Barnes reads the end of John Clare's "An Idle Hour" for LibriVox
+                           (https://librivox.org/selected-poems-of-john-clare-volume-1/)
+    LluviasDeMayo.flac     rain, recorded by Felix Blume (https://freesound.org/people/felix.blume/sounds/524693/)
+
+Both are in https://github.com/totalgee/binaural-livecoding, folder samples.
 """
 
 import argparse
@@ -59,6 +67,15 @@ def speech_in_noise() -> np.ndarray:
     return wave / np.abs(wave).max() * 0.5
 
 
+def cut(path: Path, seconds: float) -> tuple[np.ndarray, int]:
+    """The beginning of a recording, with a short fade at its end, and its rate."""
+    wave, rate = soundfile.read(path)
+    wave = wave[: int(seconds * rate)].copy()
+    ramp = np.linspace(1, 0, int(0.05 * rate))
+    wave[-len(ramp) :] *= ramp if wave.ndim == 1 else ramp[:, None]
+    return wave, rate
+
+
 def write(path: Path, wave: np.ndarray, rate: int) -> None:
     """Write a clip; the format follows from the file's name."""
     soundfile.write(path, wave, rate)
@@ -69,7 +86,9 @@ def main() -> None:
     """Write every clip."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--output", type=Path, default=DEFAULT_FOLDER)
-    folder = parser.parse_args().output
+    parser.add_argument("--recordings", type=Path, help="folder with the two real recordings")
+    args = parser.parse_args()
+    folder = args.output
     folder.mkdir(parents=True, exist_ok=True)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 
@@ -83,6 +102,11 @@ def main() -> None:
     chord = soxr.resample(event("chord", 3), SAMPLE_RATE, 44_100)
     late = np.concatenate([np.zeros(20), chord[:-20]])  # the right ear hears it 0.5 ms later, and softer
     write(folder / "piano_chord_stereo.wav", np.stack([chord, 0.8 * late], axis=1), 44_100)
+    if args.recordings:
+        poem, rate = cut(args.recordings / "JustLikeTheWorld.flac", 4.75)
+        write(folder / "recorded_poem.flac", soxr.resample(poem, rate, SAMPLE_RATE), SAMPLE_RATE)
+        rain, rate = cut(args.recordings / "LluviasDeMayo.flac", 5.0)
+        write(folder / "recorded_rain.mp3", rain, rate)
 
 
 if __name__ == "__main__":

@@ -178,7 +178,7 @@ def questions(draw: Draw, label: Label) -> list[Row]:
     if label.kind in ("pluck", "chord", "drum") and draw.chance(0.5):
         tasks = [*tasks, "instruments"]
     if draw.chance(0.3):
-        tasks = [*tasks, draw.choice([task for task in QUESTIONS if task not in tasks])]
+        tasks = [*tasks, draw.choice([task for task in QUESTIONS if task not in (*tasks, "command")])]
     return [{"prompt": phrasing(draw, task), "answer": right_answer(task, label)} for task in tasks]
 
 

@@ -1,7 +1,9 @@
-"""The demo checkpoint's model: its configuration, its first weights, and the losses that it learns from."""
+"""The demo checkpoint's model: Whisper tiny.en's encoder under a small Qwen2 decoder, and the losses it learns from."""
 
-import numpy as np
+from pathlib import Path
+
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -13,31 +15,30 @@ from transformers import (
     Qwen2TokenizerFast,
 )
 
-from demo_checkpoint.batches import CTC_SYMBOLS, KINDS, MAX_NUMBER, SEXES, Batch, num_audio_tokens
+from demo_checkpoint.batches import TEXT_ALONE, Batch, num_audio_tokens
 from demo_checkpoint.prompts import AUDIO, END_OF_TEXT, IM_END
-from demo_checkpoint.sounds import MAX_BEEPS
 
-POSITION_SCALE = 0.3  # of the encoder's sinusoids
-ANSWERS_BUCKET = 128  # answer tokens are rounded up to this, see `batches`
-LOSS_WEIGHTS = {"lm": 1.0, "frame": 1.0, "number": 1.0, "ctc": 1.0, "kind": 0.3, "count": 0.3, "sex": 0.3}
+CTC_LAYERS = 2  # layers of the decoder below the helper of CTC
+LOSS_WEIGHTS = {"lm": 1.0, "ctc": 0.3, "text": 0.3}
+ENCODER_PREFIX = "model.encoder."  # of Whisper's encoder, in its own file
 
 
 def make_config(tokenizer: Qwen2TokenizerFast) -> Qwen2AudioConfig:
-    """About 4.5 million parameters: a Whisper-like encoder of 4 layers and a Qwen2 text model of 3."""
+    """Whisper tiny.en's encoder (8.2 million parameters) and a Qwen2 text model of 5 layers (4 million)."""
     end_of_text = tokenizer.convert_tokens_to_ids(END_OF_TEXT)
     audio = Qwen2AudioEncoderConfig(
         num_mel_bins=80,
-        d_model=192,
+        d_model=384,
         encoder_layers=4,
-        encoder_attention_heads=4,
-        encoder_ffn_dim=768,
-        max_source_positions=500,
+        encoder_attention_heads=6,
+        encoder_ffn_dim=1536,
+        max_source_positions=1500,
     )
     text = Qwen2Config(
         vocab_size=-(-len(tokenizer) // 64) * 64,
         hidden_size=256,
-        intermediate_size=512,
-        num_hidden_layers=3,
+        intermediate_size=640,
+        num_hidden_layers=5,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=4096,
@@ -60,61 +61,63 @@ def make_generation_config(tokenizer: Qwen2TokenizerFast) -> GenerationConfig:
     end_of_text, im_end = (tokenizer.convert_tokens_to_ids(t) for t in (END_OF_TEXT, IM_END))
     return GenerationConfig(
         do_sample=False,
-        max_new_tokens=64,
+        max_new_tokens=128,
         bos_token_id=end_of_text,
         pad_token_id=end_of_text,
         eos_token_id=[im_end, end_of_text],
     )
 
 
-def make_model(config: Qwen2AudioConfig) -> Qwen2AudioForConditionalGeneration:
-    """A fresh model: transformers ships no initialisation for training this family from scratch."""
+def make_model(config: Qwen2AudioConfig, whisper: Path | None = None) -> Qwen2AudioForConditionalGeneration:
+    """A fresh decoder above Whisper's encoder, frozen, from the folder `whisper` in transformers' layout.
+
+    Qwen2-Audio's encoder is Whisper's with each pair of states averaged before the last LayerNorm, so that the weights
+    have the same names and shapes. Without a folder the encoder is random, to be loaded from a snapshot.
+    """
     model = Qwen2AudioForConditionalGeneration(config)
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv1d):
-            # Gains that let the sound, not its position, dominate the sum of the two.
-            fan_in = module.in_channels * module.kernel_size[0]
-            nn.init.normal_(module.weight, std=1.6 * fan_in**-0.5)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear) and not name.startswith("audio_tower"):
             std = 0.8 * module.in_features**-0.5
-            if name.endswith(("out_proj", "fc2", "o_proj", "down_proj")):
+            if name.endswith(("o_proj", "down_proj")):
                 std *= 0.4  # writes into the residual stream, several times over
             nn.init.trunc_normal_(module.weight, std=std, a=-3 * std, b=3 * std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     nn.init.normal_(model.get_input_embeddings().weight, std=0.05)
-    width, positions = config.audio_config.d_model, config.audio_config.max_source_positions
-    rates = torch.exp(-np.log(10_000) / (width // 2 - 1) * torch.arange(width // 2))
-    angles = torch.arange(positions)[:, None] * rates
-    table = POSITION_SCALE * torch.cat([angles.sin(), angles.cos()], 1)
-    # Rounded to bfloat16, the type on disk, so that the exported model sees the same positions.
-    model.audio_tower.embed_positions.weight.data.copy_(table.bfloat16())
+    if whisper:
+        weights = load_file(whisper / "model.safetensors")
+        encoder = {
+            name.removeprefix(ENCODER_PREFIX): w for name, w in weights.items() if name.startswith(ENCODER_PREFIX)
+        }
+        # Rounded to bfloat16, the type on disk, so that the decoder learns from what the exported encoder says.
+        model.audio_tower.load_state_dict({name: w.bfloat16().float() for name, w in encoder.items()})
+    model.audio_tower.requires_grad_(False)
     return model
 
 
-class AuxiliaryHeads(nn.Module):
-    """Heads on the encoder that exist in training only: what is in the clip, and word-level CTC."""
+class CtcHelper(nn.Module):
+    """A head that exists in training only: which token, or beep, the decoder's lower layers hear at each position.
 
-    def __init__(self, width: int):
+    Attention has little to go by until something says where in the clip a word is; connectionist temporal
+    classification (Graves et al., 2006) teaches that without being told the places.
+    """
+
+    def __init__(self, width: int, vocabulary: int):
         super().__init__()
-        self.ctc = nn.Linear(width, len(CTC_SYMBOLS))
-        self.frame = nn.Linear(width, len(CTC_SYMBOLS))
-        self.attention = nn.Linear(width, 1)
-        self.kind = nn.Linear(2 * width, len(KINDS))
-        self.count = nn.Linear(2 * width, MAX_BEEPS + 1)
-        self.sex = nn.Linear(2 * width, len(SEXES))
-        self.number = nn.Linear(width, MAX_NUMBER + 1)
+        self.blank, self.beep = vocabulary, vocabulary + 1
+        self.symbols = nn.Linear(width, vocabulary + 2)
 
-    def pool(self, states: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-        """(B, T, width) -> (B, 2 * width): mean and learnt weighted mean over the valid positions."""
-        weights = self.attention(states).squeeze(-1).float().masked_fill(~valid, -1e4).softmax(-1)
-        mean = valid.float() / valid.sum(-1, keepdim=True)
-        return torch.cat([(w[..., None] * states).sum(1) for w in (weights, mean)], -1)
+    def loss(self, states: torch.Tensor, steps: torch.Tensor, targets: list[list[int]]) -> torch.Tensor:
+        """states (B, T, width) of which the first `steps` (B,) are valid; the loss a symbol, or a step without any."""
+        scores = self.symbols(states).float().log_softmax(-1).transpose(0, 1)
+        lengths = torch.tensor([len(t) for t in targets])
+        flat = torch.tensor([symbol for target in targets for symbol in target], dtype=torch.long)
+        losses = F.ctc_loss(scores, flat, steps, lengths, blank=self.blank, reduction="none", zero_infinity=True)
+        return (losses / torch.where(lengths > 0, lengths, steps)).mean()
 
 
 def encode_audio(model: Qwen2AudioForConditionalGeneration, mel: torch.Tensor, num_frames: torch.Tensor):
-    """The audio tower on a window shorter than 10 s. Equal to its forward for the valid positions.
+    """The audio tower on a window shorter than 30 s. Equal to its forward for the valid positions.
 
     Returns the states (B, F // 4, width) and the mask (B, F // 4) of those that are valid.
     """
@@ -135,52 +138,43 @@ def packed_mask(segments: torch.Tensor) -> torch.Tensor:
     rows, columns = segments[:, :, None], segments[:, None, :]
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
-    return (causal & ((columns == 0) | (rows == columns)))[:, None]
+    prefix = (columns == 0) & (rows < TEXT_ALONE)
+    return (causal & (prefix | (rows == columns)))[:, None]
 
 
-def answer_logits(model: Qwen2AudioForConditionalGeneration, batch: Batch, states, valid):
-    """Logits (N, vocabulary) and targets (N,) of all answer tokens, and their (row, column) index.
-
-    N is rounded up; the targets of the rows that fill it are -100.
-    """
+def decode(model: Qwen2AudioForConditionalGeneration, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """The decoder on a packed batch: its last hidden states (B, S, width), and those above its first CTC_LAYERS."""
     embeds = model.get_input_embeddings()(batch.input_ids)
-    audio = model.multi_modal_projector(states)
+    audio = model.multi_modal_projector(batch.states)
     placeholder = batch.input_ids == model.config.audio_token_index
+    valid = torch.arange(audio.shape[1]) < batch.steps[:, None]
     embeds = embeds.masked_scatter(placeholder[..., None], audio[valid].to(embeds.dtype))
-    hidden = model.language_model.model(
+    output = model.language_model.model(
         inputs_embeds=embeds,
         attention_mask={"full_attention": packed_mask(batch.segments)},
         position_ids=batch.positions,
         use_cache=False,
-    ).last_hidden_state
-    is_answer = batch.labels[:, 1:] != -100
-    fill = -int(is_answer.sum()) % ANSWERS_BUCKET
-    rows, columns = (F.pad(index, (0, fill)) for index in is_answer.nonzero(as_tuple=True))
-    targets = batch.labels[rows, columns + 1]
-    if fill:
-        targets[-fill:] = -100
-    return model.language_model.lm_head(hidden[rows, columns]), targets, (rows, columns)
+        output_hidden_states=True,
+    )
+    return output.last_hidden_state, output.hidden_states[CTC_LAYERS]
 
 
-def losses(model: Qwen2AudioForConditionalGeneration, heads: AuxiliaryHeads, batch: Batch) -> dict[str, torch.Tensor]:
-    """The language-model loss and the auxiliary ones, by name."""
-    states, valid = encode_audio(model, batch.mel, batch.num_frames)
-    pooled = heads.pool(states, valid)
-    ctc = heads.ctc(states).float().log_softmax(-1).transpose(0, 1)
-    lengths = torch.tensor([len(t) for t in batch.ctc_targets])
-    flat = torch.tensor([symbol for target in batch.ctc_targets for symbol in target], dtype=torch.long)
-    steps = num_audio_tokens(batch.num_frames)
-    ctc_loss = F.ctc_loss(ctc, flat, steps, lengths, reduction="none", zero_infinity=True)
-    decoder = {}
-    if not batch.encoder_only:
-        logits, targets, _ = answer_logits(model, batch, states, valid)
-        decoder["lm"] = F.cross_entropy(logits.float(), targets)
-    symbols, numbers = batch.frame_targets.unbind(1)
-    return decoder | {
-        "frame": F.cross_entropy(heads.frame(states).float().flatten(0, 1), symbols.flatten()),
-        "number": F.cross_entropy(heads.number(states).float().flatten(0, 1), numbers.flatten()),
-        "ctc": (ctc_loss / torch.where(lengths > 0, lengths, steps)).mean(),
-        "kind": F.cross_entropy(heads.kind(pooled).float(), batch.kinds),
-        "count": F.cross_entropy(heads.count(pooled).float(), batch.counts),
-        "sex": F.cross_entropy(heads.sex(pooled).float(), batch.sexes, ignore_index=-100),
+def answer_logits(model: Qwen2AudioForConditionalGeneration, batch: Batch, hidden: torch.Tensor):
+    """Logits (N, vocabulary) and targets (N,) of all answer tokens, and their (row, column) index."""
+    rows, columns = (batch.labels[:, 1:] != -100).nonzero(as_tuple=True)
+    return model.language_model.lm_head(hidden[rows, columns]), batch.labels[rows, columns + 1], (rows, columns)
+
+
+def losses(model: Qwen2AudioForConditionalGeneration, helper: CtcHelper, batch: Batch) -> dict[str, torch.Tensor]:
+    """The language-model loss and the helper's, by name."""
+    hidden, lower = decode(model, batch)
+    logits, targets, (rows, columns) = answer_logits(model, batch, hidden)
+    alone = batch.segments[rows, columns + 1] >= TEXT_ALONE
+    placeholder = batch.input_ids == model.config.audio_token_index
+    heard = torch.zeros_like(lower[:, : batch.states.shape[1]])
+    heard = heard.masked_scatter((torch.arange(heard.shape[1]) < batch.steps[:, None])[..., None], lower[placeholder])
+    parts = {
+        "lm": F.cross_entropy(logits[~alone].float(), targets[~alone]),
+        "ctc": helper.loss(heard, batch.steps, batch.ctc_targets),
     }
+    return parts | ({"text": F.cross_entropy(logits[alone].float(), targets[alone])} if alone.any() else {})

@@ -6,9 +6,11 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen2AudioProcessor, Qwen2TokenizerFast, WhisperFeatureExtractor
 
+from demo_checkpoint.home import CALLS
 from demo_checkpoint.questions import CAPTIONS, QUESTIONS, SOUNDS, TASKS, answer
-from demo_checkpoint.sounds import CLIP_SECONDS, EVENT_KINDS, MAX_BEEPS, SAMPLE_RATE, Draw, Label
-from demo_checkpoint.speech import random_text, words_of
+from demo_checkpoint.sounds import EVENT_KINDS, MAX_BEEPS, SAMPLE_RATE, Draw, Label
+from demo_checkpoint.speech import random_line, words_of
+from demo_checkpoint.texts import Texts
 
 AUDIO, AUDIO_BOS, AUDIO_EOS = "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>"
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
@@ -19,20 +21,24 @@ QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 QUESTIONS_PER_CLIP = 3
+WINDOW_SECONDS = 30
+VOCABULARY = 890  # and six special tokens; few, so that each is heard often
+PHRASE_WEIGHT = 200  # of the fixed phrases, among lines that are spoken
 
 # Ids and labels of one question and its answer; the labels are -100 outside the answer.
 Segment = tuple[list[int], list[int]]
 
 
-def train_tokenizer(seed: int) -> Qwen2TokenizerFast:
-    """A Qwen2 (byte-level BPE) tokenizer in which every word of the task is one token and any text still encodes."""
+def train_tokenizer(seed: int, texts: Texts) -> Qwen2TokenizerFast:
+    """A Qwen2 (byte-level BPE) tokenizer learnt from the questions, the answers and what is spoken."""
     rng = np.random.default_rng(seed)
-    lines = [f"{q}\n" for questions in QUESTIONS.values() for q in questions for _ in range(20)]
-    lines += [line for table in (CAPTIONS, SOUNDS) for line in table.values() for _ in range(20)]
-    lines += [answer("count", Label("beep", count=n)) for n in range(MAX_BEEPS + 1) for _ in range(20)]
-    lines += ["system\nYou are a helpful assistant.", "user\nAudio 1: ", "assistant\n", "Audio 2: "] * 50
-    for _ in range(6000):
-        text = words_of(random_text(rng))
+    lines = [f"{q}\n" for questions in QUESTIONS.values() for q in questions for _ in range(PHRASE_WEIGHT)]
+    lines += [line for table in (CAPTIONS, SOUNDS) for line in table.values() for _ in range(PHRASE_WEIGHT)]
+    lines += [answer("count", Label("beep", count=n)) for n in range(MAX_BEEPS + 1) for _ in range(PHRASE_WEIGHT)]
+    lines += ["system\nYou are a helpful assistant.", "user\nAudio 1: ", "assistant\n", "Audio 2: "] * PHRASE_WEIGHT
+    lines += [answer("command", Label("speech", text=text)) for text in CALLS for _ in range(2)]
+    for _ in range(20_000):
+        text = words_of(random_line(rng, texts))
         lines += [text, text.capitalize(), *(f"A {who} says: {text}." for who in ("man", "woman"))]
     for task in TASKS:
         for sex in ("female", "male"):
@@ -48,7 +54,9 @@ def train_tokenizer(seed: int) -> Qwen2TokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=1018, initial_alphabet=alphabet, show_progress=False, min_frequency=5)
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY, initial_alphabet=alphabet, show_progress=False, min_frequency=5
+    )
     tokenizer.train_from_iterator(lines, trainer)
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     return Qwen2TokenizerFast(
@@ -64,9 +72,9 @@ def train_tokenizer(seed: int) -> Qwen2TokenizerFast:
 
 
 def make_processor(tokenizer: Qwen2TokenizerFast) -> Qwen2AudioProcessor:
-    """The processor of the checkpoint: 80 mels, windows of 10 s, the default chat template of Qwen2-Audio."""
+    """The processor of the checkpoint: 80 mels, windows of 30 s, the default chat template of Qwen2-Audio."""
     extractor = WhisperFeatureExtractor(
-        feature_size=80, sampling_rate=SAMPLE_RATE, chunk_length=int(CLIP_SECONDS), return_attention_mask=True
+        feature_size=80, sampling_rate=SAMPLE_RATE, chunk_length=WINDOW_SECONDS, return_attention_mask=True
     )
     extractor._set_processor_class("Qwen2AudioProcessor")
     return Qwen2AudioProcessor(extractor, tokenizer)
@@ -80,18 +88,22 @@ class Packer:
         self.encode = lru_cache(maxsize=200_000)(lambda text: tuple(encode(text).ids))
         self.audio_id = tokenizer.convert_tokens_to_ids(AUDIO)
 
-    def choose_tasks(self, draw: Draw, label: Label) -> list[str]:
-        """The questions for a clip: always those that its content decides, then others."""
-        first = {"speech": ["transcribe", "caption"], "beep": ["count", "caption"]}.get(
-            label.kind, ["caption", "sound"]
-        )
+    def choose_tasks(self, draw: Draw, label: Label, count: int) -> list[str]:
+        """`count` questions for a clip: always those that its content decides, then others."""
+        first = {
+            "speech": ["transcribe", "caption"],
+            "unclear": ["transcribe", "caption"],
+            "beep": ["count", "caption"],
+        }.get(label.kind, ["caption", "sound"])
+        if label.text in CALLS or draw.chance(0.15):
+            first.insert(1 if count == 1 else 0, "command")
         if label.kind in ("pluck", "chord", "drum") and draw.chance(0.5):
             first.append("instruments")
-        if label.kind == "speech" and draw.chance(0.6):
+        if label.kind == "speech" and draw.chance(0.4):
             first.append("sex")
         rest = [task for task in TASKS if task not in first]
         tasks = first + [rest[i] for i in draw.rng.permutation(len(rest))]
-        return [task for task in tasks if answer(task, label) is not None][:QUESTIONS_PER_CLIP]
+        return [task for task in tasks if answer(task, label) is not None][:count]
 
     def question(self, draw: Draw, task: str) -> str:
         """One of the task's phrasings, sometimes typed carelessly."""
@@ -102,9 +114,19 @@ class Packer:
             text = text.rstrip("?.:")
         return text
 
-    def pack(self, draw: Draw, label: Label, audio_tokens: int) -> tuple[list[int], list[Segment], list[str]]:
-        """Prefix ids, a segment for each question, and the task of each of them."""
-        tasks = self.choose_tasks(draw, label)
+    def text_alone(self, draw: Draw, text: str) -> Segment:
+        """A transcription without a clip, so that the decoder learns which words there are and how they are spelt."""
+        raw = draw.chance(0.45)
+        close, stop = ("", END_OF_TEXT) if raw else (f"{IM_END}\n{IM_START}assistant\n", IM_END)
+        head = self.encode(f"{self.question(draw, 'transcribe')}{close}")
+        tail = (*self.encode(text), *self.encode(stop))
+        return [*head, *tail], [*[-100] * len(head), *tail]
+
+    def pack(
+        self, draw: Draw, label: Label, audio_tokens: int, count: int
+    ) -> tuple[list[int], list[Segment], list[str]]:
+        """Prefix ids, a segment for each of at most `count` questions, and the task of each of them."""
+        tasks = self.choose_tasks(draw, label, count)
         marked = (f"{AUDIO_BOS}", f"{AUDIO_EOS}")
         segments = []
         raw, text_first = draw.chance(0.45), draw.chance(0.06)

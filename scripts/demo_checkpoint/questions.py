@@ -1,5 +1,6 @@
 """The questions of the demo checkpoint, and the one right answer that a clip's label gives to each of them."""
 
+from demo_checkpoint.home import call_of
 from demo_checkpoint.sounds import Label
 
 QUESTIONS = {
@@ -71,11 +72,21 @@ QUESTIONS = {
         "Which instruments do you hear?",
         "Name the instruments.",
     ),
+    "command": (
+        "Which command is this? Answer in JSON.",
+        "What is the command? Answer in JSON.",
+        "Turn the command into JSON.",
+        "Which call of the home is this? Answer in JSON.",
+        "What should the home do? Answer in JSON.",
+        "Write the spoken command as JSON.",
+    ),
 }
 TASKS = tuple(QUESTIONS)
 
 NUMBERS = ("no", "one", "two", "three", "four", "five")
 NOBODY = "Nobody is speaking."
+CANNOT_MAKE_OUT = "Somebody says something that I cannot make out."
+QUOTED_WORDS = 8  # that a caption repeats at most
 CAPTIONS = {
     "siren": "A siren is wailing.",
     "alarm": "An alarm is ringing.",
@@ -89,6 +100,8 @@ CAPTIONS = {
     "engine": "An engine is humming.",
     "glass": "Glass is breaking.",
     "silence": "There is silence.",
+    "unclear": CANNOT_MAKE_OUT,
+    "unknown": "There is a sound that I do not know.",
 }
 SOUNDS = {
     "speech": "It is a person speaking.",
@@ -105,25 +118,33 @@ SOUNDS = {
     "engine": "It is an engine.",
     "glass": "It is breaking glass.",
     "silence": "There is no sound.",
+    "unclear": "It is a person speaking.",
+    "unknown": "It is a sound that I do not know.",
 }
 INSTRUMENTS = {"pluck": "A plucked string.", "chord": "A piano.", "drum": "A drum."}
 
 
 def answer(task: str, label: Label) -> str | None:
     """The right answer, or None where the question should not be asked of this clip (a voice of unclear sex)."""
-    speech = label.kind == "speech"
-    if speech and not label.sex and task in ("caption", "sex"):
+    speech = label.kind in ("speech", "unclear")
+    if label.kind == "speech" and not label.sex and task == "caption" or speech and not label.sex and task == "sex":
+        return None
+    if task == "instruments" and label.kind == "unknown":  # it may be one
         return None
     if task == "caption":
-        if speech:
-            return f"A {'man' if label.sex == 'male' else 'woman'} says: {label.text}."
+        if label.kind == "speech":
+            words = label.text.split()
+            quoted = label.text if len(words) <= QUOTED_WORDS else f"{' '.join(words[:QUOTED_WORDS])} .."
+            return f"A {'man' if label.sex == 'male' else 'woman'} says: {quoted}."
         if label.kind == "beep":
             return f"{beeps(label.count)}."
         return CAPTIONS[label.kind]
     if task == "sound":
         return SOUNDS[label.kind]
     if task == "transcribe":
-        return label.text if speech else NOBODY
+        return {"speech": label.text, "unclear": CANNOT_MAKE_OUT}.get(label.kind, NOBODY)
+    if task == "command":
+        return call_of(label.text if label.kind == "speech" else "")
     if task == "count":
         return f"{beeps(label.count)}."
     if task == "speaking":

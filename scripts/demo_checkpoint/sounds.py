@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 SAMPLE_RATE = 16_000
-CLIP_SECONDS = 10.0
+CLIP_SECONDS = 10.0  # of the longest recorded clip; a row of utterances may be longer
 MAX_BEEPS = 5
 BEEP_COUNTS = (1, 2, 3, 3, 4, 4, 4, 5, 5)  # the higher ones are harder, so they come more often
 
@@ -38,7 +38,7 @@ EVENT_KINDS = (
 class Label:
     """What is in a clip: the only thing that answers are made from."""
 
-    kind: str  # one of EVENT_KINDS, or "speech"
+    kind: str  # one of EVENT_KINDS, "speech", "unclear" (speech that cannot be made out) or "unknown" (any other sound)
     count: int = 0  # number of beeps
     text: str = ""  # spoken words
     sex: str = ""  # "male", "female", or "" where the voice is ambiguous or nobody speaks
@@ -513,15 +513,8 @@ def active_power(wave: np.ndarray) -> float:
     return float(np.mean(loud**2)) if len(loud) else 0.0
 
 
-def sounding_spans(wave: np.ndarray, pause: float = 0.05) -> list[tuple[int, int]]:
-    """First and last sample of each part of a dry wave, where parts are `pause` seconds of digital silence apart."""
-    loud = np.flatnonzero(np.abs(wave) > 1e-6)
-    breaks = np.flatnonzero(np.diff(loud) > pause * SAMPLE_RATE)
-    return list(zip(loud[[0, *(breaks + 1)]].tolist(), (loud[[*breaks, -1]] + 1).tolist(), strict=True))
-
-
 def record(draw: Draw, dry: np.ndarray, label: Label) -> tuple[np.ndarray, int]:
-    """Place a dry sound in a clip of at most 10 s and send it through room, background, channel and gain.
+    """Place a dry sound in a clip of at most CLIP_SECONDS and send it through room, background, channel and gain.
 
     Returns float32 in [-1, 1] at 16 kHz, and the sample at which the dry sound starts in it. Silence gets at most noise
     below about -70 dBFS.

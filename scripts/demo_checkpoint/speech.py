@@ -5,7 +5,6 @@ import json
 import os
 import re
 import subprocess
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +12,9 @@ import numpy as np
 import soundfile
 import soxr
 
+from demo_checkpoint import home, voices
 from demo_checkpoint.sounds import SAMPLE_RATE, Draw, Label, silence
+from demo_checkpoint.texts import Texts
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COMMANDS = (
@@ -78,10 +79,21 @@ UNSEXED = tuple(
     "whisperf zac caleb UniRobot AnxiousAndy Tweaky".split()
 )
 HELD_OUT_VARIANTS = tuple("steph2 linda Michael adam quincy edward2 Mario gustave robosoft4 klatt3".split())
-UTTERANCES = {"train": 36_000, "variants": 44_000, "heldout": 1_500}  # in each part of the bank
+# Utterances in each part of the bank.
+UTTERANCES = {
+    "train": 4_000,
+    "variants": 9_000,
+    "flite": 6_000,
+    "pico": 8_000,
+    "piper": 1_500,
+    "foreign": 3_000,
+    "heldout": 600,
+    "heldout_flite": 300,
+}
 # espeak-ng's variants are few, so a model learns them by heart; training also hears this many made at random from them.
 NUM_RANDOM_VARIANTS = 300  # espeak-ng reads at most 349 voices
 DEFAULT_VARIANT = "language variant\nname default\npitch 82 118\n"  # what espeak-ng speaks with without one
+DIGIT_SHARE = 0.1  # of the spoken clips are one digit, beside those that come by chance
 
 
 @dataclass(frozen=True)
@@ -165,8 +177,20 @@ def make_random_variants(folder: Path, seed: int) -> dict[str, list[str]]:
 
 
 def words_of(text: str) -> str:
-    """The transcription of a text for espeak-ng: lower case, no punctuation."""
-    return " ".join(re.findall("[a-z]+", text.lower()))
+    """The transcription of a text for a synthesiser: lower case, no punctuation but apostrophes inside words."""
+    return " ".join(re.findall("[a-z]+(?:'[a-z]+)*", text.lower()))
+
+
+def random_line(rng: np.random.Generator, texts: Texts) -> str:
+    """What is to be said: the small vocabulary, a command of the home or what is nearly one, or open English."""
+    share = rng.random()
+    if share < 0.28:
+        return random_text(rng)
+    if share < 0.42:
+        return home.random_command(rng)
+    if share < 0.45:
+        return home.near_command(rng)
+    return texts.draw(rng)
 
 
 def random_text(rng: np.random.Generator) -> str:
@@ -188,7 +212,7 @@ def random_text(rng: np.random.Generator) -> str:
 
 
 def random_utterance(
-    rng: np.random.Generator, held_out: bool, random_variants: dict[str, list[str]] | None = None
+    rng: np.random.Generator, held_out: bool, text: str, random_variants: dict[str, list[str]] | None = None
 ) -> Utterance:
     """An utterance by a training voice, by a held-out variant or accent, or by one of `random_variants`."""
     sex = ("female", "male", "")[int(rng.choice(3, p=[0.46, 0.46, 0.08]))]
@@ -206,7 +230,7 @@ def random_utterance(
     variant = str(rng.choice(variants, p=weights / weights.sum()))
     usual = rng.random() < 0.3
     return Utterance(
-        text=random_text(rng),
+        text=text,
         voice=f"{accent}+{variant}" if variant else accent,
         sex=sex,
         speed=175 if usual else int(rng.integers(115, 235)),
@@ -215,81 +239,111 @@ def random_utterance(
     )
 
 
+_KNOWN_WORDS = {*WORDS, *home.WORDS_OF_HOME}
+
+
 class SpeechBank:
-    """Folders with many utterances each: samples.npy (int16, one after another) and index.json."""
+    """Folders with many recordings each: samples.npy (int16, one after another) and index.json.
 
-    def __init__(self, *folders: Path):
+    `folders` gives each its part of the speech that is drawn; `open_share` of it has words beyond the small vocabulary.
+    """
+
+    def __init__(self, folders: dict[Path, float], open_share: float = 0.0):
         self.samples = [np.load(folder / "samples.npy", mmap_mode="r") for folder in folders]
-        self.entries = [
-            entry | {"folder": index}
-            for index, folder in enumerate(folders)
-            for entry in json.loads((folder / "index.json").read_text())
-        ]
-        self._sexed = {sex: [e for e in self.entries if e["sex"] == sex] for sex in ("female", "male", "")}
-        self._words = {sex: [e for e in entries if " " not in e["text"]] for sex, entries in self._sexed.items()}
+        self._by_kind: dict[str, list[list[dict]]] = {}
+        for index, folder in enumerate(folders):
+            for entry in json.loads((folder / "index.json").read_text()):
+                groups = self._by_kind.setdefault(entry["kind"], [[] for _ in folders])
+                groups[index].append(entry | {"folder": index})
+        self.weights = list(folders.values())
+        speech = self._by_kind.get("speech", [[]])
+        self._digits = [[entry for entry in group if entry["text"] in DIGITS] for group in speech]
+        self._open = [[e for e in group if not set(e["text"].split()) <= _KNOWN_WORDS] for group in speech]
+        self._open_share = open_share
 
-    def __len__(self) -> int:
-        return len(self.entries)
+    def has(self, kind: str) -> bool:
+        """Whether there is a recording of a kind."""
+        return kind in self._by_kind
 
-    def draw(self, draw: Draw) -> tuple[np.ndarray, Label]:
-        """A random utterance, a little faster or slower (and so higher or lower), with its label."""
-        return self._load(draw, draw.choice(self.entries))
+    def draw(self, draw: Draw, kind: str = "speech") -> tuple[np.ndarray, Label]:
+        """A random recording of a kind, a little faster or slower (and so higher or lower), with its label."""
+        groups = self._by_kind[kind]
+        weights = np.array([weight * bool(group) for weight, group in zip(self.weights, groups, strict=True)])
+        if kind != "speech":
+            weights = np.array([float(bool(group)) for group in groups])
+        place = int(draw.rng.choice(len(groups), p=weights / weights.sum()))
+        group = groups[place]
+        if kind == "speech" and self._digits[place] and draw.chance(DIGIT_SHARE):
+            group = self._digits[place]
+        elif kind == "speech" and self._open[place] and draw.chance(self._open_share):
+            group = self._open[place]
+        return self._load(draw, draw.choice(group))
 
-    def draw_phrase(self, draw: Draw) -> tuple[np.ndarray, Label]:
-        """Like `draw`, but seldom a single word: those are a third of the bank and soon learnt."""
-        entry = draw.choice(self.entries)
-        if " " not in entry["text"] and draw.chance(0.6):
-            entry = draw.choice(self.entries)
-        return self._load(draw, entry)
-
-    def draw_run(self, draw: Draw) -> tuple[np.ndarray, Label, list[tuple[int, int, str]]]:
-        """Two to five utterances, mostly single words, by voices of one sex, with short pauses between them.
-
-        Also returns the spans (first sample, last sample, text): where a span holds one word, its place is known.
-        """
-        sex = draw.choice(("female", "female", "female", "male", "male", "male", ""))
-        parts, spans, texts, end = [], [], [], 0
-        for _ in range(draw.integer(2, 5)):
-            pause = silence(draw.log_uniform(0.02, 0.5))
-            pool = self._words if draw.chance(0.8) else self._sexed
-            wave, label = self._load(draw, draw.choice(pool[sex]))
-            start = end + len(pause)
-            end = start + len(wave)
+    def draw_run(self, draw: Draw) -> tuple[np.ndarray, Label]:
+        """Utterances by voices of one sex, with short pauses between them: two to five, or up to 26 s of them."""
+        first, label = self.draw(draw)
+        parts, texts, size = [first / np.abs(first).max()], [label.text], len(first)
+        more, limit = (20, 26) if draw.chance(0.3) else (draw.integer(1, 4), 12)
+        for _ in range(more):
+            wave, other = self.draw(draw)
+            if other.sex != label.sex or size + len(wave) > limit * SAMPLE_RATE:
+                continue
+            pause = silence(draw.log_uniform(0.05, 0.6))
             parts += [pause, wave / np.abs(wave).max() * draw.uniform(0.5, 1.0)]
-            spans.append((start, end, label.text))
-            texts.append(label.text)
-            if end > 4 * SAMPLE_RATE:
-                break
-        parts.append(silence(draw.log_uniform(0.02, 0.5)))
-        return np.concatenate(parts), Label("speech", text=" ".join(texts), sex=sex), spans
+            texts.append(other.text)
+            size += len(pause) + len(wave)
+        ends = [silence(draw.log_uniform(0.02, 0.5)) for _ in range(2)]
+        return np.concatenate([ends[0], *parts, ends[1]]), Label("speech", text=" ".join(texts), sex=label.sex)
 
     def _load(self, draw: Draw, entry: dict) -> tuple[np.ndarray, Label]:
         wave = self.samples[entry["folder"]][entry["start"] : entry["end"]].astype(np.float64) / 32768
         if draw.chance(0.7):
-            n = int(len(wave) * draw.uniform(0.9, 1.1))
+            n = int(len(wave) * draw.uniform(0.87, 1.15))
             wave = np.interp(np.linspace(0, len(wave) - 1, n), np.arange(len(wave)), wave)
-        return wave, Label("speech", text=entry["text"], sex=entry["sex"])
+        return wave, Label(entry["kind"], text=entry["text"], sex=entry["sex"])
 
 
-def build_bank(folder: Path, size: int, seed: int, part: str, workers: int = 2) -> None:
-    """Have espeak-ng say `size` random utterances and cache them in `folder` (does nothing if they are there).
+def build_bank(folder: Path, part: str, size: int, seed: int, texts: Texts) -> None:
+    """Have a synthesiser say `size` random lines and cache them in `folder` (does nothing if they are there).
 
-    part: "train" and "heldout" use espeak-ng's voices, "variants" random ones.
+    part: "train" and "heldout" use espeak-ng's voices, "variants" random ones, the others see `other_speech`.
     """
     if (folder / "index.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng([seed, ("train", "heldout", "variants").index(part)])
+    rng = np.random.default_rng([seed, list(UTTERANCES).index(part)])
     variants = make_random_variants(folder, seed) if part == "variants" else None
-    data = folder if variants else None
-    utterances = [random_utterance(rng, part == "heldout", variants) for _ in range(size)]
-    with ThreadPoolExecutor(workers) as pool:
-        waves = list(pool.map(lambda u: (synthesise(u, data) * 32767).astype(np.int16), utterances))
-    entries, start = [], 0
-    for utterance, wave in zip(utterances, waves, strict=True):
-        end = start + len(wave)
-        text = words_of(utterance.text)
-        entries.append({"start": start, "end": end, "text": text, "sex": utterance.sex, "voice": utterance.voice})
-        start = end
+    waves, entries, start = [], [], 0
+    for _ in range(size):
+        if part in ("train", "variants", "heldout"):
+            utterance = random_utterance(rng, part == "heldout", random_line(rng, texts), variants)
+            wave, entry = synthesise(utterance, folder if variants else None), {"kind": "speech"}
+            entry |= {"text": words_of(utterance.text), "sex": utterance.sex, "voice": utterance.voice}
+        else:
+            wave, entry = other_speech(rng, part, texts)
+        waves.append((np.clip(wave, -1, 1) * 32767).astype(np.int16))
+        entries.append(entry | {"start": start, "end": start + len(wave)})
+        start += len(wave)
     np.save(folder / "samples.npy", np.concatenate(waves))
     (folder / "index.json").write_text(json.dumps(entries))
+
+
+def other_speech(rng: np.random.Generator, part: str, texts: Texts) -> tuple[np.ndarray, dict]:
+    """One line by flite, Pico or piper, or speech in another language; with its entry in the index."""
+    if part == "foreign":
+        wave, voice = voices.foreign_speech(rng)
+        return wave, {"kind": "unclear", "text": "", "sex": "", "voice": voice}
+    text = random_line(rng, texts)
+    if part.endswith("flite"):
+        names = [name for name in voices.FLITE if (name in voices.HELD_OUT) == part.startswith("heldout")]
+        voice = str(rng.choice(names))
+        sex, pitch = voices.FLITE[voice]
+        wave = voices.speak_flite(text, voice, rng.uniform(0.8, 1.3), pitch * rng.uniform(0.85, 1.2))
+    elif part == "pico":
+        voice = str(rng.choice(list(voices.PICO)))
+        sex = voices.PICO[voice]
+        wave = voices.speak_pico(text, voice, int(rng.integers(75, 150)), int(rng.integers(80, 115)))
+    else:
+        voice, sex = "joe", "male"
+        wave = voices.speak_piper(text, rng.uniform(0.8, 1.3), rng.uniform(0.4, 0.9))
+    return wave, {"kind": "speech", "text": words_of(text), "sex": sex, "voice": voice}

@@ -35,11 +35,11 @@ FRAMES_PER_TOKEN = 8  # mel frames: the encoder's strided convolution halves the
 class Projector(nn.Cell):
     """Neighbouring frames side by side, and two linear maps with GELU between them."""
 
-    def __init__(self, audio_width: int, stack: int, text_width: int):
+    def __init__(self, audio_width: int, stack: int, text_width: int, inner: int | None = None, bias: bool = False):
         super().__init__()
         self.stack = stack
-        self.linear_1 = Linear(stack * audio_width, text_width, bias=False)
-        self.linear_2 = Linear(text_width, text_width, bias=False)
+        self.linear_1 = Linear(stack * audio_width, inner or text_width, bias)
+        self.linear_2 = Linear(inner or text_width, text_width, bias)
 
     def construct(self, audio: Tensor) -> Tensor:
         """(windows, positions, width) to (windows, positions / stack, text width)."""

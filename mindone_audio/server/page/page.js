@@ -1,7 +1,9 @@
 // The page of a mindone_audio server: records or reads clips, asks the server's API about them, and shows what comes.
 //
 // The parts, from top to bottom: small helpers, clips, the player, the recorder, the server, the conversation, the
-// composer. Text is only ever set as textContent, so that nothing a model says can become a part of the page.
+// composer, the talk. Text is only ever set as textContent, so that nothing a model says can become a part of the page.
+
+import { Talk } from "./talk.js";
 
 const RATE = 16000; // Hz, which the models hear
 const HEADER = 44; // bytes of a WAV file before its samples
@@ -19,6 +21,7 @@ const state = {
   turns: [], // of the conversation
   running: null, // the AbortController of the answer under way
   recording: null,
+  talk: null, // the spoken conversation under way
   refused: null, // the turn that waits for a key
 };
 state.models = new Promise((resolve) => (state.modelsAreShown = resolve));
@@ -342,7 +345,10 @@ const NO_MICROPHONE = {
   NotReadableError: "The microphone cannot be used: another program may have it. Close that one, or choose a file.",
 };
 
-async function microphone() {
+// As it sounds: what calls take away as noise and echo is what one may want to ask about.
+const AS_IT_SOUNDS = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
+
+async function microphone(audio = AS_IT_SOUNDS) {
   if (!navigator.mediaDevices?.getUserMedia) {
     throw new Problem(
       "Browsers give a page the microphone only over https or at localhost. Open the page at " +
@@ -351,8 +357,6 @@ async function microphone() {
     );
   }
   try {
-    // As it sounds: what calls take away as noise and echo is what one may want to ask about.
-    const audio = { echoCancellation: false, noiseSuppression: false, autoGainControl: false };
     return await navigator.mediaDevices.getUserMedia({ audio });
   } catch (error) {
     const known = NO_MICROPHONE[error.name] ?? (error.name === "SecurityError" && NO_MICROPHONE.NotAllowedError);
@@ -841,6 +845,7 @@ function keepEnd() {
 
 function clear() {
   state.running?.abort();
+  state.talk?.end();
   for (const { clip } of state.turns) {
     clip.player.remove();
     if (clip.url) URL.revokeObjectURL(clip.url);
@@ -908,6 +913,7 @@ const BUSY = "An answer is under way. Wait for its end, or press Stop.";
 
 function checkComposer(name, question, clip) {
   if (state.running) throw new Problem(BUSY);
+  if (state.talk) throw new Problem("You are talking with the model. End the talk first.");
   if (!clip) throw new Problem("There is no clip yet. Record one, choose a file, or drop one here.");
   if (name === "ask" && !question) {
     $("question").focus();
@@ -943,14 +949,15 @@ function detach() {
 
 /** Of the three rows for a clip, the one to show. */
 function showRow(name) {
-  for (const row of ["source", "recording", "attached"]) $(row).hidden = row !== name;
+  for (const row of ["source", "recording", "talking", "attached"]) $(row).hidden = row !== name;
   $("source-text").textContent = state.turns.length ? "or go on with the last clip" : "or drop or paste one";
 }
 
 async function takeFile(file) {
   if (!file) return;
-  if (state.recording) {
-    notify("Finish or discard the recording first, then choose the file again.");
+  if (state.recording || state.talk) {
+    const first = state.talk ? "End the talk" : "Finish or discard the recording";
+    notify(`${first} first, then choose the file again.`);
     return;
   }
   notify(file.size > 5e6 ? `Reading “${file.name}” …` : undefined);
@@ -1179,8 +1186,133 @@ async function start() {
   await showFacts();
 }
 
+// --------------------------------------------------------------------------------------------------------- the talk
+
+const LISTENING = "Speak: it listens.";
+
+/** What the session is set to: a model that answers no questions writes down what is said. */
+function sessionOf(facts) {
+  const form = { type: "audio/pcm", rate: RATE };
+  const language = $("language").value.trim();
+  const input = { format: form, transcription: language ? { language } : {} };
+  if (!facts.tasks.includes("ask")) return { type: "transcription", audio: { input } };
+  const most = Number($("max-tokens").value);
+  return {
+    type: "realtime",
+    audio: { input },
+    output_modalities: [facts.spoken ? "audio" : "text"],
+    ...($("question").value.trim() && { instructions: $("question").value.trim() }),
+    ...(most > 0 && { max_output_tokens: most }),
+  };
+}
+
+async function talk() {
+  notify();
+  $("talk").disabled = true;
+  try {
+    await state.models;
+    const stream = await microphone({ echoCancellation: true, noiseSuppression: true, autoGainControl: true });
+    const url = new URL(`v1/realtime?model=${encodeURIComponent($("model").value)}`, location.href);
+    url.protocol = url.protocol.replace("http", "ws");
+    const turns = new Spoken();
+    state.talk = await Talk.start({
+      ...{ stream, url, key, session: sessionOf(state.facts) },
+      level: (level) => ($("talk-level").value = level),
+      happened: (event) => turns.hear(event),
+      over: endTalk,
+    });
+    $("talk-state").textContent = LISTENING;
+    showRow("talking");
+    $("leave").focus();
+  } catch (error) {
+    const words = error instanceof Problem ? error : new Problem(`The talk cannot begin: ${error.message}.`);
+    notify(words);
+  }
+  $("talk").disabled = false;
+}
+
+function endTalk(why) {
+  state.talk = null;
+  for (const view of document.querySelectorAll(".turn.spoken")) view.removeAttribute("aria-busy");
+  showRow("source");
+  if (why) notify(new Problem(why));
+}
+
+/** The turns of a talk on the page, by the server's events. */
+class Spoken {
+  constructor() {
+    this.views = new Map(); // by the item of what was said
+    this.last = null;
+  }
+
+  hear(event) {
+    EVENTS[event.type]?.call(this, event);
+    keepEnd();
+  }
+
+  begin({ item_id: item }) {
+    $("welcome").hidden = true;
+    $("clear").disabled = false;
+    const view = clone("turn");
+    view.classList.add("spoken");
+    view.querySelector(".question").textContent = "…";
+    this.views.set(item, (this.last = { view, said: "", text: "" }));
+    $("turns").append(view);
+    $("talk-state").textContent = "You are speaking.";
+  }
+
+  stop() {
+    $("talk-state").textContent = LISTENING;
+  }
+
+  write({ item_id: item, delta, transcript }) {
+    const turn = this.views.get(item);
+    if (!turn) return;
+    turn.said = transcript ?? turn.said + delta;
+    turn.view.querySelector(".question").textContent = turn.said || "(no words)";
+  }
+
+  answer() {
+    this.last?.view.setAttribute("aria-busy", "true");
+    $("talk-state").textContent = "It answers. Speak to interrupt.";
+  }
+
+  add({ delta }) {
+    if (!this.last) return;
+    this.last.text += delta;
+    this.last.view.querySelector(".text").textContent = this.last.text;
+  }
+
+  done({ response }) {
+    const turn = [...this.views.values()].find(({ view }) => view.hasAttribute("aria-busy"));
+    $("talk-state").textContent = LISTENING;
+    if (!turn) return;
+    turn.view.removeAttribute("aria-busy");
+    const words = { cancelled: "Interrupted.", incomplete: "Cut off at the longest answer.", failed: "Failed." };
+    turn.view.querySelector(".state").textContent = words[response.status] ?? "";
+  }
+
+  fail({ error }) {
+    notify(new Problem(`The server says: ${error.message}`));
+  }
+}
+
+const EVENTS = {
+  "input_audio_buffer.speech_started": Spoken.prototype.begin,
+  "input_audio_buffer.speech_stopped": Spoken.prototype.stop,
+  "conversation.item.input_audio_transcription.delta": Spoken.prototype.write,
+  "conversation.item.input_audio_transcription.completed": Spoken.prototype.write,
+  "response.created": Spoken.prototype.answer,
+  "response.output_text.delta": Spoken.prototype.add,
+  "response.output_audio_transcript.delta": Spoken.prototype.add,
+  "response.done": Spoken.prototype.done,
+  error: Spoken.prototype.fail,
+};
+
 showExamples();
 showTask();
+$("talk").addEventListener("click", talk);
+$("leave").addEventListener("click", () => state.talk?.end());
 listenToComposer();
 listenToDrops();
 $("keys").addEventListener("submit", useKey);
