@@ -33,8 +33,13 @@ def graphs_of(script: str, folder: Path) -> list[str]:
     script = f"import sys; sys.path[:0] = {paths!r}\n{script}"
     # A graph that is loaded from the cache is not compiled, so its file would not be written.
     environment = os.environ | {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(folder)}
-    environment |= {"MINDONE_AUDIO_COMPILE_CACHE": "0", "GLOG_v": "4"}
+    environment |= {"MS_DEV_DUMP_IR_PASSES": "validate", "MINDONE_AUDIO_COMPILE_CACHE": "0", "GLOG_v": "4"}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=900)
+    return read_graphs(folder)
+
+
+def read_graphs(folder: Path) -> list[str]:
+    """The texts of the graphs that MindSpore wrote under a folder."""
     return [graph.read_text(errors="replace") for graph in folder.rglob("*validate*.ir")]
 
 

@@ -12,9 +12,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 import soundfile
 import uvicorn
 
+from mindone_audio.commands.serve_process import start_engine
+from mindone_audio.generation import scheduler as real
 from mindone_audio.generation.events import Delta, Overloaded, Token
 from mindone_audio.generation.settings import PromptTooLongError
 from mindone_audio.inputs.conversation import chat_clips
@@ -229,6 +232,17 @@ def running(options=None, *, pipe=None, keys=None, loaded=True):
         if service.scheduler is not None:
             service.scheduler.stop()
         thread.join(10)
+
+
+@contextmanager
+def serving(options):
+    """As `running`, with the model of the options; its graphs are compiled when they are asked for, not before."""
+    with pytest.MonkeyPatch.context() as patch, running(options, loaded=False) as (url, service):
+        patch.setattr(real.Scheduler, "_warm_up", lambda self, adapter: None)
+        start_engine(options, service)
+        until(lambda: service.ready or service.scheduler.failure, 300)
+        assert service.ready, service.scheduler.failure
+        yield url, service
 
 
 def until(condition, seconds=10.0):

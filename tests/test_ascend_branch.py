@@ -6,7 +6,7 @@ import re
 import mindspore as ms
 import numpy as np
 import pytest
-from ascend_branch import OLD_KERNELS, as_on_ascend, graphs_of, primitives
+from ascend_branch import OLD_KERNELS, as_on_ascend, graphs_of, primitives, read_graphs
 from families import ROWS
 from helpers import PAD, relative_error, tiny_config
 from helpers_bodies import BODIES
@@ -66,13 +66,24 @@ def test_parts_in_two_dtypes(half, ascend, tmp_path):
         assert len(tokens(model, recording, 2)[0]) == 2
 
 
-BFLOAT16 = """
+# One process compiles them all, since it takes longer to start than to compile one of them.
+IN_BFLOAT16 = """
+from pathlib import Path
 import mindspore as ms, numpy as np
 from mindspore import Tensor
+import helpers_bodies, helpers_seamless, helpers_speecht5, helpers_whisper
 from ascend_branch import as_on_ascend
 from helpers import tiny_config
 from mindone_audio import Qwen2AudioForConditionalGeneration
 from mindone_audio.generation import engine
+from mindone_audio.models.seamless_m4t_v2 import speaking as saying, units
+from mindone_audio.models.seamless_m4t_v2.model import SeamlessM4Tv2ForTextToSpeech, SeamlessM4Tv2Model
+from mindone_audio.models.seamless_m4t_v2.text_encoder import EncodeText
+from mindone_audio.models.speecht5 import speaking
+from mindone_audio.models.speecht5.text_to_speech import SpeechT5ForTextToSpeech
+from mindone_audio.models.speecht5.vocoder import SpeechT5HifiGan, Vocode
+from mindone_audio.models.whisper.alignment import Attention
+from mindone_audio.models.whisper.model import WhisperForConditionalGeneration
 
 def call(graph, *arguments):
     try:  # a CPU has no kernel for bfloat16, which it says when the graph's types are settled
@@ -80,122 +91,82 @@ def call(graph, *arguments):
     except TypeError as error:
         assert "Kernel select failed" in str(error), error
 
-with as_on_ascend():
-    model = Qwen2AudioForConditionalGeneration(tiny_config())
-    for parameter in model.get_parameters():
-        parameter.set_dtype(ms.bfloat16)
+def halved(*models):
+    for model in models:
+        for parameter in model.get_parameters():
+            parameter.set_dtype(ms.bfloat16)
+    return models[0]
+
+whole = lambda *shape: Tensor(np.zeros(shape, np.int32))
+floats = lambda *shape: Tensor(np.zeros(shape), ms.bfloat16)
+
+def qwen2_audio():
+    model = halved(Qwen2AudioForConditionalGeneration(tiny_config()))
     made = engine.Engine(model, compiled=True)
-    encode = made.graph(engine.EncodeAudio(model), "the encoder")
-    call(encode, Tensor(np.zeros((1, 16, 40)), ms.bfloat16), Tensor([40], ms.int32))
-    slots = made.slots(1, 512, True)
-    call(slots.step, Tensor([[1]], ms.int32), Tensor(3, ms.int32), Tensor([[0]], ms.int32))
-    width, zeros = engine.CHUNK, lambda *shape: Tensor(np.zeros(shape, np.int32))
-    audio, chosen = Tensor(np.zeros((1, width, 48)), ms.bfloat16), zeros(engine.PACKED)
+    call(made.graph(engine.EncodeAudio(model), "the encoder"), floats(1, 16, 40), Tensor([40], ms.int32))
+    slots, width = made.slots(1, 512, True), engine.CHUNK
+    call(slots.step, Tensor([[1]], ms.int32), Tensor(3, ms.int32), whole(1, 1))
+    inputs = whole(1, width), whole(), whole(1, width), whole(engine.PACKED), floats(1, width, 48), whole(1, width)
     for first in (True, False):
-        call(slots.prefill(width, first), zeros(1, width), zeros(), zeros(1, width), chosen, audio, zeros(1, width))
-"""
+        call(slots.prefill(width, first), *inputs)
 
-
-WHISPER_IN_BFLOAT16 = (
-    BFLOAT16.split("with as_on_ascend")[0]
-    + """
-import helpers_whisper
-from mindone_audio.models.whisper.alignment import Attention
-from mindone_audio.models.whisper.model import WhisperForConditionalGeneration
-
-with as_on_ascend():
-    model = WhisperForConditionalGeneration(helpers_whisper.tiny_config())
-    for parameter in model.get_parameters():
-        parameter.set_dtype(ms.bfloat16)
+def whisper():
+    model = halved(WhisperForConditionalGeneration(helpers_whisper.tiny_config()))
     made = engine.Engine(model, compiled=True)
-    slots = made.slots(1, 512, True)
-    rows = Tensor(np.zeros((20, 24)), ms.bfloat16)
+    slots, rows = made.slots(1, 512, True), floats(20, 24)
     call(made.graph(engine.WriteContext(model.language_model, slots.context), "the context"), rows)
-    call(slots.step, Tensor([[1]], ms.int32), Tensor(3, ms.int32), Tensor([[0]], ms.int32))
-    width, zeros = 48, lambda *shape: Tensor(np.zeros(shape, np.int32))
-    call(slots.prefill(width, True), zeros(1, width), zeros(), zeros(1, width), zeros(engine.PACKED))
-    call(made.graph(Attention(model, ((1, 0), (2, 3)), 64), "times"), zeros(1, 64), rows)
-"""
-)
+    call(slots.step, Tensor([[1]], ms.int32), Tensor(3, ms.int32), whole(1, 1))
+    call(slots.prefill(48, True), whole(1, 48), whole(), whole(1, 48), whole(engine.PACKED))
+    call(made.graph(Attention(model, ((1, 0), (2, 3)), 64), "times"), whole(1, 64), rows)
 
-
-SPEECH_IN_BFLOAT16 = (
-    BFLOAT16.split("with as_on_ascend")[0]
-    + """
-import helpers_speecht5
-from mindone_audio.models.speecht5 import speaking
-from mindone_audio.models.speecht5.text_to_speech import SpeechT5ForTextToSpeech
-from mindone_audio.models.speecht5.vocoder import SpeechT5HifiGan, Vocode
-
-with as_on_ascend():
-    model = SpeechT5ForTextToSpeech(helpers_speecht5.config())
+def speech():
     vocoder = SpeechT5HifiGan(helpers_speecht5.vocoder().config)
-    for parameter in (*model.get_parameters(), *vocoder.get_parameters()):
-        parameter.set_dtype(ms.bfloat16)
+    model = halved(SpeechT5ForTextToSpeech(helpers_speecht5.config()), vocoder)
     made = speaking.SpeechEngine(model, compiled=True)
     slots = made.place(2, 20, 200)
-    whole, floats = lambda *shape: Tensor(np.zeros(shape, np.int32)), lambda *s: Tensor(np.zeros(s), ms.bfloat16)
     call(slots.encode, whole(2, 32), whole(2))
     call(slots.step, floats(2, 10), whole(1), floats(2, 512), floats(2, 1, 14), whole(2))
     call(made.graph(speaking.SmoothFrames(model), "the postnet"), floats(1, 64, 10), whole(1))
     call(made.graph(Vocode(vocoder.vocoder), "the vocoder"), floats(1, 32, 10), whole(1))
-"""
-)
 
-
-UNITS_IN_BFLOAT16 = (
-    BFLOAT16.split("with as_on_ascend")[0]
-    + """
-import helpers_seamless
-from mindone_audio.models.seamless_m4t_v2 import speaking, units
-from mindone_audio.models.seamless_m4t_v2.model import SeamlessM4Tv2ForTextToSpeech
-
-with as_on_ascend():
-    model = SeamlessM4Tv2ForTextToSpeech(helpers_seamless.config())
-    for parameter in model.get_parameters():
-        parameter.set_dtype(ms.bfloat16)
+def translated_units():
+    model = halved(SeamlessM4Tv2ForTextToSpeech(helpers_seamless.config()))
     made, width = engine.Engine(model, compiled=True), model.config.hidden_size
-    whole, floats = lambda *shape: Tensor(np.zeros(shape, np.int32)), lambda *s: Tensor(np.zeros(s), ms.bfloat16)
-    read = speaking.ReadTranslation(model, 32)
+    read = saying.ReadTranslation(model, 32)
     call(made.graph(read, "a translation"), whole(1, 32), whole(1), floats(40, width), whole(1))
     call(made.graph(units.Spell(model.t2u_model), "characters"), floats(1, 64, width), whole(1, 64), whole(1))
     call(made.graph(units.ChooseUnits(model.t2u_model), "units"), floats(1, 64, width), whole(1))
-    call(made.graph(speaking.SoundUnits(model.vocoder), "sound"), whole(1, 32), whole(1), whole(1), whole(1))
-"""
-)
+    call(made.graph(saying.SoundUnits(model.vocoder), "sound"), whole(1, 32), whole(1), whole(1), whole(1))
 
-
-TRANSLATION_IN_BFLOAT16 = (
-    BFLOAT16.split("with as_on_ascend")[0]
-    + """
-import helpers_seamless
-from mindone_audio.models.seamless_m4t_v2.model import SeamlessM4Tv2Model
-from mindone_audio.models.seamless_m4t_v2.text_encoder import EncodeText
-
-with as_on_ascend():
-    model = SeamlessM4Tv2Model(helpers_seamless.config())
-    for parameter in model.get_parameters():
-        parameter.set_dtype(ms.bfloat16)
+def translation():
+    model = halved(SeamlessM4Tv2Model(helpers_seamless.config()))
     made = model.engine()
     slots = made.slots(1, 512, True)
-    whole = lambda *shape: Tensor(np.zeros(shape, np.int32))
     call(made.graph(EncodeText(model), "a text"), whole(1, 16), whole(1))
-    call(made.graph(engine.EncodeAudio(model), "a clip"), Tensor(np.zeros((1, 160, 64)), ms.bfloat16), whole(1))
-    rows = Tensor(np.zeros((256, 24)), ms.bfloat16)
-    call(made.graph(engine.WriteContext(model.language_model, slots.context), "the context"), rows)
-    call(slots.step, Tensor([[1]], ms.int32), Tensor(3, ms.int32), Tensor([[0]], ms.int32))
+    call(made.graph(engine.EncodeAudio(model), "a clip"), floats(1, 160, 64), whole(1))
+    call(made.graph(engine.WriteContext(model.language_model, slots.context), "the context"), floats(256, 24))
+    call(slots.step, Tensor([[1]], ms.int32), Tensor(3, ms.int32), whole(1, 1))
     call(slots.prefill(48, True), whole(1, 48), whole(), whole(1, 48), whole(engine.PACKED))
-"""
-)
 
-
-BODIES_IN_BFLOAT16 = """
-import mindspore as ms
-import helpers_bodies
-from ascend_branch import as_on_ascend
-with as_on_ascend():
+def bodies():
     helpers_bodies.run_all(ms.bfloat16)
+
+for part in (qwen2_audio, whisper, speech, translated_units, translation, bodies):
+    with as_on_ascend():
+        part()
+    own = Path(FOLDER, part.__name__)
+    own.mkdir()
+    for file in Path(FOLDER).glob("*.ir"):
+        file.rename(own / file.name)
 """
+
+
+@pytest.fixture(scope="module")
+def in_bfloat16(tmp_path_factory):
+    """The graphs of each part in bfloat16, by its name."""
+    folder = tmp_path_factory.mktemp("graphs")
+    graphs_of(f"FOLDER = {str(folder)!r}\n{IN_BFLOAT16}", folder)
+    return lambda part: read_graphs(folder / part)
 
 
 def float_types(graphs: list[str]) -> dict[str, set[frozenset]]:
@@ -215,9 +186,9 @@ def check_types(types: dict[str, set[frozenset]]) -> None:
         assert "Float64" not in set().union(*sets), name
 
 
-def test_types_in_bfloat16(tmp_path):
+def test_types_in_bfloat16(in_bfloat16):
     """No operation has floats of two types, none is float64, and sums of scores and squares are float32."""
-    graphs = graphs_of(BFLOAT16, tmp_path)
+    graphs = in_bfloat16("qwen2_audio")
     assert len(graphs) == 4
     types = float_types(graphs)
     check_types(types)
@@ -228,8 +199,8 @@ def test_types_in_bfloat16(tmp_path):
     assert OLD_KERNELS & primitives(graphs) == set()
 
 
-def test_types_of_whisper_in_bfloat16(tmp_path):
-    graphs = graphs_of(WHISPER_IN_BFLOAT16, tmp_path)
+def test_types_of_whisper_in_bfloat16(in_bfloat16):
+    graphs = in_bfloat16("whisper")
     assert len(graphs) == 4
     types = float_types(graphs)
     check_types(types)
@@ -239,9 +210,9 @@ def test_types_of_whisper_in_bfloat16(tmp_path):
     assert OLD_KERNELS & primitives(graphs) == set()
 
 
-def test_types_of_speech_in_bfloat16(tmp_path):
+def test_types_of_speech_in_bfloat16(in_bfloat16):
     """The batch norm of the postnet and the probability of the end are float32."""
-    graphs = graphs_of(SPEECH_IN_BFLOAT16, tmp_path)
+    graphs = in_bfloat16("speech")
     assert len(graphs) == 4
     types = float_types(graphs)
     check_types(types)
@@ -251,9 +222,9 @@ def test_types_of_speech_in_bfloat16(tmp_path):
     assert OLD_KERNELS & primitives(graphs) == set()
 
 
-def test_types_of_units_in_bfloat16(tmp_path):
+def test_types_of_units_in_bfloat16(in_bfloat16):
     """The best unit is that of scores in float32."""
-    graphs = graphs_of(UNITS_IN_BFLOAT16, tmp_path)
+    graphs = in_bfloat16("translated_units")
     assert len(graphs) == 4
     types = float_types(graphs)
     check_types(types)
@@ -263,8 +234,8 @@ def test_types_of_units_in_bfloat16(tmp_path):
     assert OLD_KERNELS & primitives(graphs) == set()
 
 
-def test_types_of_translation_in_bfloat16(tmp_path):
-    graphs = graphs_of(TRANSLATION_IN_BFLOAT16, tmp_path)
+def test_types_of_translation_in_bfloat16(in_bfloat16):
+    graphs = in_bfloat16("translation")
     assert len(graphs) == 5
     types = float_types(graphs)
     check_types(types)
@@ -275,9 +246,9 @@ def test_types_of_translation_in_bfloat16(tmp_path):
     assert OLD_KERNELS & primitives(graphs) == set()
 
 
-def test_types_of_the_bodies_in_bfloat16(tmp_path):
+def test_types_of_the_bodies_in_bfloat16(in_bfloat16):
     """As for the models; the norm over time, whose sums are products, has some in float32."""
-    graphs = graphs_of(BODIES_IN_BFLOAT16, tmp_path)
+    graphs = in_bfloat16("bodies")
     assert len(graphs) == BODIES
     types = float_types(graphs)
     check_types(types)

@@ -165,6 +165,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "manifest.jsonl").write_text('{"audio": "clip.wav"}\n')
     (tmp_path / "whisper").mkdir()
     helpers_whisper.save_checkpoint(tmp_path / "whisper")
+    # The texts of a random model are tried again at every temperature.
+    helpers_whisper.generation_config(max_length=16).save_pretrained(tmp_path / "whisper")
     helpers_speecht5.save_all(tmp_path)
     helpers_seamless.save_checkpoint(tmp_path / "seamless")
     monkeypatch.chdir(tmp_path)

@@ -16,14 +16,13 @@ import pytest
 import soundfile
 import torch
 from ascend_branch import as_on_ascend
-from fake_service import running, until
+from fake_service import serving
 from helpers import relative_error
 from safetensors.numpy import load_file
 
 from mindone_audio import AutoModelForAudioTextToText, AutoProcessor, cli, pipeline
 from mindone_audio.adapters.files import name_on_disk
 from mindone_audio.adapters.lora import LoraSettings, add_lora, load_adapter
-from mindone_audio.commands.serve_process import start_engine
 from mindone_audio.finetune import DataError, Example, FinetuneSettings, Trainer, TranscriptCollator
 from mindone_audio.finetune.graphs import Accumulate, MicroBatch, SummedLoss, graph, zeros_like
 from mindone_audio.inputs.audio import AudioError
@@ -442,9 +441,7 @@ def served(folder: Path, adapter: Path, clip: Path) -> None:
     options = ServerOptions(
         model=folder, served_model_name="base", adapter=(f"taught={adapter}",), port=0, max_batch=2, max_model_len=64
     )
-    with running(options, loaded=False) as (url, service):
-        start_engine(options, service)
-        until(lambda: service.ready or service.scheduler.failure, 300)
+    with serving(options) as (url, _):
 
         def ask(model: str) -> str:
             data = {"model": model, "language": "en", "temperature": 0.0, "response_format": "json"}

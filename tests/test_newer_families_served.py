@@ -12,10 +12,9 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-from fake_service import running, until
+from fake_service import serving
 
 from mindone_audio import cli
-from mindone_audio.commands.serve_process import start_engine
 from mindone_audio.server.options import ServerOptions
 
 pytestmark = pytest.mark.slow  # an engine a family
@@ -37,10 +36,7 @@ def served(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     MAKERS[request.param](folder)
     options = ServerOptions(model=folder, served_model_name="demo", port=0, max_batch=2, max_tokens=TOKENS)
-    with running(options, loaded=False) as (url, service):
-        start_engine(options, service)
-        until(lambda: service.ready or service.scheduler.failure, 300)
-        assert service.ready, service.scheduler.failure
+    with serving(options) as (url, service):
         yield folder, url, service
 
 

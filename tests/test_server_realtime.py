@@ -476,6 +476,23 @@ def test_hours_of_sound_at_once_wait_for_what_is_written_down(server, monkeypatc
     assert len({event.item_id for event in found}) == 20
 
 
+def test_packets_that_come_late_or_not_at_all(server):
+    """Time is counted in samples: a stall and a burst change nothing, and a lost packet is a shorter turn."""
+    whole = base64.b64decode(pcm(*SPOKEN, rate=RATE))
+    packets = [whole[start : start + 960] for start in range(0, len(whole), 960)]  # of 20 ms
+    with session(server[0]) as connection:
+        for place, packet in enumerate(packets):
+            if place in (30, 45):
+                time.sleep(0.3)
+            if place % 11 != 5:
+                connection.input_audio_buffer.append(audio=text64(packet))
+        events = received(connection, "response.done")
+    assert events[-1].response.status == "completed"
+    started, stopped = events[:2]
+    assert kinds(events).count("input_audio_buffer.speech_started") == 1
+    assert 500 < stopped.audio_end_ms - started.audio_start_ms < 1200
+
+
 VALUES = (None, True, -1, 1e308, "x", [], [None], {}, {"type": "x"})
 WHOLE = (
     update(

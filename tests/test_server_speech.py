@@ -13,7 +13,7 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-from fake_service import running, until
+from fake_service import running, serving, until
 
 from mindone_audio.commands.serve import say
 from mindone_audio.commands.serve_process import start_engine
@@ -23,7 +23,7 @@ from mindone_audio.server.sounds import MEDIA_TYPES, PCM_RATE, encoder
 from mindone_audio.setting_fields import in_words
 
 SPEECH, RATE = "/v1/audio/speech", 16000
-LONG = "abba cad fab gab hab " * 7  # the tiny model has 40 positions
+LONG = "abba cad fab gab hab " * 3  # the tiny model has 40 positions
 
 
 @pytest.fixture(scope="module")
@@ -42,11 +42,8 @@ def options(saved, **changes) -> ServerOptions:
 
 @pytest.fixture(scope="module")
 def server(saved):
-    chosen = options(saved)
-    with running(chosen, loaded=False) as (url, service):
-        start_engine(chosen, service)
-        until(lambda: service.ready or service.scheduler.failure, 300)
-        yield url, service
+    with serving(options(saved)) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +82,7 @@ def test_the_sound_is_that_of_the_pipeline(server, expected, text, voice, seed):
 def test_a_long_text_is_its_parts(server, expected):
     whole = expected(LONG)
     spoken = parts(LONG, server[1].pipe._fits)
-    assert len(spoken) == 4 and " ".join(spoken) == LONG.strip()
+    assert len(spoken) == 2 and " ".join(spoken) == LONG.strip()
     # Side by side the graphs have other sizes, which add up in another order.
     np.testing.assert_allclose(whole, np.concatenate([expected(part) for part in spoken]), atol=1e-4)
 
@@ -165,7 +162,7 @@ def test_events(server):
 
 
 def test_many_at_a_time_are_each_alone(server):
-    texts = ["abba", "cad", "fab gab hab", LONG, "a"]
+    texts = ["abba", "fab gab hab", LONG]
     alone = [post(server, input=text, response_format="wav").content for text in texts]
     with ThreadPoolExecutor(len(texts)) as pool:
         together = pool.map(lambda text: post(server, input=text, response_format="wav").content, texts)
@@ -175,7 +172,7 @@ def test_many_at_a_time_are_each_alone(server):
 def test_who_leaves_stops_the_work(server):
     service = server[1]
     with pytest.raises(httpx.ReadTimeout):
-        httpx.post(server[0] + SPEECH, json={"model": "demo", "input": LONG * 20, "voice": "first"}, timeout=0.3)
+        httpx.post(server[0] + SPEECH, json={"model": "demo", "input": LONG * 45, "voice": "first"}, timeout=0.3)
     until(lambda: service.active == 0, 10)
     assert post(server).status_code == 200
 

@@ -11,9 +11,8 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-from fake_service import running, until
+from fake_service import serving
 
-from mindone_audio.commands.serve_process import start_engine
 from mindone_audio.server.options import ServerOptions
 
 CLIPS = {name: 0.1 * clip for name, clip in zip("ab", speecht5.clips(16000, 9000, seed=3))}
@@ -33,10 +32,7 @@ def server(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     MODELS[request.param](folder)
     options = ServerOptions(model=folder, served_model_name="demo", port=0, max_batch=2, max_tokens=12)
-    with running(options, loaded=False) as (url, service):
-        start_engine(options, service)
-        until(lambda: service.ready or service.scheduler.failure, 300)
-        assert service.ready, service.scheduler.failure
+    with serving(options) as (url, service):
         yield url, service, request.param
 
 

@@ -11,10 +11,9 @@ import numpy as np
 import openai
 import pytest
 import soundfile
-from fake_service import running, text64, until
+from fake_service import serving, text64, until
 from server_process import server_process
 
-from mindone_audio.commands.serve_process import start_engine
 from mindone_audio.server.options import ServerOptions
 
 TRANSCRIBE, TRANSLATE = "/v1/audio/transcriptions", "/v1/audio/translations"
@@ -47,10 +46,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     options = ServerOptions(model=folder, served_model_name="demo", port=0, max_batch=4)
-    with running(options, loaded=False) as (url, service):
-        start_engine(options, service)
-        until(lambda: service.ready or service.scheduler.failure, 300)
-        yield url, service
+    with serving(options) as found:
+        yield found
 
 
 @pytest.fixture
@@ -313,9 +310,7 @@ def test_a_client_that_leaves_ends_its_request(server):
 def test_an_english_only_model(tmp_path):
     whisper.save_checkpoint(tmp_path, multilingual=False)
     options = ServerOptions(model=tmp_path, served_model_name="demo", port=0, max_batch=1, max_audio_seconds=1.2)
-    with running(options, loaded=False) as server:
-        start_engine(options, server[1])
-        until(lambda: server[1].ready or server[1].scheduler.failure, 300)
+    with serving(options) as server:
         error = refusal(form(server, path=TRANSLATE))
         assert error["param"] == "model" and "model demo knows English alone and translates nothing" in error["message"]
         answer = form(server, response_format="verbose_json", language="en").json()

