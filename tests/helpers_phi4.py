@@ -76,6 +76,12 @@ def torch_phi4(config: Phi4MultimodalConfig, seed: int = 0) -> TorchPhi4:
     """A PyTorch model in fp32 whose weights are large enough that logits are far from flat; no token ends its text."""
     torch.manual_seed(seed)
     model = randomise(TorchPhi4._from_config(config, attn_implementation="eager").eval())
+    encoder = model.model.embed_tokens_extend.audio_embed.encoder
+    encoder.encoder_embedding.global_mean.uniform_(0.5, 1.5)
+    encoder.encoder_embedding.global_invstd.uniform_(0.5, 1.5)
+    encoder.embed.out.weight.data *= 0.02  # of values so large that what is added to them would not be noticed
+    for layer in encoder.encoders:
+        layer.feed_forward_out.down_proj.bias.data *= 5  # likewise
     model.generation_config.eos_token_id = None
     return model
 
@@ -184,15 +190,16 @@ def clips(lengths: list[int], seed: int = 0) -> dict[str, np.ndarray]:
     }
 
 
-VARIANTS = {  # what the config has of its own, and whether there is an adapter
-    "adapter": ({}, True),
-    "bare": ({"tie_word_embeddings": False, "num_key_value_heads": 6, "partial_rotary_factor": 1.0}, False),
+# What the config has of its own, whether there is an adapter, and a seed with which no answer has the token of audio.
+VARIANTS = {
+    "adapter": ({}, True, 0),
+    "bare": ({"tie_word_embeddings": False, "num_key_value_heads": 6, "partial_rotary_factor": 1.0}, False, 3),
 }
 
 
 def config_of(variant: str) -> Phi4MultimodalConfig:
     """That of a variant; all dimensions of a head are four pairs."""
-    text, _ = VARIANTS[variant]
+    text, *_ = VARIANTS[variant]
     if "partial_rotary_factor" in text:
         factors = {"short_factor": [1.0, 1.2, 1.4, 1.6], "long_factor": [2.0, 3.0, 5.0, 8.0]}
         text = {**text, "rope_scaling": {"type": "longrope", **factors}}
@@ -222,10 +229,10 @@ def recordings(folder: Path, variant: str, new_tokens: int) -> dict[str, dict[st
     The adapter is on for clips and off for text. transformers has no such batch, nor one of clips of unequal lengths
     (it attends to padding): "batch" is what the three give alone.
     """
-    _, adapted = VARIANTS[variant]
-    model = torch_phi4(config_of(variant))
+    _, adapted, seed = VARIANTS[variant]
+    model = torch_phi4(config_of(variant), seed)
     model.save_pretrained(folder)
-    other = torch_phi4(config_of(variant))
+    other = torch_phi4(config_of(variant), seed)
     if adapted:
         tensors = adapter(model)
         write_adapter(folder, tensors)
