@@ -1,5 +1,6 @@
 """`mindone-audio serve` as a process: its line, its socket, its signals, and mistakes; no model."""
 
+import dataclasses
 import os
 import re
 import signal
@@ -13,6 +14,9 @@ from pathlib import Path
 import httpx
 import pytest
 from fake_service import ANSWER, until
+
+from mindone_audio.commands import serve
+from mindone_audio.server.options import ServerOptions
 
 ALONE = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 TESTS = Path(__file__).resolve().parent
@@ -204,6 +208,11 @@ def test_mistakes_are_one_line(capsys, words, message):
         status = end.code
     said = capsys.readouterr().err
     assert status == 2 and message in said and said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_every_setting_of_a_server_is_an_option():
+    names = {field.name for field in dataclasses.fields(ServerOptions)}
+    assert names == {*serve._OTHERS, *serve._REPEATED, *serve._NUMBERS}
 
 
 def test_missing_packages(monkeypatch, capsys):

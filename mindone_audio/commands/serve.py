@@ -10,9 +10,10 @@ _REPEATED = {"adapter": None, "voice": None, "allow_media_domain": None, "allowe
 _NUMBERS = (
     *("port", "max_batch", "max_model_len", "max_tokens", "max_queue", "max_per_key", "queue_timeout"),
     *("drain_timeout", "media_timeout", "max_audio_seconds", "max_body_mb", "body_timeout"),
+    "realtime_timeout",
 )
 _OTHERS = (
-    *("model", "served_model_name", "vocoder", "host", "api_key_file", "allow_media_path"),
+    *("model", "served_model_name", "speaker", "vocoder", "host", "fastrtc", "api_key_file", "allow_media_path"),
     *("ssl_certfile", "ssl_keyfile", "device", "device_memory", "dtype"),
 )
 

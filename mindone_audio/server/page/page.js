@@ -1215,15 +1215,18 @@ async function talk() {
     const url = new URL(`v1/realtime?model=${encodeURIComponent($("model").value)}`, location.href);
     url.protocol = url.protocol.replace("http", "ws");
     const turns = new Spoken();
-    state.talk = await Talk.start({
+    const made = await Talk.start({
       ...{ stream, url, key, session: sessionOf(state.facts) },
       level: (level) => ($("talk-level").value = level),
       happened: (event) => turns.hear(event),
       over: endTalk,
     });
-    $("talk-state").textContent = LISTENING;
-    showRow("talking");
-    $("leave").focus();
+    if (!made.isOver) {
+      state.talk = made;
+      $("talk-state").textContent = LISTENING;
+      showRow("talking");
+      $("leave").focus();
+    }
   } catch (error) {
     const words = error instanceof Problem ? error : new Problem(`The talk cannot begin: ${error.message}.`);
     notify(words);
