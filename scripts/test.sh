@@ -3,7 +3,7 @@
 # arguments runs it with that version, in another environment. `--real-weights` after that runs tests/real instead, with
 # published weights, which it downloads once. `--fastrtc` instead runs the tests of FastRTC and of the server with the
 # older starlette that FastRTC needs. The other arguments go to pytest: `-m slow` runs the slow tests, which start many
-# processes. Two processes share the files of tests; -n 0 runs all in one.
+# processes, `-m long` those of them that take longest. Two processes share the files of tests; -n 0 runs all in one.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/environment.sh

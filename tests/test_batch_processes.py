@@ -213,6 +213,7 @@ def msrun(job, out: Path, logs: Path, ranks: int, wrapper: bool) -> subprocess.P
 
 
 @pytest.mark.skipif(shutil.which("msrun", path=Path(sys.executable).parent) is None, reason="no msrun here")
+@pytest.mark.long
 def test_ranks(job, tmp_path):
     """One job under msrun: msrun killed, a rank killed, the launcher terminated; then three ranks instead of two."""
     out = tmp_path / "out"

@@ -89,6 +89,7 @@ def test_generate_in_batches(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_long_contexts(tmp_path):
     file, drawing = tmp_path / "figures.json", tmp_path / "long.png"
     pytest.importorskip("matplotlib")
@@ -103,6 +104,7 @@ def test_long_contexts(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_whisper(tmp_path):
     helpers_whisper.save_checkpoint(tmp_path)
     options = ("--tokens", 5, "--attention", "sdpa", "--rounds", 1, "--json", tmp_path / "figures.json")
@@ -113,6 +115,7 @@ def test_whisper(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_tts(tmp_path):
     helpers_speecht5.text_to_speech().save_pretrained(tmp_path / "speaker")
     helpers_speecht5.vocoder(upsample_rates=[8, 8], upsample_kernel_sizes=[16, 16]).save_pretrained(tmp_path / "sound")
@@ -126,6 +129,7 @@ def test_tts(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_start(tmp_path):
     done = run_command("start", "--rounds", 1, "--json", tmp_path / "figures.json")
     result = json.loads((tmp_path / "figures.json").read_text())
@@ -227,6 +231,7 @@ def test_a_plot_without_matplotlib_is_one_line(capsys, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_finetune(tmp_path):
     options = ("--rows", 1, "--length", 64, "--clip-seconds", 1, "--rounds", 1, "--steps", 1, "--lengths", 64)
     done = run_command("finetune", *options, "--json", tmp_path / "figures.json")

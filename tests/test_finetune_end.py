@@ -57,6 +57,7 @@ def test_a_tuned_model_stops(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_model_tuned_without_the_end_token_goes_on(tmp_path):
     """What the test above would show of a collator that forgets the end."""
     tokens, texts, ends = tuned_tokens(tmp_path / "broken", learn_end=False)

@@ -150,6 +150,7 @@ def test_the_voxtral_guides_adapter_answers_the_same_on_pytorch(voxtral_guide):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_voxtral_guide_a_second_time(voxtral_guide):
     """A finished run is not mixed with another one; --resume finds nothing left to learn and answers the same."""
     result, folder = voxtral_guide

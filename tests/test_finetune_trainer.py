@@ -86,6 +86,7 @@ def test_prompts_are_padded_to_few_lengths():
 
 
 SLOW = pytest.mark.slow
+LONG = SLOW, pytest.mark.long
 DECODER = {"exclude_modules": r".*audio_tower.*"}
 
 
@@ -93,8 +94,8 @@ DECODER = {"exclude_modules": r".*audio_tower.*"}
     ("family", "lora"),
     [
         pytest.param("qwen2_audio", {}, id="qwen2_audio with its encoder", marks=SLOW),
-        pytest.param("qwen2_audio", DECODER, id="qwen2_audio", marks=SLOW),
-        pytest.param("voxtral", {}, id="voxtral with its encoder", marks=SLOW),
+        pytest.param("qwen2_audio", DECODER, id="qwen2_audio", marks=LONG),
+        pytest.param("voxtral", {}, id="voxtral with its encoder", marks=LONG),
         pytest.param("voxtral", DECODER, id="voxtral", marks=SLOW),
         pytest.param("ichigo", {}, id="ichigo", marks=SLOW),
     ],
@@ -411,6 +412,7 @@ def test_evaluation_and_recomputation(tiny, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_recomputation_of_everything_that_can_be_learned(tiny, tmp_path):
     targets = ("q_proj", "down_proj", "multi_modal_projector", "fc1")
     settings = {"lora": {"target_modules": targets, "encoder": True}, "gradient_accumulation_steps": 2}

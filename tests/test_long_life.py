@@ -50,6 +50,7 @@ def resident() -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="reads the size of a process where Linux has it")
 def test_six_hundred_mixed_calls():
     pipe, sizes, answers = pipeline(), [], []

@@ -133,6 +133,7 @@ def test_new_sounds_vary(new, held_out):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_example_teaches_the_sounds_and_keeps_the_rest(tmp_path):
     """As a user runs it: at least 90 % of the new sounds, and at most 3 points less of what was known."""
     script = Path(__file__).parent.parent / "examples" / "qwen2_audio_lora.py"

@@ -184,6 +184,7 @@ async def leave_while_waiting(url: str) -> float:
     return most
 
 
+@pytest.mark.long
 def test_a_thousand_mixed_requests():
     with server_process("--port", 0, "--max-batch", BATCH) as process:
         alone = asyncio.run(all_alone(process.url))
