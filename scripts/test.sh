@@ -29,13 +29,17 @@ if [ "${1:-}" = --real-weights ]; then
     set -- tests/real "$@"
 elif [ "${1:-}" = --fastrtc ]; then
     shift
-    # An environment in front of the other one, for what differs.
+    # An environment in front of the other one, for what differs: Python and pip find there what it has not.
+    wanted=mindone_audio/voice/fastrtc_requirements.txt front=$environment-fastrtc
     packages() { "$1/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
-    numpy=numpy==$("$environment/bin/python" -c 'from importlib.metadata import version; print(version("numpy"))')
-    make_environment "$environment-fastrtc" mindone_audio/server/requirements.txt \
-        mindone_audio/voice/fastrtc_requirements.txt "$numpy"
-    packages "$PWD/$environment" > "$(packages "$environment-fastrtc")/others.pth"
-    environment=$environment-fastrtc
+    if ! cmp -s "$wanted" "$front/installed-requirements.txt"; then
+        rm -rf "$front"
+        "$environment/bin/python" -m venv "$front"
+        packages "$PWD/$environment" > "$(packages "$front")/others.pth"
+        "$front/bin/python" -m pip install --quiet --disable-pip-version-check --requirement "$wanted" "numpy<2"
+        cp "$wanted" "$front/installed-requirements.txt"
+    fi
+    environment=$front
     set -- -m "slow or not slow" tests/test_fastrtc.py tests/test_server_{guards,realtime}.py "$@"
 fi
 "$environment/bin/python" -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"

@@ -6,6 +6,7 @@ Speech is fed in the pieces and at the pace of a microphone. All is measured in 
 
 import argparse
 import statistics
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ from pathlib import Path
 
 from benchmark.common import ROOT, BenchmarkError, Figure, add_common, at_least, check_common, columns, finish, machine
 from benchmark.common import plot as draw
-from benchmark.processes import use_threads
+from benchmark.processes import in_a_process, use_threads
+from benchmark.speech import make_checkpoints
 
 CLIP = ROOT / "examples" / "audio" / "spoken_command.wav"
 RATE, PIECE = 16_000, 320  # samples a second, and in a piece
@@ -59,6 +61,27 @@ class Talk:
         return time.perf_counter()
 
 
+def random_speaker():
+    """A pipeline that speaks: a SpeechT5 of random weights with the published sizes, to which letters are tokens."""
+    import numpy as np
+
+    from mindone_audio.models.speecht5.text_to_speech import SpeechT5ForTextToSpeech
+    from mindone_audio.models.speecht5.vocoder import SpeechT5HifiGan
+    from mindone_audio.pipelines.text_to_speech import TextToSpeechPipeline
+
+    with tempfile.TemporaryDirectory() as folder:
+        in_a_process(make_checkpoints, folder, request="")
+        model = SpeechT5ForTextToSpeech.from_pretrained(f"{folder}/speaker")
+        vocoder = SpeechT5HifiGan.from_pretrained(f"{folder}/vocoder")
+
+    def letters(text: str) -> dict[str, np.ndarray]:
+        ids = np.array([[4 + ord(letter) % 70 for letter in text]])
+        return {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+
+    voice = np.random.default_rng(0).normal(size=(1, model.config.speaker_embedding_dim)).astype(np.float32)
+    return TextToSpeechPipeline(model, letters, vocoder, voice)
+
+
 class Measures:
     """The model, its scheduler, and a person who says one thing."""
 
@@ -72,25 +95,27 @@ class Measures:
         loud = np.flatnonzero(np.abs(self.speech) > 0.02 * np.abs(self.speech).max())
         self.speech = self.speech[: loud[-1] + 1]  # so that its end is that of the last word
         self.quiet = np.zeros(round(QUIET_SECONDS * RATE), np.float32)
-        self.model = VoiceModel.of(pipeline(model=options.model), max_batch=8)
+        speaker = random_speaker() if options.speak else None
+        self.model = VoiceModel.of(pipeline(model=options.model), speaker, max_batch=8)
         self.model.wait_until_ready()
         self.question = "" if options.model else QUESTION
 
     def talk(self, **settings) -> Talk:
-        return Talk(self.model, question=self.question, remember=False, **settings)
+        return Talk(self.model, question=self.question, remember=False, **{"speak": False, **settings})
 
-    def answered(self, eager: bool) -> float:
-        """Seconds from the end of speech to the first text. eager: whether the answer is begun in a pause already."""
+    def answered(self, eager: bool, spoken: bool = False) -> float:
+        """Seconds from the end of speech to the first text, or sound. eager: whether the answer is begun in a pause."""
         from mindone_audio.voice import TurnSettings
-        from mindone_audio.voice.events import AnswerDone, AnswerText
+        from mindone_audio.voice.events import AnswerAudio, AnswerDone, AnswerText
 
         turns = TurnSettings() if eager else TurnSettings(eager_ms=TurnSettings().silence_duration_ms)
-        talk = self.talk(turns=turns)
+        talk = self.talk(turns=turns, speak=spoken)
         talk.hear(self.quiet)
         end = talk.hear(self.speech)
         talk.hear(self.quiet)
-        first = talk.first(AnswerText, end)
-        talk.first(AnswerDone, end)
+        first = talk.first(AnswerAudio if spoken else AnswerText, end)
+        if not spoken:  # random weights speak for long
+            talk.first(AnswerDone, end)
         talk.conversation.close()
         return first - end
 
@@ -191,10 +216,16 @@ def run_voice(options: argparse.Namespace) -> None:
         return
     measures = Measures(options)
     measures.answered(eager=True)
+    if options.speak:
+        measures.answered(eager=True, spoken=True)  # compiles
     series: dict[str, list[float]] = {name: [] for name in ("eager", "patient", "told", "silent", "together", "one")}
+    if options.speak:
+        series["sound"] = []
     for _ in range(options.rounds):
         series["eager"].append(measures.answered(eager=True))
         series["patient"].append(measures.answered(eager=False))
+        if options.speak:
+            series["sound"].append(measures.answered(eager=True, spoken=True))
         told, silent = measures.interrupted()
         series["told"].append(told)
         series["silent"].append(silent)
@@ -205,6 +236,7 @@ def run_voice(options: argparse.Namespace) -> None:
     names = {
         "eager": "end of speech to first text, of which 500 ms are the silence that ends a turn",
         "patient": "the same, where the answer is begun only then",
+        **({"sound": "end of speech to first sound"} if options.speak else {}),
         "told": "interruption to its event",
         "silent": "interruption until nothing more is computed",
         "one": f"end of speech to first text, {options.conversations} conversations at a time, median",
@@ -235,6 +267,8 @@ def add_voice(subparsers) -> None:
     parser.add_argument("--audio", metavar="CLIP", help="what is said (default: examples/audio/spoken_command.wav)")
     help = "at a time (default: %(default)s)"
     parser.add_argument("--conversations", type=at_least(1), default=8, metavar="N", help=help)
+    help = "also answer in sound, by a SpeechT5 of random weights with the published sizes (needs PyTorch to make them)"
+    parser.add_argument("--speak", action="store_true", help=help)
     help = "instead: texts while these recordings are spoken, when they are told and what is taken back"
     parser.add_argument("--live", nargs="+", default=[], metavar="CLIP", help=help)
     help = "of speech between two looks (default: %(default)s)"
