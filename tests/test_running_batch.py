@@ -246,6 +246,7 @@ def scheduler(model):
     made.start()
     wait_for(lambda: made.ready)
     assert parts == []  # an idle turn has none
+    assert made.run_with_engine(lambda own: own.keeps_clips, None).result(60)
     yield made
     made.stop()
     assert not made.alive
@@ -450,6 +451,40 @@ def test_text_that_cannot_be_decoded_fails_alone(model, scheduler):
     assert len(right.tokens()) == 10 and scheduler.alive
     with pytest.raises(ValueError, match="there is no adapter 'other': this model has none"):
         scheduler.submit(request_of(model, 0), Heard(), adapter="other")
+
+
+def test_a_clip_that_was_heard_lately_is_not_encoded_again(model, monkeypatch):
+    """Whatever is beside it, and only where all of it is the same."""
+    own, other = (model.engine_class(model, compiled=False) for _ in range(2))
+    own.keeps_clips = True
+    monkeypatch.setattr(engine, "_KEPT", 4)
+    count, encoder = [0], own._encoder
+    monkeypatch.setattr(own, "_encoder", lambda *a: count.__setitem__(0, count[0] + 1) or encoder(*a))
+    found = {
+        n: model.clips({"input_features": c["input_features"], "feature_attention_mask": c["feature_attention_mask"]})
+        for n, c in ((n, clips([n], n)) for n in (40, 17, 9, 5, 31))
+    }
+
+    def rows(of, *numbers):
+        encoded, firsts = engine.returned(of.encode([found[number] for number in numbers]))
+        sizes = [int(model.audio_tokens(found[number][1]).max()) for number in numbers]
+        return [encoded[first : first + size].asnumpy() for first, size in zip(firsts, sizes)]
+
+    for numbers, encoded in (((40, 17), True), ((17,), False), ((9, 40, 17), True), ((17, 9), False), ((5, 31), True)):
+        before = count[0]
+        for ours, theirs in zip(rows(own, *numbers), rows(other, *numbers), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
+        assert (count[0] > before) == encoded, numbers
+    assert len(own._rows) == 4
+    rows(own, 17)  # still there, since it was used after 40
+    before = count[0]
+    rows(own, 40)
+    assert count[0] > before
+    quieter = [(features * 0.999, lengths) for features, lengths in (found[17],)]
+    before = count[0]
+    engine.returned(own.encode(quieter))
+    assert count[0] > before
+    assert not other._rows
 
 
 def test_a_row_without_a_token_to_choose_fails_alone(model, scheduler):

@@ -274,6 +274,9 @@ def test_a_long_turn_is_one_question_of_several_clips(talks, monkeypatch):
     for one, other in zip(finals, finals[1:]):
         assert abs(one.end_ms - other.start_ms) <= 1
     assert len(talk.of(SpeechStopped)) == 1 and len(talk.of(SpeechStopped)[0].clip) == sum(map(len, clips))
+    asked = [ticket.prepared.request for ticket in talk.scheduler.submitted if not ticket.prepared.request.transcribe]
+    ahead = [chat_clips(request.messages) for request in asked if request.chosen.max_new_tokens == 1]
+    assert [list(map(len, some)) for some in ahead] == [[len(clip)] for clip in clips[:2]]  # while the turn goes on
 
 
 def test_old_clips_become_what_was_said_in_them(talks):

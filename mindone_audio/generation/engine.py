@@ -7,6 +7,7 @@ behind the other. The step graph is that of 1, 2, 4, 8, ... sequences, of which 
 cache, so a cache begins small and is exchanged for a larger one when it is full.
 """
 
+import hashlib
 import logging
 import math
 from collections import OrderedDict, deque
@@ -38,6 +39,7 @@ PACKS = (160, 320, PACK)  # widths of their graphs: few, because a batch's lengt
 PACKED = 16  # prompts that share them, at most
 TOGETHER = 4  # clips that are encoded at a time, if they are much shorter than a window
 _HEARD = 16  # clips whose encoding is kept, for another prompt about them
+_KEPT = 32  # clips whose rows are kept where `keeps_clips` is set: of a 7B model 6 MB each
 _SMALLEST_CACHE = 512  # positions
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
 # From so many graphs on, a batch takes larger slots than it needs, new slots are as many as any before, and a prompt
@@ -247,7 +249,13 @@ class Slots:
 
 
 class Engine:
-    """Owns the caches and graphs of one model; `compiled=False` runs the same cells interpreted."""
+    """Owns the caches and graphs of one model; `compiled=False` runs the same cells interpreted.
+
+    keeps_clips: whether a clip that was encoded lately is not encoded again, as in a conversation whose every turn has
+    all clips of those before; for who never writes other values into the weights.
+    """
+
+    keeps_clips = False
 
     def __init__(self, model: CheckpointModel, compiled: bool):
         self.model, self.compiled = model, compiled
@@ -257,6 +265,7 @@ class Engine:
         self._slots: OrderedDict[tuple[int, int], Slots] = OrderedDict()
         self._others: dict[Any, Callable] = {}
         self._heard: deque[tuple[tuple, Tensor]] = deque(maxlen=_HEARD)
+        self._rows: OrderedDict[bytes, Tensor] = OrderedDict()  # of clips, the one used last at the end
 
     def graph(self, cell: nn.Cell, what: str) -> Callable:
         """The cell as one graph, or as it is. what: as for `one_graph`."""
@@ -282,7 +291,17 @@ class Engine:
         widths = np.array([tower.config.frames_to_encode(int(lengths[clip].max())) for _, lengths, clip in found], int)
         begins = np.cumsum(sizes) - sizes
         order = np.zeros(int(np.sum(sizes)), np.int32)
-        for width in np.unique(widths).tolist():
+        keys: list[bytes | None] = [None] * len(found)
+        if self.keeps_clips:
+            keys = [_clip_key(features[clip, ..., :w], n[clip]) for (features, n, clip), w in zip(found, widths)]
+        for number, key in enumerate(keys):
+            if key in self._rows:
+                self._rows.move_to_end(key)
+                rows = self._rows[key]
+                order[begins[number] : begins[number] + len(rows)] = written + np.arange(len(rows))
+                encoded.append(rows)
+                written, widths[number] = written + len(rows), -1
+        for width in np.unique(widths[widths >= 0]).tolist():
             some = np.flatnonzero(widths == width).tolist()
             while some:
                 parts, count = self._encoder(width, len(some), found[some[0]][1].shape[1:])
@@ -297,8 +316,18 @@ class Engine:
                 for place, number in enumerate(some[:count]):
                     own = np.arange(begins[number], begins[number] + tokens)
                     order[own] = written + place * tokens + np.arange(tokens)
+                    if keys[number] is not None:
+                        self._keep(keys[number], x, place * tokens, tokens)
                 some, written = some[count:], written + len(x)
         return (msops.gather(msops.concat(encoded), Tensor(order), 0) if encoded else None), firsts
+
+    def _keep(self, key: bytes, rows: Tensor, first: int, count: int) -> None:
+        """Keep so many rows of what was encoded."""
+        if count < len(rows):
+            rows = msops.gather(rows, Tensor(np.arange(first, first + count, dtype=np.int32)), 0)
+        self._rows[key] = rows
+        while len(self._rows) > _KEPT:
+            self._rows.popitem(last=False)
 
     def heard(self, clips: tuple[np.ndarray, np.ndarray]) -> Iterator[None]:
         """`listen` to one prompt's clip; what was heard last is kept for prompts that have the same tuple."""
@@ -388,6 +417,13 @@ class Engine:
                 "when needed: fewer different sizes of batches, or shorter answers, take less",
                 *key,
             )
+
+
+def _clip_key(features: np.ndarray, lengths: np.ndarray) -> bytes:
+    """What two clips have in common only if all their features are the same."""
+    digest = hashlib.blake2b(repr((features.shape, str(features.dtype), lengths.tolist())).encode())
+    digest.update(np.ascontiguousarray(features))
+    return digest.digest()
 
 
 def _first_rows(clips: list, audio_tokens: Callable[[np.ndarray], np.ndarray]) -> tuple[list[int], list[int]]:

@@ -443,3 +443,4 @@ class Scheduler:
         for power in range(1, (self.max_batch - 1).bit_length() + 1):
             Sequences(engine, 1 << power, positions).warm_up([])
         self.model.warm_up_more(engine)
+        engine.keeps_clips = True  # not before: it would encode each width once

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -290,6 +291,8 @@ class Conversation:
             self._discard()
             self._write_down(event)
             self._look_anew()
+            if self.settings.answer:
+                self._submit(self._hear_ahead, Message(self._turn, "user", [event.clip]))
         else:
             self._end(event)
 
@@ -371,6 +374,12 @@ class Conversation:
             answer.sentences.put(done)
         else:
             self._event(answer, done)
+
+    def _hear_ahead(self, message: Message) -> None:
+        """Encode a part of a long turn while the turn goes on."""
+        with suppress(Exception):  # the turn's end will tell
+            chat = as_chat([message], self.settings.system, self.settings.question)
+            self.model.hear_ahead(chat, self._over)
 
     def _sound(self, answer: _Answer) -> None:
         """The sound of an answer, sentence by sentence."""

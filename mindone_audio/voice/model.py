@@ -86,6 +86,12 @@ class VoiceModel:
         text = "".join(delta.text for delta in self.deltas(asked, cancelled)).strip()
         return without_silence(pipe.processor.transcription(text), pipe.processor.silence_answers)
 
+    def hear_ahead(self, messages: list[dict], cancelled: threading.Event) -> None:
+        """Have the clips of a conversation encoded, for an answer that is asked for later: the scheduler keeps them."""
+        made, _ = self.prepared(messages, {"max_new_tokens": 1})
+        for _ in self.deltas(made, cancelled):
+            pass
+
     def deltas(self, request: Any, cancelled: threading.Event) -> Iterator[Delta]:
         """What the answer to a prepared request grows by. Where `cancelled` is set, or this is closed, nothing more is
         computed for it."""
