@@ -457,34 +457,36 @@ def test_a_clip_that_was_heard_lately_is_not_encoded_again(model, monkeypatch):
     """Whatever is beside it, and only where all of it is the same."""
     own, other = (model.engine_class(model, compiled=False) for _ in range(2))
     own.keeps_clips = True
-    monkeypatch.setattr(engine, "_KEPT", 4)
-    count, encoder = [0], own._encoder
-    monkeypatch.setattr(own, "_encoder", lambda *a: count.__setitem__(0, count[0] + 1) or encoder(*a))
-    found = {
-        n: model.clips({"input_features": c["input_features"], "feature_attention_mask": c["feature_attention_mask"]})
-        for n, c in ((n, clips([n], n)) for n in (40, 17, 9, 5, 31))
-    }
+    calls, encoder = [], own._encoder
+    monkeypatch.setattr(own, "_encoder", lambda *width: calls.append(width) or encoder(*width))
+    found = [model.clips(clips([length], number)) for number, length in enumerate((15, 13, 14, 16, 12))]
 
     def rows(of, *numbers):
         encoded, firsts = engine.returned(of.encode([found[number] for number in numbers]))
         sizes = [int(model.audio_tokens(found[number][1]).max()) for number in numbers]
         return [encoded[first : first + size].asnumpy() for first, size in zip(firsts, sizes)]
 
-    for numbers, encoded in (((40, 17), True), ((17,), False), ((9, 40, 17), True), ((17, 9), False), ((5, 31), True)):
-        before = count[0]
+    rows(own, 0)
+    monkeypatch.setattr(engine, "_KEPT_BYTES", 4 * own._rows.popitem()[1].nbytes)
+    for numbers, encoded in (
+        ((0, 1), 1),
+        ((1,), 0),
+        ((0, 2, 3, 1), 1),
+        ((3, 2, 1), 0),
+        ((4, 1), 1),
+        ((1,), 0),
+        ((0,), 1),
+    ):
+        calls.clear()
         for ours, theirs in zip(rows(own, *numbers), rows(other, *numbers), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5)
-        assert (count[0] > before) == encoded, numbers
-    assert len(own._rows) == 4
-    rows(own, 17)  # still there, since it was used after 40
-    before = count[0]
-    rows(own, 40)
-    assert count[0] > before
-    quieter = [(features * 0.999, lengths) for features, lengths in (found[17],)]
-    before = count[0]
-    engine.returned(own.encode(quieter))
-    assert count[0] > before
-    assert not other._rows
+        assert bool(calls) == encoded, numbers
+    assert len(own._rows) == 4 and not other._rows
+    features, lengths = found[1]
+    for changed in ((features * 0.999, lengths), (features, lengths - 1)):
+        calls.clear()
+        engine.returned(own.encode([changed]))
+        assert calls
 
 
 def test_a_row_without_a_token_to_choose_fails_alone(model, scheduler):

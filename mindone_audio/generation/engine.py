@@ -39,7 +39,7 @@ PACKS = (160, 320, PACK)  # widths of their graphs: few, because a batch's lengt
 PACKED = 16  # prompts that share them, at most
 TOGETHER = 4  # clips that are encoded at a time, if they are much shorter than a window
 _HEARD = 16  # clips whose encoding is kept, for another prompt about them
-_KEPT = 32  # clips whose rows are kept where `keeps_clips` is set: of a 7B model 6 MB each
+_KEPT_BYTES = 192 << 20  # of rows of clips, where `keeps_clips` is set: 32 clips of a 7B model, of 6 MB each
 _SMALLEST_CACHE = 512  # positions
 _EVEN_CACHE = 2048  # from which on there is a bucket between two powers of two
 # From so many graphs on, a batch takes larger slots than it needs, new slots are as many as any before, and a prompt
@@ -292,7 +292,7 @@ class Engine:
         begins = np.cumsum(sizes) - sizes
         order = np.zeros(int(np.sum(sizes)), np.int32)
         keys: list[bytes | None] = [None] * len(found)
-        if self.keeps_clips:
+        if self.keeps_clips and not self.model.context_positions:  # whose windows are asked about once
             keys = [_clip_key(features[clip, ..., :w], n[clip]) for (features, n, clip), w in zip(found, widths)]
         for number, key in enumerate(keys):
             if key in self._rows:
@@ -326,7 +326,7 @@ class Engine:
         if count < len(rows):
             rows = msops.gather(rows, Tensor(np.arange(first, first + count, dtype=np.int32)), 0)
         self._rows[key] = rows
-        while len(self._rows) > _KEPT:
+        while sum(kept.nbytes for kept in self._rows.values()) > _KEPT_BYTES:
             self._rows.popitem(last=False)
 
     def heard(self, clips: tuple[np.ndarray, np.ndarray]) -> Iterator[None]:
