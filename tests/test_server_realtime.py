@@ -2,8 +2,9 @@
 
 import base64
 import json
+import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import numpy as np
 import openai
@@ -461,6 +462,26 @@ def test_a_server_that_stops_ends_sessions_that_say_nothing(server):
         with pytest.raises(ConnectionClosed) as closed:
             connection.recv()
         assert closed.value.rcvd.code == 1001
+
+
+def test_a_server_that_stops_ends_sessions_that_hear_something_just_then(server):
+    """Where the end comes together with an event, Python before 3.12 says nothing of the end."""
+
+    def send(socket):
+        with suppress(ConnectionClosed):
+            while True:
+                socket.send('{"type": "input_audio_buffer.append", "audio": "AAAA"}')
+
+    sockets = [connect(f"{server[0].replace('http', 'ws')}/v1/realtime", proxy=None) for _ in range(8)]
+    threads = [threading.Thread(target=send, args=(socket,), daemon=True) for socket in sockets]
+    for thread in threads:
+        thread.start()
+    until(lambda: server[1].active == 8)
+    server[1].draining = True
+    until(lambda: server[1].active == 0, 20)
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_hours_of_sound_at_once_wait_for_what_is_written_down(server, monkeypatch):

@@ -56,7 +56,7 @@ class _Session:
         self.socket, self.service = socket, service
         self.loop = asyncio.get_running_loop()
         self.unsent: asyncio.Queue[dict] = asyncio.Queue(MOST_UNSENT)
-        self.full = asyncio.Event()
+        self.full, self.over = asyncio.Event(), False
         self.talk = Talk(service, model, self._send, self._from_threads(lambda event: self.talk.happened(event)))
 
     async def run(self) -> None:
@@ -70,6 +70,7 @@ class _Session:
                     task.result()
         finally:
             self.talk.close()
+            self.over = True  # Python before 3.12 loses a cancellation that comes when what `wait_for` waits for does
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -78,7 +79,7 @@ class _Session:
 
     async def _read(self) -> None:
         options = self.service.options
-        while True:
+        while not self.over:
             try:
                 text = await asyncio.wait_for(self.socket.receive_text(), options.realtime_timeout)
             except asyncio.TimeoutError:
@@ -108,7 +109,7 @@ class _Session:
             await asyncio.sleep(_TICK)
 
     async def _write(self) -> None:
-        while True:
+        while not self.over:
             event = await self.unsent.get()
             await asyncio.wait_for(self.socket.send_text(json.dumps(event, ensure_ascii=False)), STALLED)
 

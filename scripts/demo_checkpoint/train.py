@@ -12,8 +12,8 @@ texts are unpacked as `texts.py` says, into WORK/texts.
     python scripts/demo_checkpoint/train.py evaluate --work WORK --kept-questions KEPT --recordings FOLDER  # its card
 
 `train` writes a snapshot every `--save-every` minutes and goes on from it when it is called again; `pack` writes a few
-megabytes from which `train --init` goes on elsewhere. The folder `unfinished` holds such a decoder, some of the games'
-labels, and what is to change with the checkpoint that comes of it; the checkpoint in mindone_audio is the one before.
+megabytes from which `train --init` goes on elsewhere. The checkpoint in mindone_audio is another one, made before:
+README.md beside this file says how far these came, and why it was not exchanged.
 One `--seed` fixes the voices, the sounds, the order of the data and the initial weights.
 """
 

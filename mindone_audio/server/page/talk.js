@@ -98,6 +98,10 @@ export class Talk {
 
   listen(piece) {
     if (piece === null || this.isOver) return;
+    if (this.socket.readyState !== WebSocket.OPEN) { // the server has gone; its "close" may take some time
+      this.end();
+      return;
+    }
     if (this.socket.bufferedAmount > MOST_UNSENT) {
       this.end("The connection is too slow to talk.");
       return;
