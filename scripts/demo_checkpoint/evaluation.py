@@ -15,7 +15,7 @@ from transformers import AutoProcessor, Qwen2AudioForConditionalGeneration
 
 from demo_checkpoint.batches import log_mel, make_clip
 from demo_checkpoint.model import encode_audio
-from demo_checkpoint.prompts import AUDIO, AUDIO_BOS, AUDIO_EOS, WINDOW_SECONDS
+from demo_checkpoint.prompts import AUDIO, AUDIO_BOS, AUDIO_EOS
 from demo_checkpoint.sounds import EVENT_KINDS, MAX_BEEPS, SAMPLE_RATE, Draw, Label
 from demo_checkpoint.speech import SpeechBank, random_text, random_utterance, words_of
 
@@ -50,6 +50,7 @@ class DemoModel:
         if problems:
             raise ValueError(f"{folder.name} does not load cleanly: {problems}")
         self.model.eval()
+        self.window = self.processor.feature_extractor.chunk_length * SAMPLE_RATE  # samples
 
     def prompt(self, question: str, chat: bool) -> str:
         """The text of a question about one clip, as a raw prompt or by the chat template."""
@@ -63,10 +64,11 @@ class DemoModel:
     def generate(self, clips: list[np.ndarray], prompts: list[str]) -> torch.Tensor:
         """Greedy new tokens (B, N) for one prompt a clip.
 
-        The encoder is given the window up to the longest clip's end, not its 30 s: the padding is masked, so that
-        its states are the same.
+        The encoder is given the window up to the longest clip's end, not all of it: the padding is masked, so that its
+        states are the same.
         """
-        mel, num_frames = log_mel([clip[: WINDOW_SECONDS * SAMPLE_RATE] for clip in clips])
+        mel, num_frames = log_mel([clip[: self.window] for clip in clips])
+        mel = mel[..., : 2 * self.model.audio_tower.embed_positions.num_embeddings]
         states, valid = encode_audio(self.model, mel, num_frames)
         prompts = [prompt.replace(AUDIO, AUDIO * int(row.sum())) for prompt, row in zip(prompts, valid, strict=True)]
         inputs = self.processor.tokenizer(prompts, return_tensors="pt", padding=True)
