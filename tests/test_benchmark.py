@@ -71,6 +71,7 @@ def figures_of(file: Path) -> dict[str, Figure]:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_generate_in_batches(tmp_path):
     file = tmp_path / "figures.json"
     options = ("--random", "demo", "--batch", 3, "--new-tokens", 3, "--rounds", 1, "--bandwidth", "--json", file)
@@ -168,6 +169,7 @@ def test_batch(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_features(tmp_path):
     figures = tmp_path / "figures.json"
     command = [sys.executable, str(SCRIPT), "features", "--seconds", "2", "--rounds", "2", "--json", str(figures)]

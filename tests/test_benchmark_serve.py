@@ -15,6 +15,7 @@ OURS = "mindone-audio serve"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_serve(tmp_path):
     options = ("--concurrency", 1, 8, "--requests", 1, "--rounds", 1, "--json", tmp_path / "figures.json")
     done = run_command("serve", *options)

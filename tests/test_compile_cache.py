@@ -551,6 +551,7 @@ print(tests.say(AutoModelForAudioTextToText.from_pretrained({folder!r})))
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_processes(checkpoint, load, cache):
     """Three at once, and then one that compiles nothing; none has anything to say on standard error."""
     paths = [str(Path(__file__).parent / folder) for folder in (".", "..", "../scripts")]

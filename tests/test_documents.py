@@ -223,7 +223,16 @@ def shown_elsewhere(name: str) -> set[tuple[str, ...]]:
     return {words_of(line) for line in (*later, *(part.split("\n", 1)[0] for part in answered))}
 
 
-@pytest.mark.parametrize("name", with_block("bash", COMMAND))
+LONG = {"python.md", "npu.md"}  # whose commands compile the graphs of many models
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=(pytest.mark.slow, pytest.mark.long) if name in LONG else (), id=name)
+        for name in with_block("bash", COMMAND)
+    ],
+)
 def test_the_commands_of_a_document(capsys, folder, serves, name):
     """In their order, in one folder. doctor has warnings on a machine without an NPU, and ends with 1 then."""
     elsewhere = shown_elsewhere(name)

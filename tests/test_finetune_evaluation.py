@@ -18,6 +18,7 @@ QUESTION = "What does the person say?"
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_answers_are_generated_and_scored(tmp_path):
     """The bundled checkpoint answers two of four rightly; a clip that cannot be read counts as answered wrongly."""
     (tmp_path / "broken.wav").write_bytes(b"RIFF")

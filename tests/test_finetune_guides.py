@@ -196,6 +196,7 @@ def flamingo(tmp_path) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_audio_flamingo_3_guide(flamingo):
     paths = ["--model", flamingo / "model", "--dataset", flamingo / "data", "--output", flamingo / "out"]
     options = ["--train-examples", 6, "--eval-examples", 2, "--max-steps", 6, "--learning-rate", 2e-2]

@@ -15,7 +15,7 @@ from helpers_finetune import FEW_LAYERS
 from safetensors.numpy import load_file
 
 TESTS = Path(__file__).parent
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.long]
 
 
 def log(folder: Path, name: str) -> list[float]:

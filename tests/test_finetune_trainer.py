@@ -96,8 +96,8 @@ DECODER = {"exclude_modules": r".*audio_tower.*"}
         pytest.param("qwen2_audio", {}, id="qwen2_audio with its encoder", marks=SLOW),
         pytest.param("qwen2_audio", DECODER, id="qwen2_audio", marks=LONG),
         pytest.param("voxtral", {}, id="voxtral with its encoder", marks=LONG),
-        pytest.param("voxtral", DECODER, id="voxtral", marks=SLOW),
-        pytest.param("ichigo", {}, id="ichigo", marks=SLOW),
+        pytest.param("voxtral", DECODER, id="voxtral", marks=LONG),
+        pytest.param("ichigo", {}, id="ichigo", marks=LONG),
     ],
 )
 def test_steps_equal_pytorchs(family, lora, tmp_path):

@@ -402,6 +402,7 @@ def test_models_that_are_not_taught(tmp_path, capsys, name, save):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_from_examples_to_another_text(folder, tmp_path, capsys):
     """The command teaches, evaluates and merges; pipeline, transcribe and serve say what was taught, and only with the
     adapter."""

@@ -126,7 +126,8 @@ def test_every_command_is_at_work_below():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["refused", pytest.param("absent", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("mode", MODES)
 def test_the_commands_at_work(tmp_path, mode):
     helpers_speecht5.save_all(tmp_path)
     helpers_seamless.save_checkpoint(tmp_path / "seamless")

@@ -73,13 +73,16 @@ assert whole.generation.configuration_utils and whole.generation.GenerationMixin
 """
 
 
+LONG = pytest.mark.slow, pytest.mark.long
+
+
 @pytest.mark.parametrize(
     "program",
     [
         pytest.param(f"{BASE}\n{FEW}\n{OURS}\n{THREADS}{WHOLE}", id="ours first"),
-        pytest.param(f"{OURS}\n{BASE}\n{MODULE}\n{WHOLE}", id="ours first, then a model's module"),
-        pytest.param(f"{CLASS}\n{BASE}\n{OURS}\n{WHOLE}", id="ours last"),
-        pytest.param(f"{OURS}\n{PEFT}\n{BASE}\n{WHOLE}", id="ours first, then mindone.peft"),
+        pytest.param(f"{OURS}\n{BASE}\n{MODULE}\n{WHOLE}", id="ours first, then a model's module", marks=LONG),
+        pytest.param(f"{CLASS}\n{BASE}\n{OURS}\n{WHOLE}", id="ours last", marks=LONG),
+        pytest.param(f"{OURS}\n{PEFT}\n{BASE}\n{WHOLE}", id="ours first, then mindone.peft", marks=LONG),
         pytest.param(f"{CLASS}\n{BASE}\n{OURS}\n{PEFT.replace('not in', 'in')}", id="mindone.peft last"),
     ],
 )
