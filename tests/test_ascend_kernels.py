@@ -150,6 +150,7 @@ def test_an_operation_of_cpu_alone_would_be_found(libraries):
     assert not has_kernel("NoSuchPrimitive", libraries)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_training_of_a_whisper_model_has_kernels(libraries, tmp_path):
     """Its losses, gradients and updates, with the encoder's and dropout."""

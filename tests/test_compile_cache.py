@@ -85,6 +85,8 @@ def entries(cache: Path) -> dict[str, int]:
     return {file.name: file.stat().st_ino for file in cache.iterdir()} if cache.exists() else {}
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_every_model_in_one_cache_says_its_own(load, cache):
     said = {}
     for name in MODELS:

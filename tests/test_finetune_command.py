@@ -339,6 +339,7 @@ def start(*arguments) -> subprocess.Popen:
     )
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_signals_end_a_training_that_then_goes_on_as_if_nothing_had_been(tmp_path, train):
     """Compiled, after which MindSpore has replaced the handler of SIGINT; this process, with PyTorch, goes on."""

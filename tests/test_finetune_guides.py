@@ -106,6 +106,7 @@ def run_voxtral(folder: Path, *more: str) -> subprocess.CompletedProcess:
     return run("voxtral_big_bench_audio_lora.py", folder, *paths, *options)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_voxtral_guide(voxtral_guide):
     result, folder = voxtral_guide
@@ -122,6 +123,7 @@ def test_the_voxtral_guide(voxtral_guide):
     assert answers["pipeline"] == answers["adapter"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_voxtral_guides_adapter_answers_the_same_on_pytorch(voxtral_guide):
     """PyTorch's PEFT on transformers' class says what the example printed, and the untrained model something else."""

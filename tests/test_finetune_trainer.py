@@ -110,6 +110,8 @@ def test_steps_equal_pytorchs(family, lora, tmp_path):
     compare(result, ours, losses, adapter)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 @SLOW
 def test_steps_of_audio_flamingo_3_equal_the_recorded_ones(tmp_path):
     golden = GOLDENS / "audioflamingo3_lora"

@@ -362,6 +362,8 @@ def test_packed_weights_stay_the_models_own(tmp_path):
         np.testing.assert_array_equal(saved.asnumpy(), own.asnumpy(), name)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_caches_are_dropped_only_where_they_are_too_large_together(model, monkeypatch, caplog):
     model._engines_of = None
     first = new_tokens(model, max_new_tokens=6, num_beams=2).tolist()
@@ -377,6 +379,8 @@ def test_caches_are_dropped_only_where_they_are_too_large_together(model, monkey
     assert new_tokens(model, max_new_tokens=6, num_beams=2).tolist() == first
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_many_graphs_are_not_more(tmp_path, monkeypatch):
     """Where there are many, a batch takes slots that it does not fill, also when it outgrows its own."""
     torch_model(tiny_config(text={"max_position_embeddings": 2048})).save_pretrained(tmp_path)

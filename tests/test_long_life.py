@@ -75,6 +75,8 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_lists_of_all_sizes_compile_a_graph_for_each_power_of_two(folder):
     model = AutoModelForAudioTextToText.from_pretrained(folder)
     rng = np.random.default_rng(0)

@@ -497,6 +497,8 @@ def test_a_row_without_a_token_to_choose_fails_alone(model, scheduler):
     assert len(right.tokens()) == 10
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_adapters_are_served_side_by_side(tmp_path):
     """Two adapters and none, at the same time: each answer is that of a model with this adapter alone."""
     torch_model(tiny_config(text={"num_hidden_layers": 1})).save_pretrained(tmp_path)

@@ -317,6 +317,8 @@ def test_the_example(checkpoint, tmp_path, monkeypatch, capsys):
         assert run("--text", "abc", *arguments)[0].startswith(message)
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_graphs_are_kept(checkpoint):
     """All of them have keys, the same when a checkpoint is loaded again, of which no two are equal."""
     found = []
