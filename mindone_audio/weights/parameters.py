@@ -186,8 +186,8 @@ def stored_tensors(folder: Path, unread: Callable[[set[str]], set[str]] = _all_r
     """Every tensor of a folder's model.safetensors or, where it has none, of the files that its index names.
 
     What only buffers of other versions' models hold is left out, and what is `unread` of all names, whose files need
-    not be there. Raises `CheckpointError` for a file that is missing or
-    damaged, and an index that names what is not there.
+    not be there. Raises `CheckpointError` for a file that is missing or damaged, and an index that names what is not
+    there.
     """
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     if single.exists():  # as in transformers, also where an older index lies beside it
