@@ -268,9 +268,8 @@ def _beams(engine: Engine, requests: list[GenerationRequest]) -> tuple[np.ndarra
         running = search.running.reshape(batch * beams, -1)
         longer = [requests[row // beams].continued(running[row].tolist()) for row in range(batch * beams)]
         again = [row for row, request in enumerate(longer) if mode_of(engine, request) != modes[row // beams]]
-        sequences.idle[again] = (
-            True  # these are run again as prompts, since all their tokens are computed otherwise now
-        )
+        # These are run again as prompts, since all their tokens are computed in another way now.
+        sequences.idle[again] = True
         padded = np.pad(tokens, (0, sequences.batch - len(tokens)))
         scores = sequences.extend(padded)[0].asnumpy()[: len(tokens)]
         for row in again:
