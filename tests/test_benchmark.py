@@ -24,6 +24,9 @@ from benchmark import readme as benchmark_readme
 from benchmark import start as benchmark_start
 from benchmark.common import BenchmarkError, Figure
 from helpers import tiny_config, torch_model
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from mindone_audio.checkpoints import demo_checkpoint
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "benchmark.py"
 
@@ -113,6 +116,25 @@ def test_whisper(tmp_path):
     assert 0 < figures_of(tmp_path / "figures.json")[f"Whisper {tmp_path}: real-time factor"].ratio < math.inf
     first = json.loads((tmp_path / "figures.json").read_text())["first"]
     assert list(first) == ["ours", "ours, graphs kept by another process", "torch sdpa"] and min(first.values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_real(tmp_path):
+    helpers_whisper.save_checkpoint(tmp_path / "whisper")
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    llama = LlamaForCausalLM(LlamaConfig(vocab_size=512, num_key_value_heads=2, eos_token_id=None, **sizes))
+    llama.save_pretrained(tmp_path / "llama")
+    AutoTokenizer.from_pretrained(demo_checkpoint()).save_pretrained(tmp_path / "llama")
+    options = ("--prompts", 20, 60, "--new-tokens", 4, "--rounds", 1, "--json", tmp_path / "figures.json")
+    models = ("--text-model", tmp_path / "llama", "--audio-model", tmp_path / "whisper")
+    done = run_command("real", *models, *options)
+    assert done.stdout.count("the same as ours") == 2
+    figures = figures_of(tmp_path / "figures.json")
+    for what in ("first token", "a token"):
+        assert all(figures[f"{what} after a prompt of {length}, ms"].ratio > 0 for length in (20, 60))
+    memory = figures["peak memory, MiB; ratio: to parameters + cache"]
+    assert memory.ours > 0 and memory.ratio > 1
 
 
 @pytest.mark.slow
@@ -212,6 +234,10 @@ def test_bad_input_is_one_line(arguments, message):
         (("finetune", "--model", "nowhere"), "no checkpoint in nowhere"),
         (("finetune", "--random", "demo", "--model", "nowhere"), "choose one checkpoint"),
         (("load", "--folder", "nowhere"), "--folder nowhere is no folder"),
+        (
+            ("real", "--text-model", "nowhere", "--audio-model", "."),
+            "no checkpoint in nowhere: --text-model is a folder",
+        ),
         (("start", "--threads", "9999"), "--threads 9999 is not between 1 and"),
         (("--readme", "--file", __file__.replace(".py", ".txt")), "No such file"),
     ],

@@ -12,6 +12,7 @@ from benchmark.finetune import add_finetune
 from benchmark.generate import add_generate
 from benchmark.load import add_load
 from benchmark.readme import add_readme
+from benchmark.real import add_real
 from benchmark.serve import add_serve
 from benchmark.speech import add_tts
 from benchmark.start import add_start
@@ -42,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_whisper,
         add_tts,
         add_voice,
+        add_real,
     )
     for add in (*adds, add_readme):
         add(subparsers)
