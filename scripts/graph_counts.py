@@ -17,6 +17,7 @@ _NODE = re.compile(
     r"\n {6}: \(([^\n]*)\) -> \(([^\n]*)\)\n",  # its types
     re.MULTILINE,
 )
+_NAME = re.compile(r"%(?:para)?\d+")  # a parameter's goes on with words, which can differ between its places
 _ARRAY = re.compile(r"Tensor\[(\w+)\]\]?, \(([\d, ]*)\)")
 _ARRAYS = re.compile(r"Tuple\[Tensor\[(\w+)\](?:\*\d+)?\], TupleShape\((.*?)\)(?:, elements|>)")
 # They run nothing: what they give is their first input's memory. So is what TupleGetItem gives.
@@ -96,7 +97,7 @@ def read_graph(text: str) -> Counts:
     nodes = _NODE.findall(text)
     if len(nodes) != len(re.findall(r"^  %\d+\(", text, re.MULTILINE)) or text.count("\nsubgraph @") != 1:
         raise ValueError("this dump has nodes of another form, or graphs within the graph")
-    types = dict(re.findall(r"^(%para[\w.]+): (<.*>)", text, re.MULTILINE))
+    types = dict(re.findall(r"^(%para\d+)[\w.]*: (<.*>)", text, re.MULTILINE))
     counts = Counts(held=sum(a.nbytes for t in types.values() if "is_param" in t for a in arrays(t)))
     values: dict[str, list[tuple[str, str]]] = {}  # what a node is a view of: which kernel gave it, and as which node
     runs: dict[str, tuple[Kernel, list[tuple[str, str]]]] = {}  # a kernel, and what it reads
@@ -106,7 +107,7 @@ def read_graph(text: str) -> Counts:
 
     for name, primitive, given, inputs, outputs in nodes:
         types[name] = outputs
-        given = re.findall(r"%[\w.]+", given)
+        given = re.findall(_NAME, given)
         if primitive == "TupleGetItem":
             values[name] = [(kernel, name) for kernel, _ in read(given)]
         elif primitive in _VIEWS:
@@ -120,7 +121,7 @@ def read_graph(text: str) -> Counts:
             _ = kernel.work  # refuses what it does not know
             counts.kernels[kernel] += 1
             runs[name] = kernel, read(given)
-    wanted = {one for one, _ in read(re.findall(r"%[\w.]+", re.search(r"^  Return\((.*?)\) ", text, re.MULTILINE)[1]))}
+    wanted = {one for one, _ in read(re.findall(_NAME, re.search(r"^  Return\((.*?)\) ", text, re.MULTILINE)[1]))}
     for family, patterns in FUSED.items():
         for group in [found for name in runs for pattern in patterns if (found := _match(name, pattern, runs))]:
             counts.replaced.update((family, runs[name][0]) for name in group)

@@ -74,6 +74,15 @@ MODELS = (Model("Qwen2-Audio-7B", 32, 750, qwen2_audio), Model("Voxtral-24B", 40
 # What is compiled
 
 
+def compiled(graph: Callable, *arguments) -> None:
+    """Call a graph for what is compiled of it: a CPU lacks kernels for bfloat16, which it says after that."""
+    try:
+        graph(*arguments)
+    except (RuntimeError, TypeError) as error:
+        if "Kernel select failed" not in str(error):
+            raise
+
+
 def compile_graphs(model, prompt: int, batches: Iterable[int], frames: int) -> None:
     """Compile the graphs that `generate` runs: of a clip, of each piece of its prompt, of a step of each batch.
 
@@ -84,13 +93,6 @@ def compile_graphs(model, prompt: int, batches: Iterable[int], frames: int) -> N
     from mindspore import Tensor
 
     from mindone_audio.generation import engine
-
-    def compiled(graph, *arguments):
-        try:  # a CPU has no kernel for bfloat16, which it says when the graph is compiled
-            graph(*arguments)
-        except TypeError as error:
-            if "Kernel select failed" not in str(error):
-                raise
 
     def whole(*shape):
         return Tensor(np.zeros(shape, np.int32))

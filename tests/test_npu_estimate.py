@@ -17,8 +17,8 @@ from transformers import Qwen2AudioConfig
 from mindone_audio import Qwen2AudioForConditionalGeneration
 from mindone_audio.backbone import ops
 from mindone_audio.machine.chips import Speed, speed_by_name
+from mindone_audio.proof import op_times
 from mindone_audio.proof.kernel_cost import Array, Kernel, Work
-from mindone_audio.proof.op_times import _Repeated
 
 
 class Known(nn.Cell):
@@ -43,7 +43,7 @@ def compile_all(*models: int) -> None:
     """A known graph, a kernel as `doctor --ops --time` repeats it, and models of so many layers."""
     with as_on_ascend():
         ms.jit(Known().construct)(floats(3, 5), floats(7, 5), floats(100, 6), Tensor([[4, 2]], ms.int32))
-        ms.jit(_Repeated(ops.silu, 4).construct)(floats(2, 3))
+        ms.jit(op_times._Repeated(ops.silu, 4).construct)(floats(2, 3))
         for layers in models:
             npu_estimate.compile_graphs(model(layers), 30, (1,), 40)
 
@@ -175,6 +175,21 @@ def test_the_text_has_the_numbers_of_the_tables():
     said = re.findall(r"(?<![\w.])([\d,.]*\d) (?:ms|GB|kernels|launches)\b", text.partition("## How it is counted")[0])
     known = set(re.findall(r"(?<![\w.])[\d,.]*\d", tables))
     assert len(said) > 10 and [number for number in said if number not in known] == []
+
+
+def compile_timed() -> None:
+    with as_on_ascend():
+        for timed in op_times.kernels("BFloat16"):
+            inputs = [op_times._filled(array) for array in timed.kernel.inputs]
+            npu_estimate.compiled(ms.jit(op_times._Repeated(timed.run, 3).construct), *inputs)
+
+
+@pytest.mark.slow
+def test_doctor_times_the_kernels_that_it_names(tmp_path):
+    """An interpreted function, or a second kernel, would be in the time."""
+    dumps = graphs_of("import test_npu_estimate; test_npu_estimate.compile_timed()", tmp_path)
+    for dump, timed in zip(dumps, op_times.kernels("BFloat16"), strict=True):
+        assert read_graph(dump).kernels == {timed.kernel: 3}
 
 
 @pytest.mark.slow
