@@ -39,8 +39,9 @@ def graphs_of(script: str, folder: Path) -> list[str]:
 
 
 def read_graphs(folder: Path) -> list[str]:
-    """The texts of the graphs that MindSpore wrote under a folder."""
-    return [graph.read_text(errors="replace") for graph in folder.rglob("*validate*.ir")]
+    """The texts of the graphs that MindSpore wrote under a folder, in the order in which it compiled them."""
+    files = sorted(folder.rglob("*validate*.ir"), key=lambda file: int(file.stem.rpartition("_")[2]))
+    return [file.read_text(errors="replace") for file in files]
 
 
 def primitives(graphs: list[str]) -> set[str]:

@@ -81,6 +81,8 @@ def test_a_report_has_no_personal_data(monkeypatch):
     [
         (["--model", "somewhere"], "error: --model goes with --run: leave it out, or add --run"),
         (["--ops", "--out", "x"], "error: --out goes with --run: leave it out, or add --run"),
+        (["--time"], "error: --time goes with --ops: leave it out, or add --ops"),
+        (["--run", "--time"], "error: --time goes with --ops: leave it out, or add --ops"),
         (["--run", "--json"], "error: --json is not for --run"),
         (["--run", "--device", "abacus"], "error: unknown device 'abacus': use one of auto, cpu, ascend, npu"),
         (["--run", "--out", "/nowhere/at/all.md"], "No such file or directory: '/nowhere/at/all.md'"),

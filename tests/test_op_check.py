@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from mindone_audio.backbone import conv_ops, ops
 from mindone_audio.backbone.cache import KVCache
 from mindone_audio.conversion import share
 from mindone_audio.machine import device
-from mindone_audio.proof import experiments, op_cases, op_check
+from mindone_audio.machine.chips import SPEEDS
+from mindone_audio.proof import experiments, op_cases, op_check, op_times
 
 
 def test_every_operation_has_a_case():
@@ -52,6 +54,37 @@ def test_wrong_and_failing_kernels_are_reported(monkeypatch, capsys):
     assert "no such kernel more" in text and "C++" not in text  # codes are below the first line
     assert cli.main(["doctor", "--ops", "--device", "cpu", "--json"]) == 2
     assert [entry["passed"] for entry in json.loads(capsys.readouterr().out)] == [False] * 3
+
+
+@pytest.mark.parametrize("speed", [None, SPEEDS["910B3"]])
+def test_kernels_are_timed(speed, monkeypatch, capsys):
+    """Beside the least time, where the chip's figures are published; one that fails costs its own line."""
+
+    def failing(x):
+        raise RuntimeError("no such kernel")
+
+    by_name = {str(timed.kernel): timed for timed in op_times.kernels("Float32")}
+    add, product = by_name["Add 1x4096 1x4096"], by_name["MatMul 1x4096 4096x4096"]
+    silu = op_times.Timed(by_name["SiLU 1x11008"].kernel, failing)
+    monkeypatch.setattr(op_times, "kernels", lambda dtype: [add, product, silu])
+    monkeypatch.setattr(op_times, "_speed", lambda: speed)
+    monkeypatch.setattr(op_times, "_SECONDS", 0)
+    monkeypatch.setattr(op_check, "cases", lambda dtype: [])
+    monkeypatch.setattr(op_check, "EXPERIMENTS", [experiments.nan_is_cleared])
+    assert cli.main(["doctor", "--ops", "--time", "--device", "cpu"]) == 0
+    lines = capsys.readouterr().out.splitlines()[-3:]
+    assert re.search(
+        r"^MatMul 1x4096 4096x4096 +Float32 +[\d.]+ µs +" + ("—" if speed is None else r"42\.0 µs"), lines[1]
+    )
+    assert lines[2].endswith("FAILED: 'no such kernel'")
+    assert cli.main(["doctor", "--ops", "--time", "--device", "cpu", "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [entry["passed"] for entry in report["operations"]] == [True]
+    first, second, third = report["times"]
+    assert first["measured"] < second["measured"] and third["measured"] is None
+    moved = 4 * (4096 * 4096 + 2 * 4096)
+    assert second["gigabytes"] == pytest.approx(moved / second["measured"] / 1e3)
+    assert second["floor"] == (None if speed is None else pytest.approx(moved / speed.bandwidth * 1e6))
 
 
 def test_the_report_on_versions(capsys):

@@ -21,6 +21,7 @@ def add(commands) -> None:
         dest="first_run",
         help="instead: ten minutes of checks, one after the other, and a report to attach to an issue",
     )
+    parser.add_argument("--time", action="store_true", help="with --ops, also how long kernels of a 7B model take here")
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.add_argument("--model", help=f"with --run, whose answers are timed: {MODEL_HELP}")
     parser.add_argument("--dtype", choices=DTYPES, help="with --run, of that model")
@@ -30,6 +31,8 @@ def add(commands) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """0 where all is well, 1 for warnings, 2 for errors."""
+    if options.time and not options.ops:
+        raise refusal("time", " goes with --ops: leave it out, or add --ops")
     if options.first_run:
         return _first_run(options)
     for name in ("model", "dtype", "out"):
@@ -51,16 +54,21 @@ def _run_ops(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
     from mindone_audio.machine import affinity, device
-    from mindone_audio.proof import op_check
+    from mindone_audio.proof import op_check, op_times
 
     affinity.bind_cores(options.device)
     device.set_device(options.device)
     device.prepare()
     results = op_check.check_ops()
+    times = op_times.measure() if options.time else []
     if options.json:
-        print(json.dumps([asdict(result) | {"passed": result.passed} for result in results], indent=1))
+        checked = [asdict(result) | {"passed": result.passed} for result in results]
+        timed = {"operations": checked, "times": [asdict(time) for time in times]}
+        print(json.dumps(timed if options.time else checked, indent=1))
     else:
         print(op_check.format_results(results))
+        if times:
+            print(f"\n{op_times.format_times(times)}")
     return 0 if all(result.passed for result in results) else 2
 
 

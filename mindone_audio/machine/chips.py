@@ -1,7 +1,8 @@
 """The kinds of Ascend chips: how npu-smi and MindSpore name them, and what differs between them.
 
 Standard library only. Sources: Huawei's operator documents (which chips cast to bfloat16), MindSpore's
-`get_ascend_soc_version`, the folders of CANN's operator packages. No chip was tried by the authors.
+`get_ascend_soc_version`, the folders of CANN's operator packages, and for speeds the device profiles of Huawei's
+MindStudio Modeling (github.com/Ascend/msmodeling, tensor_cast/device.py). No chip was tried by the authors.
 """
 
 import re
@@ -62,6 +63,31 @@ CHIPS = (
         False,
     ),
 )
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What is published of a chip: bytes a second of its memory, bfloat16 operations a second of its matrix unit (a
+    multiplication and an addition are two), and bytes of memory."""
+
+    bandwidth: float
+    operations: float
+    memory: float
+
+
+# By npu-smi's name. Huawei calls them 376T, 313T and 280T, which is their float16 at the highest clock. A 910B4 with
+# 64 GB has twice the bandwidth; its name is 910B4-1.
+SPEEDS = {
+    "910B2": Speed(1.6e12, 353.9e12, 64e9),
+    "910B3": Speed(1.6e12, 294.9e12, 64e9),
+    "910B4": Speed(0.8e12, 245.8e12, 32e9),
+    "910B4-1": Speed(1.6e12, 245.8e12, 64e9),
+}
+
+
+def speed_by_name(name: str) -> Speed | None:
+    """The published speed of the chip that `npu-smi info` prints as `name`; `None` where there is none."""
+    return SPEEDS.get(name.strip().upper().removeprefix("ASCEND"))
 
 
 def chip_by_name(name: str) -> Chip | None:
