@@ -60,15 +60,15 @@ def _run_ops(options: argparse.Namespace) -> int:
     device.set_device(options.device)
     device.prepare()
     results = op_check.check_ops()
+    if not options.json:
+        print(op_check.format_results(results), flush=True)  # before what comes next, which may end the process
     times = op_times.measure() if options.time else []
     if options.json:
         checked = [asdict(result) | {"passed": result.passed} for result in results]
         timed = {"operations": checked, "times": [asdict(time) for time in times]}
         print(json.dumps(timed if options.time else checked, indent=1))
-    else:
-        print(op_check.format_results(results))
-        if times:
-            print(f"\n{op_times.format_times(times)}")
+    elif times:
+        print(f"\n{op_times.format_times(times)}")
     return 0 if all(result.passed for result in results) else 2
 
 
