@@ -1,10 +1,12 @@
 """Prompt lookup: the tokens of an answer are those of steps one by one, in fewer graph calls."""
 
+import helpers_phi4
+import helpers_whisper
 import numpy as np
 import pytest
 from helpers import batch, clips, prompt, tiny_config, torch_model
 
-from mindone_audio import AutoModelForAudioTextToText
+from mindone_audio import AutoModelForAudioTextToText, pipeline
 from mindone_audio.generation import engine
 from mindone_audio.generation.generate import columns
 from mindone_audio.generation.prompt_lookup import looked_up, rest
@@ -255,6 +257,33 @@ def test_graphs_are_compiled_when_the_first_draft_comes(folder):
     assert model.engine().graphs == plain
     new_tokens(model, question(0), max_new_tokens=60, **FREE, **LOOKUP)
     assert model.engine().graphs == plain + 2
+
+
+def test_a_form_is_a_draft(calls):
+    pytest.importorskip("llguidance")
+    pipe = pipeline()
+    schema = {"type": "array", "items": {"type": "object", "properties": {"device": {"enum": ["door", "light"]}}}}
+    schema["items"]["required"] = ["device"]
+    settings = {"constraint": {"json_schema": schema | {"minItems": 4}}, "tokenizer": pipe.processor.tokenizer}
+    settings["max_new_tokens"] = 64
+    expected = new_tokens(pipe.model, question(0), **settings)
+    calls.update(extend=0)
+    assert new_tokens(pipe.model, question(0), **settings, **LOOKUP) == expected
+    assert calls["extend_by"] and sum(calls.values()) < len(expected[0]) // 2
+
+
+def test_whisper_and_a_model_that_goes_on_in_another_way(tmp_path, calls):
+    """Phi-4 computes sequences of more than 64 tokens otherwise, and runs them again as prompts there."""
+    helpers_whisper.save_checkpoint(tmp_path / "whisper")
+    helpers_phi4.write_checkpoint(tmp_path / "phi4")
+    clip, ids = helpers_whisper.features(1), np.array([helpers_phi4.prompt(12)], np.int32)
+    for name, inputs in (("whisper", {"input_features": clip, "language": "en"}), ("phi4", {"input_ids": ids})):
+        model = AutoModelForAudioTextToText.from_pretrained(tmp_path / name)
+        settings = {**inputs, **FREE, "max_new_tokens": 60 if name == "phi4" else 40}
+        expected = model.generate(**settings).asnumpy()
+        calls.update(extend=0, extend_by=0)
+        assert model.generate(**settings, **LOOKUP).asnumpy().tolist() == expected.tolist()
+        assert calls["extend_by"] and sum(calls.values()) < 35
 
 
 def test_beams_are_refused(model):
