@@ -265,7 +265,7 @@ def test_a_form_is_a_draft(calls):
     schema = {"type": "array", "items": {"type": "object", "properties": {"device": {"enum": ["door", "light"]}}}}
     schema["items"]["required"] = ["device"]
     settings = {"constraint": {"json_schema": schema | {"minItems": 4}}, "tokenizer": pipe.processor.tokenizer}
-    settings["max_new_tokens"] = 64
+    settings["max_new_tokens"] = 120
     expected = new_tokens(pipe.model, question(0), **settings)
     calls.update(extend=0)
     assert new_tokens(pipe.model, question(0), **settings, **LOOKUP) == expected
