@@ -34,11 +34,13 @@ from mindone_audio import (
     VoxtralForConditionalGeneration,
     WhisperVQ,
 )
+from mindone_audio.generation.sequences import Sequences
 from mindone_audio.proof.parity import read_recording
 with as_on_ascend():
     model = Qwen2AudioForConditionalGeneration(tiny_config())
     inputs = {**batch([prompt([3, "a40", 5]), prompt([4])]), **clips([40])}
     model.generate(**inputs, max_new_tokens=3, num_beams=2)
+    Sequences(model.engine(), 1, 64).extend_by([1, 2])
     VoxtralForConditionalGeneration(tiny_voxtral_config()).generate(**voxtral_cases()["one clip"](), max_new_tokens=2)
     for name in ("audioflamingo3",):
         model = AutoModelForAudioTextToText.from_pretrained(GOLDENS / name, mindspore_dtype=ms.float32)

@@ -10,17 +10,14 @@ from mindone_audio.generation.settings import GenerationSettings, settle, split_
 
 SUPPORTED = """max_length max_new_tokens min_length min_new_tokens early_stopping stop_strings do_sample num_beams
 temperature top_k top_p min_p repetition_penalty length_penalty no_repeat_ngram_size renormalize_logits suppress_tokens
-begin_suppress_tokens num_return_sequences pad_token_id eos_token_id""".split()
+begin_suppress_tokens num_return_sequences pad_token_id eos_token_id prompt_lookup_num_tokens
+max_matching_ngram_size""".split()
 # Taken at any value, since no value changes the tokens.
 TAKEN = {
     **{"use_cache": False, "cache_implementation": "offloaded", "cache_config": {"nbits": 4}, "low_memory": True},
     **{"return_legacy_cache": True, "prefill_chunk_size": 64, "compile_config": None, "disable_compile": True},
     **{"bos_token_id": 1, "decoder_start_token_id": 2, "is_assistant": True, "num_assistant_tokens": 5},
-    **{
-        "num_assistant_tokens_schedule": "heuristic",
-        "assistant_confidence_threshold": 0.1,
-        "max_matching_ngram_size": 2,
-    },
+    **{"num_assistant_tokens_schedule": "heuristic", "assistant_confidence_threshold": 0.1},
     **{"assistant_lookbehind": 3, "target_lookbehind": 3, "transformers_version": "5.0"},
     **{"_from_model_config": True, "_commit_hash": "abc"},
 }
@@ -40,7 +37,7 @@ PARTLY = {
     **{"force_words_ids": ([], [[[1]]]), "constraints": ([], [[1]]), "sequence_bias": ([], [{(1,): 2.0}])},
     **{"forced_bos_token_id": ([], [1]), "forced_eos_token_id": ([], [1]), "dola_layers": ([], ["low"])},
     **{"exponential_decay_length_penalty": ([], [(5, 1.1)]), "watermarking_config": ([], [{"bias": 2.0}])},
-    **{"prompt_lookup_num_tokens": ([], [5]), "assistant_early_exit": ([], [3])},
+    "assistant_early_exit": ([], [3]),
 }
 ARGUMENTS = {"logits_processor": [1], "stopping_criteria": [1], "prefix_allowed_tokens_fn": len, "assistant_model": "x"}
 PLAIN = GenerationSettings()
@@ -109,7 +106,7 @@ def test_an_object_changes_what_it_sets_and_a_dict_all_that_it_has():
 
 
 WHOLE = "max_new_tokens max_length num_return_sequences num_beams min_new_tokens min_length top_k seed".split()
-WHOLE += ["no_repeat_ngram_size", "eos_token_id", "pad_token_id"]
+WHOLE += ["no_repeat_ngram_size", "prompt_lookup_num_tokens", "eos_token_id", "pad_token_id"]
 REAL = "temperature top_p min_p repetition_penalty length_penalty".split()
 FLAGS = ["do_sample", "renormalize_logits"]
 LISTS = ["suppress_tokens", "begin_suppress_tokens"]

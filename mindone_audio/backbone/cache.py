@@ -60,6 +60,16 @@ class KVCache(nn.Cell):
             for table in tables:
                 msops.assign(table, empty)
 
+    def empty(self, columns: Tensor) -> Tensor:
+        """Zero at int32 columns (n) of tables that are not flat, so that they can be written again; returns something
+        that a graph can wait for. What is there is added with the other sign, since a CPU writes no other way."""
+        done = columns
+        for key, value in zip(self.keys, self.values):
+            keys = ops.add_columns(key, columns, -msops.gather(key, columns, 3), 3)
+            values = ops.add_columns(value, columns, -msops.gather(value, columns, 2), 2)
+            done = ops.not_before(values, ops.not_before(keys, done))
+        return done
+
     def take(self, other: "KVCache", rows: np.ndarray, columns: np.ndarray, valid: np.ndarray) -> None:
         """Become a copy of sequences of another cache: column j of row i is columns[j] of rows[i]; not for a graph.
 

@@ -45,6 +45,8 @@ _add_along_rows, _add_along_last = ops.IndexAdd(axis=2), ops.IndexAdd(axis=3)
 # From how many rows on, and up to how many, a CPU multiplies faster with the weight as the first operand.
 _FEW_ROWS = (8, 64)
 _MANY_ROWS = 64  # beyond which `rms_norm` broadcasts nothing, since a broadcast would keep too much
+# Values that a CPU adds to a table without waking threads, which takes longer than adding some columns one by one.
+_ADDED_ALONE, _FEW_COLUMNS = 1024, 8
 # Factors of x^12, x^10, ... x^0 in p of `gelu`, and the square from which on Phi(x) is 1 to fp32.
 _GELU = (3.6112371e-09, -2.66893011e-07)
 _GELU_REST = (7.93822204e-06, -0.00011048034, -6.6259912e-05, 0.0726685669, 1.59576843)
@@ -56,6 +58,16 @@ _OTHER_HALF = Tensor([1, 0], ms.int32)
 def _weight_goes_first(rows: int) -> bool:
     """Whether `linear` computes the transpose of its result: decided while a graph is compiled."""
     return not device.is_ascend() and _FEW_ROWS[0] <= rows <= _FEW_ROWS[1]
+
+
+@ops.constexpr
+def _added_at_once(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    """How many columns of values of this shape `add_columns` adds at a time."""
+    columns = shape[axis]
+    alone = _ADDED_ALONE // (math.prod(shape) // columns)
+    if columns > _FEW_COLUMNS or alone == 0:
+        return (columns,)
+    return tuple(min(alone, columns - first) for first in range(0, columns, alone))
 
 
 @ops.constexpr
@@ -375,7 +387,13 @@ def add_columns(table: ms.Parameter, columns: Tensor, values: Tensor, axis: int)
     With axis 2 the table is (batch, heads, positions, n) and values (batch, heads, length, n); with axis 3 the last two
     axes of both are transposed. On Ascend the device's own CPU runs it, which is slow, and not in bfloat16.
     """
-    return _add_along_rows(table, columns, values) if axis == 2 else _add_along_last(table, columns, values)
+    sizes = _added_at_once(values.shape, axis)
+    if len(sizes) == 1:
+        return _add_along_rows(table, columns, values) if axis == 2 else _add_along_last(table, columns, values)
+    parts, some, done = _split(values, sizes, axis), _split(columns, sizes, 0), columns
+    for i in range(len(sizes)):
+        done = not_before(done, add_columns(table, some[i], parts[i], axis))
+    return done
 
 
 def swap_last_axes(x: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ QUESTIONS = "audio-text-to-text"  # the task of models that answer them
 # Settings of `generate` that people change, in the order of `--help`.
 SETTINGS = (
     *("do_sample", "seed", "max_new_tokens", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty"),
-    "no_repeat_ngram_size",
+    *("no_repeat_ngram_size", "prompt_lookup_num_tokens"),
 )
 
 

@@ -150,6 +150,8 @@ def start_engine(options: ServerOptions, service: Any) -> None:
         if pipe.task == text_to_speech.TASK:
             if options.adapter:
                 raise refusal("adapter", f" {options.adapter[0]}: a model that speaks takes none: leave it out")
+            if options.prompt_lookup_num_tokens:
+                raise refusal("prompt_lookup_num_tokens", ": a model that speaks takes none: leave it out")
             service.voices = _voices(pipe, options)
         elif options.speaker:
             service.speaker = pipeline(text_to_speech.TASK, options.speaker, **sound)
@@ -161,6 +163,8 @@ def start_engine(options: ServerOptions, service: Any) -> None:
                 adapted = load_adapter(pipe.model, folder, adapter_name=name)
             else:
                 adapted.load_adapter(folder, name)
+        if options.prompt_lookup_num_tokens:
+            pipe.model.generation_config.prompt_lookup_num_tokens = options.prompt_lookup_num_tokens
         service.pipe = pipe
         return pipe.model
 

@@ -27,6 +27,7 @@ from mindone_audio.backbone.compiled import one_graph
 from mindone_audio.backbone.decoder import ring_mask, ring_places
 from mindone_audio.backbone.encoder import hidden_keys
 from mindone_audio.backbone.text_decoder import TextDecoder
+from mindone_audio.machine import device
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,7 @@ PACK = 480  # columns that several prompts share, at most
 PACKS = (160, 320, PACK)  # widths of their graphs: few, because a batch's lengths are different each time
 PACKED = 16  # prompts that share them, at most
 TOGETHER = 4  # clips that are encoded at a time, if they are much shorter than a window
+DRAFT = 7  # tokens after the last one that are computed at once where they are expected
 _HEARD = 16  # clips whose encoding is kept, for another prompt about them
 _KEPT_BYTES = 192 << 20  # of rows of clips, where `keeps_clips` is set: 32 clips of a 7B model, of 6 MB each
 _SMALLEST_CACHE = 512  # positions
@@ -179,6 +181,17 @@ class WriteContext(nn.Cell):
         return self.language_model.write_context(self.context, rows)
 
 
+class EmptyColumns(nn.Cell):
+    """`KVCache.empty` as one graph."""
+
+    def __init__(self, cache: KVCache):
+        super().__init__(auto_prefix=False)
+        self.cache = cache
+
+    def construct(self, columns: Tensor) -> Tensor:
+        return self.cache.empty(columns)
+
+
 class Slots:
     """A cache of `batch` slots, and the graphs that write it: the decode step, and for one slot the prefills.
 
@@ -210,11 +223,18 @@ class Slots:
         self.prefills: dict[tuple[int, bool], Callable] = {}
         self.owner: Callable = lambda: None
         self._write_context: Callable | None = None
+        self._check: Callable | None = None
+        self._empty: Callable | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of what the slots hold."""
         return self.cache.nbytes + (0 if self.context is None else self.context.nbytes)
+
+    @property
+    def graphs(self) -> int:
+        """How many there are."""
+        return 1 + len(self.prefills) + sum(graph is not None for graph in (self._check, self._empty))
 
     def hear(self, slots: int | list[int] | slice, counts: int | np.ndarray) -> None:
         """Let these slots attend to so many positions of the context, where the model does not always to all."""
@@ -238,6 +258,23 @@ class Slots:
             self._write_context = self.engine.graph(cell, "the keys and values of what is heard")
         self.context.clear()
         self._write_context(rows)
+
+    @property
+    def check(self) -> Callable:
+        """The graph of the decode step for the last token of the only sequence and the `DRAFT` that may follow."""
+        if self._check is None:
+            cell = Forward(self, self.engine.packed, step=True)
+            what = f"the decode step of {DRAFT + 1} tokens of 1 sequence, {self.cache.positions} tokens"
+            self._check = self.engine.graph(cell, what)
+        return self._check
+
+    def empty(self, column: int) -> None:
+        """Let the `DRAFT` columns of the only slot from this one on be written again."""
+        if self.cache.flat:  # such tables are overwritten
+            return
+        if self._empty is None:
+            self._empty = self.engine.graph(EmptyColumns(self.cache), "what takes columns of 1 sequence back")
+        self._empty(device.tensor(column + np.arange(DRAFT, dtype=np.int32)))
 
     def prefill(self, width: int, first: bool) -> Callable:
         """The graph for so many columns. It reads no packed weights: many rows gain nothing from them."""
@@ -403,7 +440,7 @@ class Engine:
     def graphs(self) -> int:
         """How many there are, each compiled when it is first used; the parts of an encoder are one."""
         others = len(self._encoders) + len(self._others)
-        return others + sum(1 + len(slots.prefills) for slots in self._slots.values())
+        return others + sum(slots.graphs for slots in self._slots.values())
 
     def _make_room(self, needed: int) -> None:
         """Drop what was not used for longest, where all caches together would be too large with so many bytes more."""

@@ -145,10 +145,12 @@ def columns(engine: Engine, requests: list[GenerationRequest]) -> Iterator[np.nd
     count = 0
     while True:
         for row in rows:
-            row.check()
-        yield np.array([row.tokens[count] if count < len(row.tokens) else padding for row in rows], np.int32)
-        count += 1
-        if not running.step():
+            if count >= len(row.tokens):
+                row.check()
+        if any(count < len(row.tokens) for row in rows):  # a step may have made more than one
+            yield np.array([row.tokens[count] if count < len(row.tokens) else padding for row in rows], np.int32)
+            count += 1
+        elif not running.step():
             return
 
 

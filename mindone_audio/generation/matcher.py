@@ -197,6 +197,10 @@ class Matcher:
             self._allowed = np.flatnonzero(self._vocabulary.allowed(self._matcher))
         return self._allowed
 
+    def forced(self) -> list[int]:
+        """The tokens that must come next as far as there is no choice, in the tokenizer's own way to write them."""
+        return self._matcher.compute_ff_tokens()
+
     def best(self, scores: np.ndarray) -> int:
         """Of scores fp32 (vocab) the best token that may come next."""
         allowed = self.look()

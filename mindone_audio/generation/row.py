@@ -9,6 +9,7 @@ import numpy as np
 from mindone_audio.generation import sampling
 from mindone_audio.generation.events import Token
 from mindone_audio.generation.matcher import Matcher
+from mindone_audio.generation.prompt_lookup import looked_up, rest
 from mindone_audio.generation.settings import GenerationSettings
 
 
@@ -84,6 +85,7 @@ class Row:
         self._draws = sampling.draw_functions(settings)
         self._stream = sampling.random_stream(settings.seed, copy) if settings.do_sample else None
         self._history = np.concatenate([request.input_ids, np.zeros(settings.max_new_tokens, np.int32)])
+        self._misses = self._rest = 0  # drafts in a row that were wrong, and tokens until the next one
 
     @property
     def reads_scores(self) -> bool:
@@ -131,6 +133,37 @@ class Row:
             self.reason = "stop"  # it needs no end token
         elif made >= self.settings.max_new_tokens:
             self.reason = "length"
+
+    def draft(self, most: int) -> list[int]:
+        """At most so many tokens that may come next, for `follow`: those that a constraint forces, else those that
+        prompt lookup finds. [] where there are none, none are asked for, or the last ones were wrong."""
+        settings, request, made = self.settings, self.request, len(self.tokens)
+        most = min(most, settings.prompt_lookup_num_tokens or 0, settings.max_new_tokens - made - 1)
+        if most < 1:
+            return []
+        if self._rest:
+            self._rest -= 1
+            return []
+        forced = [] if self._matcher is None else self._matcher.forced()
+        if len(forced) > 1:
+            return forced[:most]
+        prompt, length = np.where(request.audio_index < 0, request.input_ids, -1), len(request.input_ids)
+        tokens = np.concatenate([prompt, self._history[length : length + made]])
+        return looked_up(tokens, most, settings.max_matching_ngram_size)
+
+    def follow(self, draft: list[int], scores: np.ndarray | None, best: np.ndarray) -> int:
+        """`add` a token, and one more as long as the draft has the one that was chosen: how many were.
+
+        scores fp32 (n, vocab) and best int (n), n more than the draft has: of its first token, of the one after that if
+        it is right, and so on.
+        """
+        for place, drafted in enumerate([*draft, None]):
+            self.add(None if scores is None else scores[place], best[place])
+            if self.ended or self.tokens[-1] != drafted:
+                break
+        self._misses = 0 if place > 1 else self._misses + 1
+        self._rest = rest(self._misses)
+        return place + 1
 
     def _choose(self, scores: np.ndarray | None, best: int) -> int:
         if not self.tokens:

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mindone_audio.generation.engine import FIRST, PACK, PACKED, PACKS, Engine, pieces, power_of_two
+from mindone_audio.generation.engine import DRAFT, FIRST, PACK, PACKED, PACKS, Engine, pieces, power_of_two
 from mindone_audio.generation.row import GenerationRequest, Row
 from mindone_audio.generation.sequences import Sequences
 
@@ -66,7 +66,10 @@ class RunningBatch:
             self._admitting = False
 
     def step(self) -> list[Row]:
-        """Choose one more token of each row; returns the rows. Those that have ended are dropped."""
+        """Choose one more token of each row, or several of one that is alone; returns the rows.
+
+        Those that have ended are dropped.
+        """
         active = self.active
         if not active:
             return []
@@ -86,6 +89,9 @@ class RunningBatch:
         """`step` these rows, in one graph call."""
         if not rows:
             return
+        if self.sequences.takes_drafts and (draft := rows[0].draft(DRAFT)) and not self._changes_mode(rows[0], DRAFT):
+            self._follow(rows[0], draft)
+            return
         tokens = np.zeros(self.sequences.batch, np.int32)
         for row in rows:
             tokens[row.slot] = row.tokens[-1]
@@ -97,12 +103,20 @@ class RunningBatch:
         for row in rows:
             row.add(scores[row.slot] if row.reads_scores else None, best[row.slot])
 
-    def _changes_mode(self, row: Row) -> bool:
-        """Whether the row has become so long that all its tokens are computed in another way."""
+    def _follow(self, row: Row, draft: list[int]) -> None:
+        """`step` the only row by as many tokens of a draft as it chooses itself, and one more, in one graph call."""
+        scores, best = self.sequences.extend_by([row.tokens[-1], *draft])
+        row.look_ahead()
+        scores = scores.asnumpy() if row.reads_scores else None
+        self.sequences.keep(row.follow(draft, scores, best.asnumpy()))
+
+    def _changes_mode(self, row: Row, more: int = 0) -> bool:
+        """Whether the row has become so long, or will with so many more tokens, that all its tokens are computed in
+        another way."""
         request, decoder = row.request, self.engine.model.language_model
         if not decoder.switches:
             return False
-        return decoder.mode(request.audio_tokens > 0, request.prompt_tokens + len(row.tokens)) != row.mode
+        return decoder.mode(request.audio_tokens > 0, request.prompt_tokens + len(row.tokens) + more) != row.mode
 
     def _run_again(self, row: Row) -> None:
         """`step` a row by running all its tokens as a prompt."""

@@ -439,7 +439,11 @@ class Scheduler:
                     for _ in engine.encode([self.model.blank(width)] * clips):
                         pass
         widths = [[width] for width in FIRST if width <= CHUNK]
-        Sequences(engine, 1, positions, prefills=True).warm_up([*widths, [CHUNK, CHUNK]])
+        one = Sequences(engine, 1, positions, prefills=True)
+        one.warm_up([*widths, [CHUNK, CHUNK]])
+        if getattr(self.model.generation_config, "prompt_lookup_num_tokens", None):  # else no request has drafts
+            one.extend_by([0])
+            one.keep(1)
         for power in range(1, (self.max_batch - 1).bit_length() + 1):
             Sequences(engine, 1 << power, positions).warm_up([])
         self.model.warm_up_more(engine)

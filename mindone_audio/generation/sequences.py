@@ -8,7 +8,7 @@ from mindspore import Tensor
 from mindspore import ops as msops
 
 from mindone_audio.backbone.audio_language_model import audio_rows
-from mindone_audio.generation.engine import PACKED, Engine, _best
+from mindone_audio.generation.engine import DRAFT, PACKED, Engine, _best
 from mindone_audio.machine import device
 
 
@@ -112,6 +112,31 @@ class Sequences:
         self._check_owner()
         self.start[self.idle] = self.column  # an empty slot sees only what is written now
         return self.slots.step(*self._tokens(tokens[:, None].copy(), self.start[:, None].copy()))
+
+    @property
+    def takes_drafts(self) -> bool:
+        """Whether `extend_by` can be called: for one sequence, while the columns that it and `keep` write are free.
+
+        Several sequences would agree with their drafts up to different columns.
+        """
+        return self.batch == 1 and self.column + 2 * DRAFT + 1 < self.positions
+
+    def extend_by(self, tokens: list[int]) -> tuple[Tensor, Tensor]:
+        """`extend` the only sequence by up to `DRAFT` + 1 tokens at once; `keep` says afterwards which of them stay.
+
+        Returns scores (`DRAFT` + 1, vocab) and best next tokens (`DRAFT` + 1) after each token, on the device; after
+        the last of them they mean nothing.
+        """
+        self._check_owner()
+        ids = np.zeros((1, DRAFT + 1), np.int32)
+        ids[0, : len(tokens)] = tokens
+        return self.slots.check(*self._tokens(ids, np.repeat(self.start[:, None], DRAFT + 1, 1)))
+
+    def keep(self, count: int) -> None:
+        """Take back all but the first `count` columns of the last `extend_by`, which are written again later."""
+        self.column -= DRAFT + 1 - count
+        if count <= DRAFT:
+            self.slots.empty(self.column)
 
     def insert(self, slots: list[int], prompts: "Sequences", length: int, end: int, mode: int = 0) -> None:
         """Make slots copies of a prompt of so many tokens, which ends before the column `end` in `prompts`, of one.

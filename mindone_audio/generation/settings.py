@@ -29,8 +29,8 @@ _NO_EFFECT: dict[str, Any] = {
     **dict.fromkeys(("use_cache", "cache_implementation", "cache_config", "return_legacy_cache"), _ANY),
     **dict.fromkeys(("prefill_chunk_size", "compile_config", "disable_compile", "low_memory", "synced_gpus"), _ANY),
     **dict.fromkeys(("is_assistant", "num_assistant_tokens", "num_assistant_tokens_schedule"), _ANY),
-    **dict.fromkeys(("assistant_confidence_threshold", "max_matching_ngram_size"), _ANY),
-    **dict.fromkeys(("assistant_lookbehind", "target_lookbehind"), _ANY),
+    **dict.fromkeys(("assistant_confidence_threshold", "assistant_lookbehind"), _ANY),
+    "target_lookbehind": _ANY,
     **dict.fromkeys(("bos_token_id", "decoder_start_token_id", "trust_remote_code"), _ANY),
     **dict.fromkeys(("transformers_version", "_from_model_config", "_commit_hash", "_original_object_hash"), _ANY),
     # What `generate` returns: tokens and nothing else.
@@ -44,7 +44,7 @@ _NO_EFFECT: dict[str, Any] = {
     "use_model_defaults": (True,),
     **dict.fromkeys(("max_time", "bad_words_ids", "force_words_ids", "constraints", "sequence_bias"), ()),
     **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "exponential_decay_length_penalty"), ()),
-    **dict.fromkeys(("watermarking_config", "prompt_lookup_num_tokens", "assistant_early_exit", "dola_layers"), ()),
+    **dict.fromkeys(("watermarking_config", "assistant_early_exit", "dola_layers"), ()),
     **dict.fromkeys(("logits_processor", "stopping_criteria", "prefix_allowed_tokens_fn", "assistant_model"), ()),
     **dict.fromkeys(("negative_prompt_ids", "negative_prompt_attention_mask", "custom_generate"), ()),
 }
@@ -142,6 +142,9 @@ def _is_finite(value: numbers.Real) -> bool:
 
 _CHECKS = {
     **{name: partial(whole, low=1) for name in ("max_new_tokens", "max_length", "num_return_sequences", "num_beams")},
+    **{
+        name: partial(whole, low=low) for name, low in (("prompt_lookup_num_tokens", 0), ("max_matching_ngram_size", 1))
+    },
     **{name: partial(whole, low=0) for name in ("min_new_tokens", "min_length", "top_k", "no_repeat_ngram_size")},
     "seed": partial(whole, low=0, high=2**64 - 1),
     **{name: partial(real, low=0, high=1) for name in ("top_p", "min_p")},
@@ -170,6 +173,9 @@ class GenerationSettings:
 
     constraint gives the answer a form: {"json_schema": …}, {"regex": …}, {"choice": […]} or {"grammar": …}, see
     `check_constraint`; each may also be given as a setting of its own.
+
+    prompt_lookup_num_tokens changes the time that an answer takes, and no token: see docs/performance.md. At most 7 are
+    tried at once, and max_matching_ngram_size is how many of the last tokens are looked for.
 
     max_length counts the prompt, max_new_tokens (which wins where both are given) does not; with neither, 20 new ones.
     Raises `ValueError` for a value of a wrong type or out of range, and for settings that do not go together. Whole
@@ -202,6 +208,12 @@ class GenerationSettings:
     num_beams: int = setting(1, "beam search with N beams (default: 1)", metavar="N")
     length_penalty: float = 1.0
     early_stopping: bool | str = False
+    prompt_lookup_num_tokens: int | None = setting(
+        None,
+        "try up to N tokens at once that came before after the same ones; the answer stays what it is (default: 0)",
+        metavar="N",
+    )
+    max_matching_ngram_size: int = 2
     eos_token_id: int | list[int] | None = None
     pad_token_id: int | list[int] | None = None
     stop_strings: str | list[str] | None = None
@@ -229,6 +241,13 @@ class GenerationSettings:
             kind = next(iter(self.constraint))
             raise SettingError(
                 lambda say: f"{say('num_beams')} > 1 with {say(kind)} is not supported: leave one of them out"
+            )
+        if self.num_beams > 1 and self.prompt_lookup_num_tokens:
+            raise SettingError(
+                lambda say: (
+                    f"{say('num_beams')} > 1 with {say('prompt_lookup_num_tokens')} is not supported: leave one of "
+                    "them out"
+                )
             )
         choices = self.num_beams if self.num_beams > 1 else (None if self.do_sample else 1)
         if choices is not None and self.num_return_sequences > choices:

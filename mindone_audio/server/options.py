@@ -56,6 +56,9 @@ class ServerOptions:
         None, "tokens of a prompt and its answer together (default: what the model has)", metavar="N"
     )
     max_tokens: int = setting(512, "of an answer, where a request does not say how many", metavar="N")
+    prompt_lookup_num_tokens: int = setting(
+        0, "try up to N tokens at once that came before after the same ones, while one request runs", metavar="N"
+    )
     max_queue: int = setting(64, "requests that wait; more are refused with 503", metavar="N")
     max_per_key: int | None = setting(None, "requests of one key at a time; more are refused with 429", metavar="N")
     queue_timeout: float = setting(60.0, "the longest that a request waits, before 503", metavar="SECONDS")
@@ -87,9 +90,14 @@ class ServerOptions:
 
     def __post_init__(self):
         # NumPy: not for --help, which reads the fields above.
-        from mindone_audio.generation.settings import real, whole
+        from mindone_audio.generation.settings import LARGEST, real, whole
 
-        for name, low, high in (("port", 0, 65535), ("max_batch", 1, 256), ("max_queue", 0, 100_000)):
+        for name, low, high in (
+            ("port", 0, 65535),
+            ("max_batch", 1, 256),
+            ("max_queue", 0, 100_000),
+            ("prompt_lookup_num_tokens", 0, LARGEST),
+        ):
             object.__setattr__(self, name, whole(name, getattr(self, name), low, high))
         for name in ("max_tokens", "max_model_len", "max_per_key"):
             if getattr(self, name) is not None:

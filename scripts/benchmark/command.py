@@ -11,6 +11,7 @@ from benchmark.features import add_features
 from benchmark.finetune import add_finetune
 from benchmark.generate import add_generate
 from benchmark.load import add_load
+from benchmark.lookup import add_lookup
 from benchmark.readme import add_readme
 from benchmark.real import add_real
 from benchmark.serve import add_serve
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_finetune,
         add_serve,
         add_constrained,
+        add_lookup,
         add_whisper,
         add_tts,
         add_voice,
