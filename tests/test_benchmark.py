@@ -139,6 +139,14 @@ def test_real(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.long
+def test_lookup(tmp_path):
+    run_command("lookup", "--rounds", 1, "--random", "demo", "--json", tmp_path / "figures.json")
+    figures = figures_of(tmp_path / "figures.json")
+    assert len(figures) == 3 and all(figure.ratio > 0 for figure in figures.values())
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_tts(tmp_path):
     helpers_speecht5.text_to_speech().save_pretrained(tmp_path / "speaker")
     helpers_speecht5.vocoder(upsample_rates=[8, 8], upsample_kernel_sizes=[16, 16]).save_pretrained(tmp_path / "sound")

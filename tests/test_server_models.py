@@ -101,10 +101,18 @@ def test_a_transcription_is_the_pipelines(served):
 @pytest.mark.slow
 @pytest.mark.skipif(tool("nginx") is None, reason="nginx is not installed: apt-get install nginx-light")
 def test_two_servers_behind_nginx(tmp_path):
-    """Requests are spread over both, each is answered as by one, and one that is stopped costs none."""
+    """Requests are spread over both, each is answered as by one, and one that is stopped costs none.
+
+    The second one looks tokens up, which changes no answer.
+    """
     base, clip = shallow_demo_checkpoint(tmp_path / "base"), base64.b64encode(CLIPS[0].read_bytes()).decode()
     words = ("--model", base, "--port", 0, "--max-batch", 2)
-    with server_process(*words) as first, server_process(*words) as second:
+    with server_process(*words) as first, server_process(*words, "--prompt-lookup-num-tokens", 7) as second:
+        form = {"type": "regex", "regex": "(open the door, ){3}please"}
+        asked = {"model": "base", "messages": [{"role": "user", "content": "Say it."}], "response_format": form}
+        for server in (first, second):
+            one = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0)
+            assert one.chat.completions.create(**asked).choices[0].message.content == "open the door, " * 3 + "please"
         ports = [int(server.url.rpartition(":")[2]) for server in (first, second)]
         with nginx(tmp_path, *ports) as port:
             client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0)

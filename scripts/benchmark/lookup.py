@@ -110,8 +110,8 @@ def run_lookup(options: argparse.Namespace) -> None:
 def add_lookup(subparsers) -> None:
     """The command line of `lookup`."""
     parser = subparsers.add_parser("lookup", help="answers with prompt lookup")
-    help = "of each answer, at most (default: %(default)s)"
-    parser.add_argument("--tokens", type=at_least(16), default=128, metavar="N", help=help)
+    help = "of each answer, at most (default and least: %(default)s, which the JSON answer needs)"
+    parser.add_argument("--tokens", type=at_least(128), default=128, metavar="N", help=help)
     help = "prompt_lookup_num_tokens (default: %(default)s)"
     parser.add_argument("--lookup", type=at_least(1), default=7, metavar="N", help=help)
     help = "size of the random weights (default: %(default)s)"
