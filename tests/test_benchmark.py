@@ -188,14 +188,14 @@ def test_load(tmp_path):
 @pytest.mark.slow
 def test_batch(tmp_path):
     options = ("--clips", 4, "--batch-size", 2, "--rounds", 1, "--json", tmp_path / "figures.json")
-    done = run_command("batch", *options)
-    for name in ("one by one", "batches", "2 processes", "PyTorch"):
+    done = run_command("batch", *options, "--seconds", 1, 4)
+    for name in ("one by one", "batches", "2 processes", "PyTorch", "PyTorch in batches"):
         assert re.search(rf"^{name} +[0-9.]+ +[0-9.]+$", done.stdout, re.MULTILINE)
     for name in ("batches / one by one", "2 processes / batches", "batches / PyTorch"):
         assert re.search(
             rf"^{name}: [0-9.]+ times the clips a second \([0-9.]+ to [0-9.]+\)$", done.stdout, re.MULTILINE
         )
-    assert len(figures_of(tmp_path / "figures.json")) == 4
+    assert len(figures_of(tmp_path / "figures.json")) == 7
 
 
 @pytest.mark.slow
@@ -239,6 +239,8 @@ def test_bad_input_is_one_line(arguments, message):
     [
         (("batch", "--model", "nowhere"), "no checkpoint in nowhere"),
         (("batch", "--clips", "0"), "'0' is not a whole number of at least 1"),
+        (("batch", "--seconds", "30", "1"), "--seconds 30 1: give the least first"),
+        (("batch", "--seconds", "nan", "1"), "--seconds nan 1: give the least first"),
         (("finetune", "--model", "nowhere"), "no checkpoint in nowhere"),
         (("finetune", "--random", "demo", "--model", "nowhere"), "choose one checkpoint"),
         (("load", "--folder", "nowhere"), "--folder nowhere is no folder"),
@@ -360,9 +362,14 @@ def test_growth_with_the_length():
 
 def test_figures_of_batch_jobs():
     seconds = {"one by one": [8, 8], "batches": [2, 4], "2 processes": [1, 2], "PyTorch": [16, 8]}
-    figures = benchmark_batch.make_figures(seconds, 64, 16)
-    assert [figure.ratio for figure in figures] == [3, 1.5, 5, 10] and not any(figure.missed for figure in figures)
-    assert figures[0].limit == 2 and benchmark_batch.make_figures(seconds, 8, 2)[0].limit is None
+    seconds["PyTorch in batches"] = [3, 4]
+    figures = benchmark_batch.make_figures(seconds, 64, 16, lengths=False)
+    assert [figure.ratio for figure in figures] == [3, 1.5, 5, 10, 1.25, 2.5, 2]
+    assert not any(figure.missed for figure in figures)
+    assert [figure.limit for figure in figures] == [2, *[None] * 5, 1]
+    assert all(figure.limit is None for figure in benchmark_batch.make_figures(seconds, 8, 2, lengths=True))
+    different = benchmark_batch.make_figures(seconds, 64, 16, lengths=True)
+    assert [(figure.limit, figure.missed) for figure in different[4:6]] == [(1.5, True), (1.5, False)]
 
 
 def test_imports_are_named():
