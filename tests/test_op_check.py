@@ -67,7 +67,7 @@ def test_kernels_are_timed(speed, monkeypatch, capsys):
     add, product = by_name["Add 1x4096 1x4096"], by_name["MatMul 1x4096 4096x4096"]
     silu = op_times.Timed(by_name["SiLU 1x11008"].kernel, failing)
     monkeypatch.setattr(op_times, "kernels", lambda dtype: [add, product, silu])
-    monkeypatch.setattr(op_times, "_speed", lambda: speed)
+    monkeypatch.setattr(op_times, "_speed", lambda dtype: speed)
     monkeypatch.setattr(op_times, "_SECONDS", 0)
     monkeypatch.setattr(op_check, "cases", lambda dtype: [])
     monkeypatch.setattr(op_check, "EXPERIMENTS", [experiments.nan_is_cleared])

@@ -64,6 +64,7 @@ def _release_with(owner, phases: dict[str, str]) -> None:
 
 
 def _release(phases: dict[str, str]) -> None:
+    device.synchronize()  # a run that has not ended uses what MindSpore would take away: it ended the process
     for name in ("JitExecutor_", "GraphExecutor_"):  # which of them compiles depends on MindSpore's version
         executor = getattr(_c_expression, name, None)
         if executor is not None:

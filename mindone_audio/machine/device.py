@@ -7,7 +7,7 @@ from functools import cache
 
 import mindspore as ms
 import numpy as np
-from mindspore._c_expression import MSContext
+from mindspore._c_expression import MSContext, PyNativeExecutor_
 
 from mindone_audio.conversion import share
 from mindone_audio.machine import ascend_errors, chips, doctor
@@ -178,6 +178,14 @@ def prepare() -> None:
             logger.info("CANN compiles operations as it was told to: %s", error)
     else:
         ms.runtime.launch_blocking()
+
+
+def synchronize() -> None:
+    """Wait until all that was called is computed."""
+    if is_ascend():
+        ms.runtime.synchronize()
+    else:
+        PyNativeExecutor_.get_instance().sync()
 
 
 def tensor(array: np.ndarray) -> ms.Tensor:
