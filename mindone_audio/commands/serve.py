@@ -8,18 +8,9 @@ from mindone_audio.setting_fields import option
 
 _REPEATED = {"adapter": None, "voice": None, "allow_media_domain": None, "allowed_hosts": "--allowed-host"}
 _NUMBERS = (
-    *(
-        "port",
-        "max_batch",
-        "max_model_len",
-        "max_tokens",
-        "prompt_lookup_num_tokens",
-        "max_queue",
-        "max_per_key",
-        "queue_timeout",
-    ),
+    *("port", "max_batch", "max_model_len", "max_tokens", "max_queue", "max_per_key", "queue_timeout"),
     *("drain_timeout", "media_timeout", "max_audio_seconds", "max_body_mb", "body_timeout"),
-    "realtime_timeout",
+    *("realtime_timeout", "prompt_lookup_num_tokens"),
 )
 _OTHERS = (
     *("model", "served_model_name", "speaker", "vocoder", "host", "fastrtc", "api_key_file", "allow_media_path"),

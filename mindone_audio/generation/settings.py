@@ -142,10 +142,9 @@ def _is_finite(value: numbers.Real) -> bool:
 
 _CHECKS = {
     **{name: partial(whole, low=1) for name in ("max_new_tokens", "max_length", "num_return_sequences", "num_beams")},
-    **{
-        name: partial(whole, low=low) for name, low in (("prompt_lookup_num_tokens", 0), ("max_matching_ngram_size", 1))
-    },
     **{name: partial(whole, low=0) for name in ("min_new_tokens", "min_length", "top_k", "no_repeat_ngram_size")},
+    "max_matching_ngram_size": partial(whole, low=1),
+    "prompt_lookup_num_tokens": partial(whole, low=0),
     "seed": partial(whole, low=0, high=2**64 - 1),
     **{name: partial(real, low=0, high=1) for name in ("top_p", "min_p")},
     "temperature": _temperature,
