@@ -34,7 +34,8 @@ def graphs_of(script: str, folder: Path) -> list[str]:
     # A graph that is loaded from the cache is not compiled, so its file would not be written.
     environment = os.environ | {"MS_DEV_SAVE_GRAPHS": "2", "MS_DEV_SAVE_GRAPHS_PATH": str(folder)}
     environment |= {"MS_DEV_DUMP_IR_PASSES": "validate", "MINDONE_AUDIO_COMPILE_CACHE": "0", "GLOG_v": "4"}
-    subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, timeout=900)
+    ran = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=900)
+    assert ran.returncode == 0, ran.stderr[-4000:]
     return read_graphs(folder)
 
 

@@ -181,11 +181,8 @@ def prepare() -> None:
 
 
 def synchronize() -> None:
-    """Wait until all that was called is computed."""
-    if is_ascend():
-        ms.runtime.synchronize()
-    else:
-        PyNativeExecutor_.get_instance().sync()
+    """Wait until all that was called is computed, on any device, which `mindspore.runtime.synchronize` does not."""
+    PyNativeExecutor_.get_instance().sync()
 
 
 def tensor(array: np.ndarray) -> ms.Tensor:
