@@ -111,7 +111,7 @@ def compile_graphs(model, prompt: int, batches: Iterable[int], frames: int) -> N
     widths = engine.pieces(prompt, engine.FIRST)
     for number, width in enumerate(widths):
         row, audio = whole(1, width), half(1, width, decoder.hidden_size)
-        graph = made.slots(1, positions, True).prefill(width, number == 0)
+        graph = made.slots(1, positions, True).prefill(width, sum(widths[: number + 1]))
         compiled(graph, row, whole(), row, whole(engine.PACKED), audio, row)
     for batch in batches:
         compiled(made.slots(batch, positions, False).step, whole(batch, 1), whole(), whole(batch, 1))

@@ -11,6 +11,7 @@ import helpers
 import helpers_audioflamingo3
 import helpers_finetune as reference
 import helpers_voxtral
+import mindspore as ms
 import numpy as np
 import pytest
 from helpers_kill import kill_at_each_step
@@ -28,7 +29,7 @@ from mindone_audio.finetune import (
     dataset_examples,
     load_adapter,
 )
-from mindone_audio.finetune.graphs import prompt_bucket
+from mindone_audio.finetune.graphs import AdamW, Reduce, graph, prompt_bucket
 
 GOLDENS = Path(__file__).parent / "goldens"
 TOLERANCE = 1e-3  # the contract, of losses and of the adapter
@@ -471,3 +472,21 @@ def test_nothing_to_train(tiny, tmp_path):
         parameter.requires_grad = False
     with pytest.raises(ValueError, match=r"nothing in the model is trainable: call add_lora"):
         Trainer(model, None, Stack(), FinetuneSettings(str(tmp_path), max_steps=1), tiny[1])
+
+
+@pytest.mark.slow
+def test_an_update_of_more_parameters_than_mindspore_nests_calls():
+    """A loop over 250 adapters in a graph was refused: 32 layers with 14 each could not be trained."""
+    values = np.random.default_rng(0).normal(size=(2, 250, 3, 2)).astype(np.float32)
+    learned, sums = (
+        [ms.Parameter(ms.Tensor(value), name=f"{kind}.{i}") for i, value in enumerate(some)]
+        for kind, some in zip(("learned", "sum"), values)
+    )
+    reduce = graph(Reduce(sums, 1), True)
+    update = graph(AdamW(learned, sums, [False] * 250, FinetuneSettings("unused")), True)
+    loss, norm = reduce(ms.Tensor([6.0], ms.float32), ms.Tensor([2.0], ms.float32))
+    assert loss.asnumpy() == 3 and np.isclose(norm.asnumpy(), np.linalg.norm(values[1] / 2))
+    np.testing.assert_array_equal([total.asnumpy() for total in sums], values[1] / 2)
+    update(*(ms.Tensor(value, ms.float32) for value in (0.25, 1, 0.1, 0.001)))  # a first step goes by the rate
+    np.testing.assert_allclose([p.asnumpy() for p in learned], values[0] - np.sign(values[1]) / 4, atol=1e-4)
+    assert not np.any([total.asnumpy() for total in sums])

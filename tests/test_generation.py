@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from benchmark.start import Compilations
-from helpers import VOCAB, batch, clips, prompt, relative_error, tiny_config, torch_model
+from helpers import VOCAB, batch, clips, prompt, relative_error, tiny_config, to_torch, torch_model
 from mindone.transformers.generation.configuration_utils import GenerationConfig as MindoneGenerationConfig
 from mindspore import Tensor, ops
 from transformers import GenerationConfig, TextStreamer
@@ -247,7 +247,18 @@ def test_prompts_are_prefilled_together(model, lengths, packs):
     alone = [new_tokens(model, batch([text]), max_new_tokens=5, num_beams=2)[0].tolist() for text in texts[:4]]
     assert [row[: len(one)] for row, one in zip(beams, alone)] == alone
     if any(PACK - CHUNK < sum(lengths[row] for row in pack) <= PACK and len(pack) > 1 for pack in packs):
-        assert (PACK, True) in model.engine().slots(1, 512, True).prefills
+        assert (PACK, PACK) in model.engine().slots(1, 512, True).prefills
+
+
+def test_a_long_prompt_reads_the_columns_that_are_filled(tmp_path):
+    """Pieces of it read a half of the cache, and then all; the tokens are PyTorch's."""
+    reference = torch_model(tiny_config(text={"max_position_embeddings": 4096, "num_hidden_layers": 2}))
+    reference.save_pretrained(tmp_path)
+    own = AutoModelForAudioTextToText.from_pretrained(tmp_path)
+    inputs = batch([prompt([2100])])
+    expected = reference.generate(**to_torch(inputs), max_new_tokens=4, do_sample=False)[:, 2100:]
+    assert new_tokens(own, inputs, max_new_tokens=4).tolist() == expected.tolist()
+    assert set(own.engine().slots(1, 2104, True).prefills) == {(640, 640), (160, 1536), (160, 3072)}
 
 
 def test_twenty_prompts_of_different_lengths_compile_few_graphs(model):

@@ -51,6 +51,25 @@ def test_attention(key_value_heads, queries):
     check(ops.attention(Tensor(query), Tensor(key), Tensor(value), Tensor(mask)), expected)
 
 
+@pytest.mark.parametrize(("length", "read"), [(5, [5]), (6, [3, 6]), (7, [2, 4, 7]), (9, [3, 6, 9])])
+def test_causal_attention_leaves_out_what_is_hidden(length, read, monkeypatch):
+    monkeypatch.setattr(ops, "_BLOCK", 3)
+    query, key, value = (Tensor(normal(2, heads, length, 4)) for heads in (6, 2, 2))
+    later = np.arange(length) > np.arange(length)[:, None]
+    mask = np.where(later | (RNG.random((2, 6, length, length)) < 0.2), ops.MASKED, 0).astype(np.float32)
+    mask[..., 0] = 0  # each query sees something
+    whole, keys = ops.attention, []
+    expected = whole(query, key, value, Tensor(mask)).asnumpy()
+
+    def attention(query, key, *rest):
+        keys.append(key.shape[2])
+        return whole(query, key, *rest)
+
+    monkeypatch.setattr(ops, "attention", attention)
+    check(ops.causal_attention(query, key, value, Tensor(mask)), expected)
+    assert keys == read
+
+
 def torch_conv1d(x, weight, bias, stride, padding, dilation, groups):
     x = torch.nn.functional.pad(torch.from_numpy(x.swapaxes(1, 2)), padding)
     weight, bias = torch.from_numpy(weight), None if bias is None else torch.from_numpy(bias)
@@ -200,6 +219,12 @@ def test_cache_writes_at_positions_and_copies_sequences(flat):
     np.testing.assert_array_equal(keys.asnumpy().reshape(cache.keys[1].shape), cache.keys[1].asnumpy())
     np.testing.assert_array_equal(values.asnumpy().reshape(cache.values[1].shape), cache.values[1].asnumpy())
     assert not cache.keys[0].asnumpy().any()
+    for columns, left in ((2, [2]), (3, [])):  # of the first ones alone
+        cleared = KVCache(batch=2, positions=5, **sizes)
+        update(cleared, 1, places, Tensor(key), Tensor(value))
+        cleared.clear(columns)
+        for kind, table in enumerate(stored(cleared)):
+            assert np.flatnonzero(table.any((0, 1, 3))).tolist() == left, kind
     larger, wider = KVCache(batch=2, positions=8, **sizes), KVCache(batch=4, positions=8, **sizes)
     # Columns 1 and 2 of a ring that ends before column 3 become 0 and 1; two sequences change places, two are left out.
     columns, order = np.array([1, 2, 0, 0, 0, 0, 0, 0]), np.array([1, 0])

@@ -53,8 +53,17 @@ class KVCache(nn.Cell):
         heads = ops.counting(self.batch * self.key_value_heads) * self.positions
         return (heads.reshape((-1, 1)) + columns).reshape((-1,))
 
-    def clear(self) -> None:
-        """Zero everywhere: what is added in place needs it, and a NaN would get through a mask; not for a graph."""
+    def clear(self, columns: int | None = None) -> None:
+        """Zero in the first so many columns, or everywhere: what is added in place needs it, and a NaN would get through
+        a mask; not for a graph. On an NPU it is everywhere."""
+        if device.shares_memory():
+            device.synchronize()
+            for table in self.keys:
+                keys = table.asnumpy()  # the table's own memory
+                (keys.reshape(self.shape).swapaxes(2, 3) if self.flat else keys)[..., :columns] = 0
+            for table in self.values:
+                table.asnumpy().reshape(self.shape)[:, :, :columns] = 0
+            return
         for tables in (self.keys, self.values):
             empty = msops.zeros(tables[0].shape, tables[0].dtype)
             for table in tables:
@@ -137,10 +146,14 @@ def stored(cache: KVCache, layer: int) -> tuple[Tensor, Tensor, bool]:
 def through_cache(
     cache: KVCache, layer: int, indices: Tensor, key: Tensor, value: Tensor, keys: int
 ) -> tuple[Tensor, Tensor, bool]:
-    """`update`, and what attention with a mask of so many keys reads: all keys and values of the layer and whether the
-    keys are transposed, or the new ones alone."""
+    """`update`, and what attention with a mask of so many keys reads: the new ones alone where they are as many, else the
+    first ones of the layer, and whether the keys are transposed."""
     all_keys, all_values = update(cache, layer, indices, key, value)
     if keys == cache.positions:
         return all_keys, all_values, not cache.flat
+    if keys > key.shape[2]:
+        sizes = (keys, cache.positions - keys)
+        all_keys = ops.split(all_keys, sizes, 2 if cache.flat else 3)[0]
+        return all_keys, ops.split(all_values, sizes, 2)[0], not cache.flat
     # The tokens attend to each other alone, but a graph leaves out a write that nothing waits for.
     return ops.not_before(all_keys, key), ops.not_before(all_values, value), False

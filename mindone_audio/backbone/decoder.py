@@ -114,7 +114,11 @@ class DecoderAttention(nn.Cell):
         transposed = False
         if cache is not None:
             key, value, transposed = through_cache(cache, self.layer, indices, key, value, mask.shape[3])
-        return project(self.o_proj, ops.merge_heads(ops.attention(query, key, value, mask, transposed)), gates[1])
+        if cache is not None and query.shape[2] == mask.shape[3]:
+            attended = ops.causal_attention(query, key, value, mask)
+        else:
+            attended = ops.attention(query, key, value, mask, transposed)
+        return project(self.o_proj, ops.merge_heads(attended), gates[1])
 
 
 class GatedMLP(nn.Cell):
@@ -138,7 +142,7 @@ class GatedMLP(nn.Cell):
         elif packed is None:
             gate, up = self.gate_proj(x), self.up_proj(x)
         else:
-            gate, up = ops.split(ops.linear(x, packed.feed_forward[self.layer]), self.halves, -1)
+            return ops.swiglu(x, packed.feed_forward[self.layer], self.down_proj.weight)
         return project(self.down_proj, ops.silu(gate) * up, switch)
 
 

@@ -44,7 +44,8 @@ _write = ops.ScatterUpdate()
 _add_along_rows, _add_along_last = ops.IndexAdd(axis=2), ops.IndexAdd(axis=3)
 # From how many rows on, and up to how many, a CPU multiplies faster with the weight as the first operand.
 _FEW_ROWS = (8, 64)
-_MANY_ROWS = 64  # beyond which `rms_norm` broadcasts nothing, since a broadcast would keep too much
+_MANY_ROWS = 32  # beyond which `rms_norm` broadcasts nothing: it would take longer, and keep too much
+_BLOCK = 160  # queries at a time whose later keys are not computed
 # Values that a CPU adds to a table without waking threads, which takes longer than adding some columns one by one.
 _ADDED_ALONE, _FEW_COLUMNS = 1024, 8
 # Factors of x^12, x^10, ... x^0 in p of `gelu`, and the square from which on Phi(x) is 1 to fp32.
@@ -68,6 +69,13 @@ def _added_at_once(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
     if columns > _FEW_COLUMNS or alone == 0:
         return (columns,)
     return tuple(min(alone, columns - first) for first in range(0, columns, alone))
+
+
+@ops.constexpr
+def _in_blocks(queries: int) -> tuple[int, ...]:
+    """Sizes of the blocks of queries of `causal_attention`, about the same; none of few queries."""
+    count = -(-queries // _BLOCK)
+    return tuple((queries + i) // count for i in range(count)) if queries >= 2 * _BLOCK else ()
 
 
 @ops.constexpr
@@ -142,7 +150,7 @@ def _with_width(shape: tuple[int, ...], width: int) -> tuple[int, ...]:
 
 def split(x: Tensor, sizes: tuple[int, ...], axis: int) -> tuple[Tensor, ...]:
     """x in parts of these sizes along an axis."""
-    return _split(x, sizes, axis)
+    return (x,) if len(sizes) == 1 else _split(x, sizes, axis)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -278,6 +286,26 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, tr
     return mixed.reshape((batch, heads, queries, head_dim))
 
 
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """`attention` of as many queries as keys, with a mask that hides from each query the keys after its own.
+
+    Many queries go in blocks, whose later keys are left out: they would be half of all scores.
+    """
+    blocks, keys = _in_blocks(query.shape[2]), 0
+    if not blocks:
+        return attention(query, key, value, mask)
+    mixed, queries, masks = (), _split(query, blocks, 2), _split(mask, blocks, 2)
+    for i, size in enumerate(blocks):
+        keys += size
+        sizes = (keys, query.shape[2] - keys)
+        if sizes[1]:
+            some = (_split(key, sizes, 2)[0], _split(value, sizes, 2)[0], _split(masks[i], sizes, 3)[0])
+        else:
+            some = (key, value, masks[i])
+        mixed += (attention(queries[i], *some),)
+    return ops.concat(mixed, 2)
+
+
 def attention_weights(query: Tensor, key: Tensor) -> Tensor:
     """How much `attention` takes of each key, fp32 (batch, heads, queries, keys): of as many query as key heads."""
     return _softmax(_scores(query, key).astype(ms.float32))
@@ -347,6 +375,16 @@ def gelu(x: Tensor) -> Tensor:
 def silu(x: Tensor) -> Tensor:
     """x * sigmoid(x)."""
     return ops.silu(x)
+
+
+def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """`(silu(x @ gate.T) * (x @ up.T)) @ down.T` for x (rows, in), where gate_up (2 * inner, in) has gate's rows first."""
+    inner = down.shape[1]
+    if _weight_goes_first(x.shape[0]):  # on its side, so that the result alone is transposed
+        gate, up = _split(_matmul_transposed(gate_up, x), (inner, inner), 0)
+        return transpose(_matmul(down, silu(gate) * up), (1, 0))
+    gate, up = _split(linear(x, gate_up), (inner, inner), -1)
+    return linear(silu(gate) * up, down)
 
 
 def relu(x: Tensor) -> Tensor:

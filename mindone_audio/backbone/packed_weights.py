@@ -55,7 +55,8 @@ class PackedWeights(PackedOutputs):
         if not super().is_current(decoder):
             return False
         for i, layer in enumerate(decoder.model.layers):
-            if any(type(linear) is not Linear for linear in _heads_linears(layer) + _feed_forward_linears(layer)):
+            read = [*_heads_linears(layer), *_feed_forward_linears(layer), layer.mlp.down_proj]
+            if any(type(linear) is not Linear for linear in read):
                 return False
             wholes = self.heads[i], None if self.biases is None else self.biases[i], self.feed_forward[i]
             for whole, parts in zip(wholes, _packed_together(layer)):

@@ -17,6 +17,9 @@ from mindone_audio.backbone.checkpoint_model import CheckpointModel
 from mindone_audio.backbone.compiled import graphs
 from mindone_audio.generation.engine import power_of_two
 
+# In place of a loop, whose every round is a call within MindSpore's compiler: it allows 1,000, and 32 layers have more.
+_each = msops.HyperMap()
+_GROUP = 100  # tensors that are split off at once, for the same reason
 _FEWEST_TARGETS = 16
 _SHORTEST = 64  # tokens that prompts are padded to
 
@@ -108,6 +111,18 @@ def cross_entropy_sum(decoder: nn.Cell, hidden: Tensor, where: Tensor, targets: 
     return msops.cross_entropy(scores, targets, ignore_index=-100, reduction="sum")
 
 
+def _add(total: Parameter, gradient: Tensor) -> Tensor:
+    return msops.assign_add(total, gradient.astype(ms.float32))
+
+
+def _flat(total: Parameter) -> Tensor:
+    return total.reshape((-1,))
+
+
+def _put(total: Parameter, part: Tensor) -> Tensor:
+    return msops.assign(total, part.reshape(total.shape))
+
+
 class Accumulate(nn.Cell):
     """Adds the gradients of a micro-batch to `sums`, and returns its loss."""
 
@@ -118,9 +133,7 @@ class Accumulate(nn.Cell):
 
     def construct(self, *batch) -> Tensor:
         loss, gradients = self.gradient(*batch)
-        for total, gradient in zip(self.sums, gradients):
-            loss = msops.depend(loss, msops.assign_add(total, gradient.astype(ms.float32)))
-        return loss
+        return msops.depend(loss, _each(_add, self.sums, gradients))
 
 
 class Reduce(nn.Cell):
@@ -129,25 +142,25 @@ class Reduce(nn.Cell):
     def __init__(self, sums: Sequence[Parameter], ranks: int):
         super().__init__(auto_prefix=False)
         self.sums = ParameterTuple(sums)
-        self.sizes = tuple(total.size for total in sums)
+        sizes = [total.size for total in sums]
+        self.sizes = [tuple(sizes[first : first + _GROUP]) for first in range(0, len(sizes), _GROUP)]
+        self.groups, self.parts = tuple(map(sum, self.sizes)), (1, 1, sum(sizes))
         self.all_reduce = msops.AllReduce() if ranks > 1 else None
 
     def construct(self, loss: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
         """loss and count fp32 (1): what the micro-batches of this rank sum up to."""
-        parts = (loss, count)
-        for total in self.sums:
-            parts += (total.reshape((-1,)),)
-        flat = msops.concat(parts)
+        flat = msops.concat((loss, count, *_each(_flat, self.sums)))
         if self.all_reduce is not None:
             flat = self.all_reduce(flat)
-        loss, count, gradient = ops.split(flat, (1, 1, sum(self.sizes)), 0)
+        loss, count, gradient = ops.split(flat, self.parts, 0)
         count = msops.maximum(count, Tensor(1.0, ms.float32))
         gradient = gradient / count
         norm = msops.sqrt(msops.ReduceSum()(msops.square(gradient)))
-        parts = ops.split(gradient, self.sizes, 0)
-        for total, part in zip(self.sums, parts):
-            norm = msops.depend(norm, msops.assign(total, part.reshape(total.shape)))
-        return (loss / count).reshape(()), norm
+        parts = ()
+        for group, sizes in zip(ops.split(gradient, self.groups, 0), self.sizes):
+            parts += ops.split(group, sizes, 0)
+        written = _each(_put, self.sums, parts)
+        return (loss / count).reshape(()), msops.depend(norm, written)
 
 
 class AdamW(nn.Cell):
@@ -170,19 +183,20 @@ class AdamW(nn.Cell):
     def construct(self, rate: Tensor, scale: Tensor, correction1: Tensor, correction2: Tensor) -> Tensor:
         """All fp32 scalars: rate, the learning rate; scale, what clipping leaves of the gradient; correction1 and 2,
         1 - beta^step of both moments."""
-        done = rate
-        for i in range(len(self.learned)):
-            parameter, gradient = self.learned[i], self.sums[i] * scale
-            first = self.first[i] * self.beta1 + gradient * (1 - self.beta1)
-            second = self.second[i] * self.beta2 + gradient * gradient * (1 - self.beta2)
-            step = first / correction1 / (msops.sqrt(second / correction2) + self.epsilon)
-            value = parameter.astype(ms.float32)
-            value = value - rate * (step + self.decays[i] * value)
-            done = msops.depend(done, msops.assign(parameter, value.astype(parameter.dtype)))
-            done = msops.depend(done, msops.assign(self.first[i], first))
-            done = msops.depend(done, msops.assign(self.second[i], second))
-            done = msops.depend(done, msops.assign(self.sums[i], msops.zeros_like(gradient)))
-        return done
+        update = msops.Partial()(self.update, rate, scale, correction1, correction2)
+        return msops.depend(rate, _each(update, self.learned, self.sums, self.first, self.second, self.decays))
+
+    def update(self, rate, scale, correction1, correction2, parameter, total, moment1, moment2, decay) -> tuple:
+        """One parameter's part; what a graph can wait for."""
+        gradient = total * scale
+        first = moment1 * self.beta1 + gradient * (1 - self.beta1)
+        second = moment2 * self.beta2 + gradient * gradient * (1 - self.beta2)
+        step = first / correction1 / (msops.sqrt(second / correction2) + self.epsilon)
+        value = parameter.astype(ms.float32)
+        value = value - rate * (step + decay * value)
+        written = msops.assign(parameter, value.astype(parameter.dtype))
+        nothing = msops.zeros_like(gradient)
+        return written, msops.assign(moment1, first), msops.assign(moment2, second), msops.assign(total, nothing)
 
 
 def zeros_like(parameter: Parameter, name: str) -> Parameter:

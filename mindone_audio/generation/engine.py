@@ -65,6 +65,11 @@ def cache_bucket(length: int) -> int:
     return bucket
 
 
+def key_buckets(positions: int) -> tuple[int, ...]:
+    """Up to how many columns of a cache of so many the later pieces of a prompt read: all of a small one."""
+    return (positions,) if positions < _EVEN_CACHE else (positions // 4, positions // 2, positions)
+
+
 def pieces(length: int, first: Sequence[int]) -> list[int]:
     """Widths of the pieces of a prompt of so many tokens: the smallest of `first` that holds it, and chunks."""
     begin = min((width for width in first if width >= length), default=max(first))
@@ -119,15 +124,16 @@ class EncodeAudio(nn.Cell):
 class Forward(nn.Cell):
     """Prefill and decode step: it takes tokens, writes the cache from column `offset` on, and gives hidden states.
 
-    The cache is a ring: a sequence may go on in column 0 after the last one. first: the tokens begin their sequences,
-    so that they attend to each other alone.
+    The cache is a ring: a sequence may go on in column 0 after the last one. keys: how many columns there are up to the
+    last token, or more; as many as tokens where these begin their sequences, so that they attend to each other alone.
     """
 
-    def __init__(self, slots: "Slots", packed, step: bool, first=False):
+    def __init__(self, slots: "Slots", step: bool, keys: int | None = None):
         super().__init__(auto_prefix=False)
-        self.language_model, self.packed = slots.engine.model.language_model, packed
+        self.language_model, self.packed = slots.engine.model.language_model, slots.engine.packed
         self.cache, self.context, self.tables = slots.cache, slots.context, slots.tables
-        self.scores, self.first, self.heard, self.modes = step, first, slots.heard, slots.modes
+        self.scores, self.heard, self.modes = step, slots.heard, slots.modes
+        self.keys = self.cache.positions if keys is None else keys
 
     def construct(
         self, input_ids: Tensor, offset: Tensor, start: Tensor, chosen=None, audio=None, audio_index=None, modes=None
@@ -140,10 +146,10 @@ class Forward(nn.Cell):
         Returns hidden states (n, hidden) of the tokens `chosen` int32 (n), or in a step the scores of the next token
         fp32 (batch, vocab) and the best int32 (batch).
         """
-        length, positions = input_ids.shape[1], self.cache.positions
-        columns = offset + ops.counting(length)
+        positions = self.cache.positions
+        columns = offset + ops.counting(input_ids.shape[1])
         places = ring_places(columns, start, positions)
-        mask = ring_mask(ops.counting(length if self.first else positions), start, places, positions)
+        mask = ring_mask(ops.counting(self.keys), start, places, positions)
         embeddings = self.language_model.embed(input_ids)
         if audio is not None:
             embeddings = merge_audio(embeddings, audio, audio_index)
@@ -198,8 +204,8 @@ class Slots:
     context: the keys and values that encoder-decoder models attend to in each slot; None for others. heard: of how many
     positions, int32 (batch), and `counts` the same on the host; None where it is always all of them. modes: of each
     slot's sequence, int32 (batch, 1), of a decoder that `switches`, and `own_modes` on the host. prefills: by how
-    many columns they take, and whether these begin a prompt. owner(): the `Sequences` that have the slots, None if they
-    are gone.
+    many columns they take and how many keys they read. reached: from which column on the cache is empty. owner():
+    the `Sequences` that have the slots, None if they are gone.
     """
 
     def __init__(self, engine: "Engine", batch: int, positions: int):
@@ -218,9 +224,10 @@ class Slots:
         if decoder.switches:
             self.modes = Parameter(Tensor(self.own_modes), name="modes", requires_grad=False)
         self.tables = decoder.position_tables(positions, dtype)
-        step = Forward(self, engine.packed, step=True)
+        step = Forward(self, step=True)
         self.step = engine.graph(step, f"the decode step of {_counted(batch, 'sequence')}, {positions} tokens")
-        self.prefills: dict[tuple[int, bool], Callable] = {}
+        self.prefills: dict[tuple[int, int], Callable] = {}
+        self.reached = 0
         self.owner: Callable = lambda: None
         self._write_context: Callable | None = None
         self._check: Callable | None = None
@@ -263,7 +270,7 @@ class Slots:
     def check(self) -> Callable:
         """The graph of the decode step for the last token of the only sequence and the `DRAFT` that may follow."""
         if self._check is None:
-            cell = Forward(self, self.engine.packed, step=True)
+            cell = Forward(self, step=True)
             what = f"the decode step of {DRAFT + 1} tokens of 1 sequence, {self.cache.positions} tokens"
             self._check = self.engine.graph(cell, what)
         return self._check
@@ -276,13 +283,15 @@ class Slots:
             self._empty = self.engine.graph(EmptyColumns(self.cache), "what takes columns of 1 sequence back")
         self._empty(device.tensor(column + np.arange(DRAFT, dtype=np.int32)))
 
-    def prefill(self, width: int, first: bool) -> Callable:
-        """The graph for so many columns. It reads no packed weights: many rows gain nothing from them."""
-        if (width, first) not in self.prefills:
-            cell = Forward(self, None, step=False, first=first)
-            what = f"the prefill of {'the first ' if first else ''}{width} tokens, {self.cache.positions} in all"
-            self.prefills[width, first] = self.engine.graph(cell, what)
-        return self.prefills[width, first]
+    def prefill(self, width: int, end: int) -> Callable:
+        """The graph for so many columns, of which the last is before the column `end`."""
+        first = end == width
+        keys = end if first else next(keys for keys in key_buckets(self.cache.positions) if keys >= end)
+        if (width, keys) not in self.prefills:
+            which = f"the first {width} tokens" if first else f"{width} tokens up to the {keys}th"
+            what = f"the prefill of {which}, {self.cache.positions} in all"
+            self.prefills[width, keys] = self.engine.graph(Forward(self, step=False, keys=keys), what)
+        return self.prefills[width, keys]
 
 
 class Engine:
@@ -430,9 +439,9 @@ class Engine:
 
     def piece_widths(self, slots: Slots, length: int, widths: Sequence[int]) -> list[int]:
         """`pieces` of prompts of so many tokens in all; where there are many graphs, such as these slots have."""
-        known = [width for width, first in slots.prefills if first]
+        known = [width for width, keys in slots.prefills if width == keys]
         wanted = pieces(length, widths)
-        if known and (wanted[0], True) not in slots.prefills and self.graphs >= _MANY_GRAPHS:
+        if known and wanted[0] not in known and self.graphs >= _MANY_GRAPHS:
             return pieces(length, known)
         return wanted
 

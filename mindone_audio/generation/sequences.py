@@ -46,8 +46,8 @@ class Sequences:
         pieces. also: other places in input_ids. modes int32 like input_ids, where the decoder switches. The generator
         returns scores and best next tokens of the end of each prompt and then of these, on the device.
         """
-        self.slots.cache.clear()
-        self.column = 0
+        self.slots.cache.clear(self.slots.reached)
+        self.column = self.slots.reached = 0
         padding = sum(widths) - len(input_ids)
         ends = padding + np.cumsum(lengths)
         starts = np.repeat(ends - lengths, lengths)
@@ -77,16 +77,14 @@ class Sequences:
                 arguments += audio_rows(audio, rows).astype(model.dtype), rows  # the graph was compiled for that dtype
             if self.slots.modes is not None:
                 arguments.append(Tensor(mode))
-            output = self.slots.prefill(width, first == 0)(*arguments)
+            output = self.slots.prefill(width, first + width)(*arguments)
             if len(here):
-                hidden.append(output[: len(here)])
-                order += here.tolist()
+                hidden.append(output)
+                order += [*here.tolist(), *[len(wanted)] * (PACKED - len(here))]
             first += width
             yield
-        rows = msops.concat(hidden)
-        if order != sorted(order):
-            rows = msops.gather(rows, Tensor(np.argsort(order).astype(np.int32)), 0)
-        scores = model.language_model.logits(rows)
+        rows = msops.gather(msops.concat(hidden), Tensor(np.argsort(order)[: len(wanted)].astype(np.int32)), 0)
+        scores = (self.engine.packed or model.language_model).logits(rows)
         return scores, _best(scores)
 
     def warm_up(self, prompts: list[list[int]]) -> None:
@@ -146,6 +144,7 @@ class Sequences:
         source, context = prompts.slots.cache, prompts.slots.context
         columns = np.full(self.positions, source.positions - 1)  # where nothing has been written
         columns[(self.column - length + np.arange(length)) % self.positions] = np.arange(end - length, end)
+        self.slots.reached = self.positions
         for slot in slots:
             self.slots.cache.insert(slot, source, columns)
             if context is not None:
@@ -178,6 +177,7 @@ class Sequences:
         valid = (counted >= other.start[:, None]) & (counted < longest) & ~other.idle[:, None]
         index = np.zeros(other.batch, int)
         index[: len(rows)] = rows
+        other.slots.reached = other.positions
         other.slots.cache.take(self.slots.cache, index, columns, valid)
         if (context := self.slots.context) is not None:
             whole = np.arange(context.positions)
@@ -204,4 +204,5 @@ class Sequences:
     def _tokens(self, input_ids: np.ndarray, start: np.ndarray) -> tuple[Tensor, Tensor, Tensor]:
         """The arguments of a graph for the next columns."""
         offset, self.column = self.column, (self.column + input_ids.shape[1]) % self.positions
+        self.slots.reached = max(self.slots.reached, min(offset + input_ids.shape[1], self.positions))
         return device.tensor(input_ids), device.tensor(np.array(offset, np.int32)), device.tensor(start)

@@ -30,9 +30,10 @@ from benchmark.common import (
 from benchmark.processes import Team, forget_peak, in_a_process, peak_memory, resident, use_threads
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+STEP_LIMIT, MEMORY_LIMIT = 1.0, 0.8  # the latter with checkpointing
 LEARNED = 16  # tokens of each answer
 RATE = 1e-4
-MODES = ("", ", recompute")
+MODES = {"off": ("",), "on": (", recompute",), "both": ("", ", recompute")}  # by the option --checkpointing
 
 
 def make_inputs(folder: str, rows: int, length: int, clip_seconds: float) -> dict[str, np.ndarray]:
@@ -152,13 +153,18 @@ def prepare(folder: str, size: dict | None, shapes: dict[str, tuple], threads: i
     return answer
 
 
+def chosen(options: argparse.Namespace) -> list[str]:
+    """The contenders of the modes that were asked for."""
+    return [whose + mode for mode in MODES[options.checkpointing] for whose in ("ours", "PyTorch PEFT")]
+
+
 def measure_steps(options: argparse.Namespace, folder: str, inputs_file: str) -> dict[str, dict]:
     """Seconds a step of each round, all losses, and the memory of each contender."""
-    with Team({name: (contend, name, folder, inputs_file, options.threads) for name in CONTENDERS}) as team:
+    with Team({name: (contend, name, folder, inputs_file, options.threads) for name in chosen(options)}) as team:
         first = team.take_turns([2], 1)  # compiles
         rounds = team.take_turns([options.steps], options.rounds)
     found = {}
-    for name in CONTENDERS:
+    for name in chosen(options):
         losses = [loss for taken in first[name]["losses"] + rounds[name]["losses"] for loss in taken]
         found[name] = {"seconds": rounds[name]["seconds"], "losses": losses, "memory": rounds[name]["memory"][-1]}
     return found
@@ -166,17 +172,23 @@ def measure_steps(options: argparse.Namespace, folder: str, inputs_file: str) ->
 
 def measure_memory(options: argparse.Namespace, folder: str, files: dict[int, str]) -> dict[str, dict[int, int]]:
     """Bytes that two steps take, of each contender by length; each in a process of its own, as a peak never falls."""
-    memory: dict[str, dict[int, int]] = {name: {} for name in CONTENDERS}
+    memory: dict[str, dict[int, int]] = {name: {} for name in chosen(options)}
     for length, file in files.items():
-        for name in CONTENDERS:
+        for name in memory:
             memory[name][length] = in_a_process(contend, name, folder, file, options.threads, request=2)["memory"]
     return memory
 
 
-def make_figures(found: dict[str, dict], label: str) -> list[Figure]:
-    """Rows of the table of figures: the time of a step to PyTorch PEFT's, without and with recomputing."""
-    pairs = ((mode, found["ours" + mode]["seconds"], found["PyTorch PEFT" + mode]["seconds"]) for mode in MODES)
-    return [compare(f"LoRA step, {label}{mode}, ms", ours, theirs, 1e3) for mode, ours, theirs in pairs]
+def make_figures(found: dict[str, dict], label: str, modes: tuple[str, ...]) -> list[Figure]:
+    """Rows of the table of figures: a step's time and memory to PyTorch PEFT's, without and with recomputing."""
+    figures = []
+    for mode in modes:
+        ours, theirs = found["ours" + mode], found["PyTorch PEFT" + mode]
+        row = f"LoRA step, {label}{mode}"
+        figures.append(compare(f"{row}, ms", ours["seconds"], theirs["seconds"], 1e3, STEP_LIMIT))
+        limit = MEMORY_LIMIT if mode else None
+        figures.append(compare(f"{row}, memory, MiB", [ours["memory"]], [theirs["memory"]], 2**-20, limit))
+    return figures
 
 
 def run_finetune(options: argparse.Namespace) -> None:
@@ -203,17 +215,18 @@ def run_finetune(options: argparse.Namespace) -> None:
         speed = 1 / statistics.median(values["seconds"])
         first, last = values["losses"][0], values["losses"][-1]
         print(f"{name:<26}{speed:>9.2f}{values['memory'] / 2**20:>13.0f}{first:>12.5f}{last:>12.5f}")
-    for mode in MODES:
+    for mode in MODES[options.checkpointing]:
         ratios = paired(found["ours" + mode]["seconds"], found["PyTorch PEFT" + mode]["seconds"])
         spread = f"({min(ratios):.2f} to {max(ratios):.2f})"
         print(f"ours / PyTorch PEFT{mode}: {statistics.median(ratios):.2f} of the time {spread}")
-    print(f"\nmemory of two steps by length, MiB\n{'tokens':<10}" + "".join(f"{name:>26}" for name in CONTENDERS))
+    print(f"\nmemory of two steps by length, MiB\n{'tokens':<10}" + "".join(f"{name:>26}" for name in memory))
     for length in options.lengths:
-        print(f"{length:<10}" + "".join(f"{memory[name][length] / 2**20:>26.0f}" for name in CONTENDERS))
+        print(f"{length:<10}" + "".join(f"{sizes[length] / 2**20:>26.0f}" for sizes in memory.values()))
     label = options.random or Path(folder).name
     setting = {name: getattr(options, name) for name in ("rows", "length", "clip_seconds", "rounds", "steps")}
     content = {**setting, "model": label, "machine": machine_found, "contenders": found, "memory": memory}
-    finish(options, content, make_figures(found, f"{label}, {options.rows} x {options.length} tokens"))
+    modes = MODES[options.checkpointing]
+    finish(options, content, make_figures(found, f"{label}, {options.rows} x {options.length} tokens", modes))
     if options.plot:
         lines = {name: {n: size * 2**-20 for n, size in sizes.items()} for name, sizes in memory.items()}
         plot(options.plot, "memory of two LoRA steps", "MiB", lines, along="tokens of a prompt")
@@ -229,4 +242,6 @@ def add_finetune(subparsers) -> None:
     parser.add_argument("--clip-seconds", type=float, default=3.0, help="of audio in it (default: %(default)s)")
     parser.add_argument("--steps", type=at_least(1), default=5, help="in a round (default: %(default)s)")
     parser.add_argument("--lengths", type=at_least(1), nargs="*", default=[256, 512, 1024], help="to measure memory at")
+    help = "gradient checkpointing: without, with, or all four contenders, which need memory at the same time"
+    parser.add_argument("--checkpointing", choices=MODES, default="both", help=help + " (default: %(default)s)")
     add_common(parser, run_finetune)
