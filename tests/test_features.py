@@ -51,7 +51,7 @@ def theirs(clip: np.ndarray, extractor=EXTRACTOR) -> np.ndarray:
 
 
 def check(clip: np.ndarray, mels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Assert that a clip's log-mel is right; how far it is from PyTorch's, and how far below their loudest values lie."""
+    """Assert that a clip's log-mel is right; how far it is from PyTorch's, and decibels below each frame's loudest."""
     extractor = WhisperFeatureExtractor(feature_size=mels)
     ours, expected, (right, below) = log_mel(clip, extractor), theirs(clip, extractor), exact_log_mel(clip, extractor)
     assert ours.dtype == expected.dtype == np.float32 and ours.shape == expected.shape

@@ -54,8 +54,8 @@ class KVCache(nn.Cell):
         return (heads.reshape((-1, 1)) + columns).reshape((-1,))
 
     def clear(self, columns: int | None = None) -> None:
-        """Zero in the first so many columns, or everywhere: what is added in place needs it, and a NaN would get through
-        a mask; not for a graph. On an NPU it is everywhere."""
+        """Zero in the first so many columns, or everywhere, as on an NPU always: what is added in place needs it, and
+        a NaN would get through a mask; not for a graph."""
         if device.shares_memory():
             device.synchronize()
             for table in self.keys:
@@ -146,8 +146,8 @@ def stored(cache: KVCache, layer: int) -> tuple[Tensor, Tensor, bool]:
 def through_cache(
     cache: KVCache, layer: int, indices: Tensor, key: Tensor, value: Tensor, keys: int
 ) -> tuple[Tensor, Tensor, bool]:
-    """`update`, and what attention with a mask of so many keys reads: the new ones alone where they are as many, else the
-    first ones of the layer, and whether the keys are transposed."""
+    """`update`, and what attention with a mask of so many keys reads: the new ones where they are as many, else the
+    first ones of the layer; and whether the keys are transposed."""
     all_keys, all_values = update(cache, layer, indices, key, value)
     if keys == cache.positions:
         return all_keys, all_values, not cache.flat

@@ -378,7 +378,7 @@ def silu(x: Tensor) -> Tensor:
 
 
 def swiglu(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """`(silu(x @ gate.T) * (x @ up.T)) @ down.T` for x (rows, in), where gate_up (2 * inner, in) has gate's rows first."""
+    """`(silu(x @ gate.T) * (x @ up.T)) @ down.T` for x (rows, in); gate_up (2 * inner, in) has gate's rows first."""
     inner = down.shape[1]
     if _weight_goes_first(x.shape[0]):  # on its side, so that the result alone is transposed
         gate, up = _split(_matmul_transposed(gate_up, x), (inner, inner), 0)

@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 # Columns that a prefill graph takes of the beginning of a prompt, whose tokens attend to each other alone. The last one
 # holds 25 s at Qwen2-Audio's 25 tokens a second.
 FIRST = (48, 96, *range(160, 641, 80))
-CHUNK = 160  # columns of each later piece, whose tokens attend to the whole cache
+CHUNK = 160  # columns of each later piece, whose tokens attend to the cache too
 PACK = 480  # columns that several prompts share, at most
 PACKS = (160, 320, PACK)  # widths of their graphs: few, because a batch's lengths are different each time
 PACKED = 16  # prompts that share them, at most
