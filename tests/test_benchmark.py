@@ -22,8 +22,11 @@ from benchmark import long as benchmark_long
 from benchmark import phases as benchmark_phases
 from benchmark import readme as benchmark_readme
 from benchmark import start as benchmark_start
+from benchmark import transcribe as benchmark_transcribe
+from benchmark import transcribers as benchmark_transcribers
 from benchmark.common import BenchmarkError, Figure
 from helpers import tiny_config, torch_model
+from helpers_audio import encoded, tone
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from mindone_audio.checkpoints import demo_checkpoint
@@ -116,6 +119,63 @@ def test_whisper(tmp_path):
     assert 0 < figures_of(tmp_path / "figures.json")[f"Whisper {tmp_path}: real-time factor"].ratio < math.inf
     first = json.loads((tmp_path / "figures.json").read_text())["first"]
     assert list(first) == ["ours", "ours, graphs kept by another process", "torch sdpa"] and min(first.values()) > 0
+
+
+@pytest.mark.slow
+@pytest.mark.long
+def test_transcribe(tmp_path):
+    helpers_whisper.save_checkpoint(tmp_path)
+    (tmp_path / "speech.wav").write_bytes(encoded("WAV", samples=tone(0.7)))
+    options = ("--minutes", 0.02, "--rounds", 1, "--threads", 1, "--json", tmp_path / "figures.json")
+    done = run_command("transcribe", "--model", tmp_path, "--speech", tmp_path / "speech.wav", *options)
+    result = json.loads((tmp_path / "figures.json").read_text())
+    assert list(result["seconds"]) == ["ours", "torch eager", "torch sdpa"] and result["spoken"] == 0.7 + 0.5 + 0.7
+    texts = ["".join(text.split()) for text in result["texts"].values()]  # of random letters, not of words
+    assert texts[0] and texts == texts[:1] * 3 and result["word_error_rate"]["torch eager"] == 0
+    assert re.search(r"^torch eager( +[0-9.]+){3} +the same$", done.stdout, re.MULTILINE)
+    (figure,) = figures_of(tmp_path / "figures.json").values()
+    assert 0 < figure.ratio < math.inf and figure.limit == 0.7
+
+
+def test_recordings_fill_the_minutes():
+    recordings = [np.full(16000 * seconds, seconds, np.float32) for seconds in range(1, 6)]
+    samples = benchmark_transcribe.join(recordings, 40)
+    begins = np.flatnonzero(np.diff(samples, prepend=0) > 0)
+    order = samples[begins].tolist()
+    assert sorted(order[:5]) == sorted(order[5:10]) == [1, 2, 3, 4, 5] and order[:5] != order[5:10]
+    assert len(samples) == 16000 * (sum(order) + 0.5 * (len(order) - 1)) >= 16000 * 40
+    assert len(samples) - 16000 * (order[-1] + 0.5) < 16000 * 40  # nothing more than was wanted
+    assert np.array_equal(samples, benchmark_transcribe.join(recordings, 40))
+
+
+def test_weights_are_named_as_in_openai_whisper():
+    model = helpers_whisper.torch_whisper().model
+    names = {benchmark_transcribers.renamed(name) for name in model.state_dict()}
+    assert len(names) == len(model.state_dict()) and not any("proj" in name or "layer" in name for name in names)
+    wanted = ("attn.query.weight", "attn_ln.bias", "cross_attn.out.weight", "cross_attn_ln.weight", "mlp.2.bias")
+    assert {f"decoder.blocks.0.{name}" for name in wanted} <= names
+    assert {"encoder.positional_embedding", "encoder.ln_post.bias", "decoder.token_embedding.weight"} <= names
+
+
+def test_who_can_transcribe(tmp_path):
+    for name in ("whisper", "faster_whisper"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "model.bin").touch()
+    (tmp_path / "tokenizer.json").touch()
+    folder = str(tmp_path)
+    names = benchmark_transcribers.check_transcribers(folder, folder, None)
+    assert names == ["ours", "torch eager", "torch sdpa", "openai-whisper"]
+    more = benchmark_transcribers.check_transcribers(folder, folder, folder)
+    assert more == [*names, "faster-whisper float32", "faster-whisper int8"]
+    for packages, ctranslate2, message in (
+        (__file__, None, "is no folder"),
+        (Path(__file__).parent, None, "has neither whisper nor faster_whisper"),
+        (None, Path(__file__).parent, "no model of CTranslate2"),
+        (None, folder, "needs faster-whisper"),
+    ):
+        with pytest.raises(BenchmarkError, match=message):
+            benchmark_transcribers.check_transcribers(folder, packages, ctranslate2)
 
 
 @pytest.mark.slow
@@ -249,6 +309,8 @@ def test_bad_input_is_one_line(arguments, message):
             "no checkpoint in nowhere: --text-model is a folder",
         ),
         (("start", "--threads", "9999"), "--threads 9999 is not between 1 and"),
+        (("transcribe", "--model", "nowhere", "--speech", __file__), "no checkpoint in nowhere"),
+        (("transcribe", "--model", str(demo_checkpoint()), "--speech", __file__), "give a Whisper checkpoint"),
         (("--readme", "--file", __file__.replace(".py", ".txt")), "No such file"),
     ],
 )
@@ -259,6 +321,24 @@ def test_bad_input_of_the_others_is_one_line(capsys, arguments, message):
         status = error.code
     said = capsys.readouterr()
     assert status == 2 and not said.out and message in said.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--speech", "nowhere.wav"), "no audio file nowhere.wav: check --speech"),
+        (("--speech", __file__), "benchmark: "),
+        (("--minutes", "0.001"), "--minutes 0.001: give at least the model's window of 0.4 s"),
+        (("--minutes", "nan"), "--minutes nan: give at least"),
+        (("--packages", "nowhere"), "--packages nowhere is no folder"),
+        (("--ctranslate2", "nowhere"), "no model of CTranslate2 in nowhere"),
+    ],
+)
+def test_bad_input_of_transcribe_is_one_line(tmp_path, capsys, arguments, message):
+    helpers_whisper.save_checkpoint(tmp_path)
+    assert command.main(["transcribe", "--model", str(tmp_path), "--speech", __file__, *arguments]) == 2
+    said = capsys.readouterr()
+    assert not said.out and message in said.err.splitlines()[-1]
 
 
 def test_a_plot_without_matplotlib_is_one_line(capsys, monkeypatch):

@@ -17,6 +17,7 @@ from benchmark.real import add_real
 from benchmark.serve import add_serve
 from benchmark.speech import add_tts
 from benchmark.start import add_start
+from benchmark.transcribe import add_transcribe
 from benchmark.voice import add_voice
 from benchmark.whisper import add_whisper
 
@@ -43,6 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_constrained,
         add_lookup,
         add_whisper,
+        add_transcribe,
         add_tts,
         add_voice,
         add_real,
