@@ -13,6 +13,7 @@
     python scripts/benchmark.py constrained                   # an answer that must follow a JSON schema
     python scripts/benchmark.py lookup                        # prompt lookup, and token by token
     python scripts/benchmark.py real --text-model DIR --audio-model DIR   # published weights: first token, memory
+    python scripts/benchmark.py long-audio --family voxtral   # minutes of audio: first token, memory
     python scripts/benchmark.py whisper --random large-v3-turbo   # a window of 30 s
     python scripts/benchmark.py transcribe --model DIR --speech FILE...   # Whisper, minutes of real speech
     python scripts/benchmark.py tts                           # SpeechT5 and its vocoder

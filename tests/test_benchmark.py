@@ -19,14 +19,17 @@ from benchmark import common as benchmark_common
 from benchmark import features as benchmark_features
 from benchmark import generate as benchmark_generate
 from benchmark import long as benchmark_long
+from benchmark import long_audio as benchmark_long_audio
 from benchmark import phases as benchmark_phases
 from benchmark import readme as benchmark_readme
 from benchmark import start as benchmark_start
 from benchmark import transcribe as benchmark_transcribe
 from benchmark import transcribers as benchmark_transcribers
 from benchmark.common import BenchmarkError, Figure
+from benchmark.contenders import cache_elements
 from helpers import tiny_config, torch_model
 from helpers_audio import encoded, tone
+from helpers_voxtral import tiny_voxtral_config
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from mindone_audio.checkpoints import demo_checkpoint
@@ -199,6 +202,32 @@ def test_real(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.parametrize("family, names", [("voxtral", ["ours", "torch sdpa"]), ("audioflamingo3", ["ours"])])
+def test_long_audio(tmp_path, family, names):
+    file, drawing = tmp_path / "figures.json", tmp_path / "long.png"
+    pytest.importorskip("matplotlib")
+    options = ("--family", family, "--scale", 16, "--minutes", 1, 0.5, "--new-tokens", 3, "--rounds", 1)
+    layers = ("--encoder-layers", 1, "--decoder-layers", 1)
+    done = run_command("long-audio", *options, *layers, "--json", file, "--plot", drawing)
+    compared = len(names) == 2
+    assert done.stdout.count("the same as ours") == 2 * compared
+    assert ("no PyTorch beside it" in done.stdout) != compared
+    result = json.loads(file.read_text())
+    window = benchmark_long_audio.FAMILIES[family].tokens
+    assert result["prompt_tokens"] == {"0.5": window + 32, "1": 2 * window + 32}
+    assert list(result["seconds"]) == list(result["first"]["1"]) == names
+    for times in result["seconds"].values():
+        for length in ("0.5", "1"):
+            parts = (times[f"{part} {length}"][0] for part in ("encoder", "prefill"))
+            assert sum(parts) == pytest.approx(times[f"first {length}"][0]) and times[f"token {length}"][0] > 0
+    for name, figure in figures_of(file).items():
+        assert figure.ours > 0 and (figure.torch is not None) == compared
+        assert figure.limit == (1.25 if name.startswith("peak memory") else None)
+    assert drawing.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+@pytest.mark.long
 def test_lookup(tmp_path):
     run_command("lookup", "--rounds", 1, "--random", "demo", "--json", tmp_path / "figures.json")
     figures = figures_of(tmp_path / "figures.json")
@@ -308,6 +337,13 @@ def test_bad_input_is_one_line(arguments, message):
             ("real", "--text-model", "nowhere", "--audio-model", "."),
             "no checkpoint in nowhere: --text-model is a folder",
         ),
+        (("long-audio",), "the following arguments are required: --family"),
+        (
+            ("long-audio", "--family", "voxtral", "--minutes", "0.7"),
+            "'0.7' is not a number of minutes in whole windows",
+        ),
+        (("long-audio", "--family", "voxtral", "--minutes", "nan"), "'nan' is not a number of minutes"),
+        (("long-audio", "--family", "audioflamingo3", "--minutes", "1", "10.5"), "audioflamingo3 hears at most 10"),
         (("start", "--threads", "9999"), "--threads 9999 is not between 1 and"),
         (("transcribe", "--model", "nowhere", "--speech", __file__), "no checkpoint in nowhere"),
         (("transcribe", "--model", str(demo_checkpoint()), "--speech", __file__), "give a Whisper checkpoint"),
@@ -438,6 +474,22 @@ def test_growth_with_the_length():
     }
     grown = benchmark_long.growths(results, 512, 8192)
     assert grown["ours"] == [2, 1] and grown["torch eager"] == [9, 9 / 5] and grown["torch"] == [6, 5]
+
+
+def test_figures_of_long_audio():
+    first = {"1": {"ours": {"grown": 6, "needed": 5}, "torch sdpa": {"grown": 9, "needed": 6}}}
+    series = {"ours": {"first 1": [2, 4]}, "torch sdpa": {"first 1": [4, 16]}}
+    time, memory = benchmark_long_audio.make_figures(first, series, "x")
+    assert (time.name, time.ratio, time.limit) == ("first token of 1 min, x, s", 0.375, None)
+    assert (memory.ours, memory.torch, memory.ratio, memory.missed) == (1.2, 1.5, None, False)
+    del first["1"]["torch sdpa"], series["torch sdpa"]
+    time, memory = benchmark_long_audio.make_figures(first, series, "x")
+    assert (time.ours, time.torch, memory.ours, memory.torch) == (3, None, 1.2, None)
+
+
+def test_cached_elements_of_heads_of_their_own_width():
+    assert cache_elements(tiny_voxtral_config().text_config, 1, 7) == 2 * 3 * 7 * 2 * 10
+    assert cache_elements(tiny_config().text_config, 1, 7) == 2 * 3 * 7 * 2 * 8
 
 
 def test_figures_of_batch_jobs():

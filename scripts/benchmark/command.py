@@ -11,6 +11,7 @@ from benchmark.features import add_features
 from benchmark.finetune import add_finetune
 from benchmark.generate import add_generate
 from benchmark.load import add_load
+from benchmark.long_audio import add_long_audio
 from benchmark.lookup import add_lookup
 from benchmark.readme import add_readme
 from benchmark.real import add_real
@@ -48,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_tts,
         add_voice,
         add_real,
+        add_long_audio,
     )
     for add in (*adds, add_readme):
         add(subparsers)

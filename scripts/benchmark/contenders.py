@@ -69,15 +69,22 @@ class Ours(Contender):
     def __init__(self, folder: str, inputs: dict, new_tokens: int, interpreted: bool):
         import mindspore as ms
 
-        from mindone_audio import AutoModelForAudioTextToText, to_mindspore
+        from mindone_audio import AutoModelForAudioTextToText
         from mindone_audio.models import qwen2_audio  # noqa: F401  (loading would import it, which is no memory of it)
 
         self.held = resident()
         self.model = AutoModelForAudioTextToText.from_pretrained(folder, mindspore_dtype=ms.float32)
-        self.inputs, self.new_tokens, self.compiled = to_mindspore(inputs), new_tokens, not interpreted
+        self.take(inputs)
+        self.new_tokens, self.compiled = new_tokens, not interpreted
         rows, length = inputs["input_ids"].shape
         cached = cache_elements(self.model.config.get_text_config(), rows, length + new_tokens)
         self.needed = FLOAT * cached + sum(parameter.nbytes for parameter in self.model.get_parameters())
+
+    def take(self, inputs: dict) -> None:
+        """Go on with these arrays."""
+        from mindone_audio import to_mindspore
+
+        self.inputs = to_mindspore(inputs)
 
     def generate(self, clock: Clock) -> list:
         settings = {"max_new_tokens": self.new_tokens}  # without an end token
@@ -135,7 +142,8 @@ class Torch(Contender):
         self.model = self.load(folder, attention).eval()
         self.language_model = getattr(self.model, "language_model", self.model)
         self.model.generation_config = GenerationConfig(max_new_tokens=new_tokens, do_sample=False, pad_token_id=0)
-        self.inputs, self.new_tokens = {name: torch.from_numpy(value) for name, value in inputs.items()}, new_tokens
+        self.take(inputs)
+        self.new_tokens = new_tokens
         rows, length = inputs["input_ids"].shape
         cached = cache_elements(self.model.config.get_text_config(), rows, length + new_tokens)
         self.needed = FLOAT * cached + sum(parameter.nbytes for parameter in self.model.parameters())
@@ -149,6 +157,12 @@ class Torch(Contender):
         return Qwen2AudioForConditionalGeneration.from_pretrained(
             folder, dtype=torch.float32, attn_implementation=attention
         )
+
+    def take(self, inputs: dict) -> None:
+        """Go on with these arrays."""
+        import torch
+
+        self.inputs = {name: torch.from_numpy(value) for name, value in inputs.items()}
 
     def generate(self, clock: Clock) -> list:
         new = self.model.generate(**self.inputs, streamer=clock)[:, -self.new_tokens :]
@@ -231,5 +245,6 @@ def plain_copy(elements: list[int], threads: int) -> Callable:
 
 def cache_elements(config, rows: int, positions: int) -> int:
     """Keys and values of so many positions in all layers of a text config."""
-    width = config.num_key_value_heads * (config.hidden_size // config.num_attention_heads)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = config.num_key_value_heads * head
     return 2 * config.num_hidden_layers * rows * positions * width
