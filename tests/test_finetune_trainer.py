@@ -82,8 +82,9 @@ def compare(result, ours: dict, losses: list[float], adapter: dict) -> None:
 
 def test_prompts_are_padded_to_few_lengths():
     for length in range(1, 3000, 7):
-        assert length <= prompt_bucket(length) <= max(64, 1.5 * length)
-    assert len({prompt_bucket(length) for length in range(1, 1025)}) == 9
+        assert length <= prompt_bucket(length) <= max(64, (1.5 if length < 512 else 1.125) * length)
+    assert len({prompt_bucket(length) for length in range(1, 513)}) == 7
+    assert [prompt_bucket(length) for length in (513, 800, 1024, 1025)] == [576, 832, 1024, 1152]
 
 
 SLOW = pytest.mark.slow

@@ -241,13 +241,14 @@ class AudioEncoder(nn.Cell):
 
 
 def padding_mask(counts: Tensor, positions: int, heads: int, latency_block: int | None = None) -> Tensor:
-    """fp32 (clips, heads, positions, positions): `ops.MASKED` from the position `counts`, int32 (clips), on.
+    """fp32 (clips, 1, 1, positions): `ops.MASKED` from the position `counts`, int32 (clips), on.
 
-    With latency_block also for those in a later block of so many positions than the one that attends.
+    With latency_block (clips, heads, positions, positions), also for those in a later block of so many positions than
+    the one that attends.
     """
     row = hidden_keys(counts, positions)
     if latency_block is None:
-        return msops.tile(row, (1, heads, positions, 1))
+        return row
     block = ops.counting(positions) // latency_block
     later = (block.expand_dims(0) > block.expand_dims(1)).astype(ms.float32) * ops.MASKED  # (queries, keys)
     return msops.tile(row + later, (1, heads, 1, 1))

@@ -48,10 +48,9 @@ _MANY_ROWS = 32  # beyond which `rms_norm` broadcasts nothing: it would take lon
 _BLOCK = 160  # queries at a time whose later keys are not computed
 # Values that a CPU adds to a table without waking threads, which takes longer than adding some columns one by one.
 _ADDED_ALONE, _FEW_COLUMNS = 1024, 8
-# Factors of x^12, x^10, ... x^0 in p of `gelu`, and the square from which on Phi(x) is 1 to fp32.
+# Factors of x^12, x^10, ... x^0 in p of `gelu`, which is for abs(x) up to 5.5 and grows on from there.
 _GELU = (3.6112371e-09, -2.66893011e-07)
 _GELU_REST = (7.93822204e-06, -0.00011048034, -6.6259912e-05, 0.0726685669, 1.59576843)
-_GELU_LIMIT = 5.5**2
 _OTHER_HALF = Tensor([1, 0], ms.int32)
 
 
@@ -81,6 +80,12 @@ def _in_blocks(queries: int) -> tuple[int, ...]:
 @ops.constexpr
 def _are_many(shape: tuple[int, ...]) -> bool:
     return math.prod(shape[:-1]) > _MANY_ROWS
+
+
+@ops.constexpr
+def _is_a_column(mask: tuple[int, ...], dtype: ms.Type, transposed: bool) -> bool:
+    """Whether `attention` makes a mask of this shape a column of the keys; an NPU multiplies by whole blocks of 16."""
+    return mask[2] == 1 and dtype == ms.float32 and not transposed and not device.is_ascend()
 
 
 @ops.constexpr
@@ -141,6 +146,11 @@ def repeated(values: tuple[int, ...], counts: tuple[int, ...]) -> Tensor:
 def zeros(shape: tuple[int, ...], dtype: ms.Type) -> Tensor:
     """A constant of a graph."""
     return Tensor(np.zeros(shape), dtype)
+
+
+@ops.constexpr
+def _ones(shape: tuple[int, ...], dtype: ms.Type) -> Tensor:
+    return Tensor(np.ones(shape), dtype)
 
 
 @ops.constexpr
@@ -268,13 +278,18 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, tr
 
     query (batch, heads, queries, head_dim), already divided by sqrt(head_dim); key and value (batch, key_value_heads,
     keys, head_dim), or the key with its last axes `transposed`. Every `heads / key_value_heads` neighbouring query
-    heads share one key head; mask fp32, added to the scores (batch, heads, queries, keys), the same for all heads where
-    there is one query; None hides nothing. Returns (batch, heads, queries, head_dim).
+    heads share one key head; mask fp32, added to the scores (batch, heads, queries, keys), or (batch, 1, 1, keys) for
+    all queries; None hides nothing. Returns (batch, heads, queries, head_dim).
     """
     batch, heads, queries, head_dim = query.shape
     key_value_heads, keys = value.shape[1], value.shape[2]
     groups = heads // key_value_heads
-    query = query.reshape((batch, key_value_heads, groups * queries, head_dim))
+    if mask is not None and queries > 1 and _is_a_column(mask.shape, query.dtype, transposed):
+        # One more dimension, which is 1 in each query: what is as large as the scores is neither read nor made.
+        query = ops.concat((query, _ones((batch, heads, queries, 1), query.dtype)), 3)
+        key = ops.concat((key, ops.tile(mask.reshape((batch, 1, keys, 1)), (1, key_value_heads, 1, 1))), 3)
+        mask = None
+    query = query.reshape((batch, key_value_heads, groups * queries, query.shape[3]))
     scores = _product(query, key) if transposed else _scores(query, key)
     scores = scores.astype(ms.float32)
     if queries > 1:  # one query's mask fits the grouped heads as it is
@@ -365,7 +380,7 @@ def gelu(x: Tensor) -> Tensor:
     """
     if x.dtype != ms.float32:  # whose powers of x would overflow
         return x * (ops.erf(x * 0.5**0.5) * 0.5 + 0.5)
-    square = ops.minimum(x * x, Tensor(_GELU_LIMIT, ms.float32))
+    square = x * x
     slope = square * _GELU[0] + _GELU[1]
     for factor in _GELU_REST:
         slope = slope * square + factor

@@ -22,16 +22,20 @@ _each = msops.HyperMap()
 _GROUP = 100  # tensors that are split off at once, for the same reason
 _FEWEST_TARGETS = 16
 _SHORTEST = 64  # tokens that prompts are padded to
+_LONG = 512
 
 
 def prompt_bucket(length: int) -> int:
-    """The next of 64, 96, 128, 192, 256, 384, ...: at most a third of a prompt is padding, or half of the shortest."""
-    bucket = _SHORTEST
-    while bucket < length:
-        if bucket * 3 // 2 >= length:
-            return bucket * 3 // 2
-        bucket *= 2
-    return bucket
+    """The next of 64, 96, 128, 192, 256, 384, 512, and from there on of 576, 640, ..., 1024, 1152, ...
+
+    A graph to compile for each: of short prompts at most a third is padding, and of long ones, such as those with a
+    clip of 30 s, a ninth.
+    """
+    if length <= _SHORTEST:
+        return _SHORTEST
+    below = power_of_two(length) // 2
+    step = below // (2 if below < _LONG else 8)
+    return -(-length // step) * step
 
 
 class MicroBatch:

@@ -85,6 +85,9 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case("rotate", ops.rotate, _rotate, (normal(2, 3, 9, 8), *tables)),
         Case("rotate, a part", _run_rotate_part, _rotate_part, (normal(2, 3, 9, 8), *tables)),
         Case("attention", _run_attention, _attention, (many, keys, values), (hidden,)),
+        Case(
+            "attention, a mask for all queries", _run_attention, _attention, (many, keys, values), (hidden[:, :, :1],)
+        ),
         Case("attention, one query", _run_attention, _attention, (one, keys, values), (hidden[:, :, :1],)),
         Case("swap_last_axes", ops.swap_last_axes, lambda x: x.swapaxes(2, 3), (normal(2, 3, 5, 4),)),
         Case("attention, transposed keys", _run_transposed, _attention, (one, keys, values), (hidden[:, :, :1],)),
