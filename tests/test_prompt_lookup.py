@@ -259,17 +259,19 @@ def test_graphs_are_compiled_when_the_first_draft_comes(folder):
     assert model.engine().graphs == plain + 2
 
 
-def test_a_form_is_a_draft(calls):
+def test_a_form_is_a_draft_where_nobody_says_otherwise(calls):
     pytest.importorskip("llguidance")
     pipe = pipeline()
     schema = {"type": "array", "items": {"type": "object", "properties": {"device": {"enum": ["door", "light"]}}}}
     schema["items"]["required"] = ["device"]
     settings = {"constraint": {"json_schema": schema | {"minItems": 4}}, "tokenizer": pipe.processor.tokenizer}
     settings["max_new_tokens"] = 120
-    expected = new_tokens(pipe.model, question(0), **settings)
-    calls.update(extend=0)
-    assert new_tokens(pipe.model, question(0), **settings, **LOOKUP) == expected
-    assert calls["extend_by"] and sum(calls.values()) < len(expected[0]) // 2
+    expected = new_tokens(pipe.model, question(0), **settings, prompt_lookup_num_tokens=0)
+    assert calls["extend_by"] == 0
+    for lookup in ({}, LOOKUP):
+        calls.update(extend=0, extend_by=0)
+        assert new_tokens(pipe.model, question(0), **settings, **lookup) == expected
+        assert calls["extend_by"] and sum(calls.values()) < len(expected[0]) // 2
 
 
 def test_whisper_and_a_model_that_goes_on_in_another_way(tmp_path, calls):

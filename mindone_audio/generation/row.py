@@ -136,9 +136,13 @@ class Row:
 
     def draft(self, most: int) -> list[int]:
         """At most so many tokens that may come next, for `follow`: those that a constraint forces, else those that
-        prompt lookup finds. [] where there are none, none are asked for, or the last ones were wrong."""
+        prompt lookup finds. [] where there are none, none are asked for, or the last ones were wrong. Who does not say
+        gets them for an answer of a given form, which they make several times as fast."""
         settings, request, made = self.settings, self.request, len(self.tokens)
-        most = min(most, settings.prompt_lookup_num_tokens or 0, settings.max_new_tokens - made - 1)
+        asked = settings.prompt_lookup_num_tokens
+        if asked is None:
+            asked = 0 if self._matcher is None else most
+        most = min(most, asked, settings.max_new_tokens - made - 1)
         if most < 1:
             return []
         if self._rest:

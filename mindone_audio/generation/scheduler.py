@@ -441,7 +441,8 @@ class Scheduler:
         widths = [[width] for width in FIRST if width <= CHUNK]
         one = Sequences(engine, 1, positions, prefills=True)
         one.warm_up([*widths, [CHUNK, CHUNK]])
-        if getattr(self.model.generation_config, "prompt_lookup_num_tokens", None):  # else no request has drafts
+        drafts = getattr(self.model.generation_config, "prompt_lookup_num_tokens", None)
+        if drafts or drafts is None and not self.model.context_positions:  # answers of a given form have them
             one.extend_by([0])
             one.keep(1)
         for power in range(1, (self.max_batch - 1).bit_length() + 1):

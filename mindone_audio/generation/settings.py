@@ -209,7 +209,8 @@ class GenerationSettings:
     early_stopping: bool | str = False
     prompt_lookup_num_tokens: int | None = setting(
         None,
-        "try up to N tokens at once that came before after the same ones; the answer stays what it is (default: 0)",
+        "try up to N tokens at once that came before after the same ones; the answer stays what it is (default: 7 for "
+        "an answer of a given form, else 0)",
         metavar="N",
     )
     max_matching_ngram_size: int = 2
