@@ -72,9 +72,12 @@ def _added_at_once(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 @ops.constexpr
 def _in_blocks(queries: int) -> tuple[int, ...]:
-    """Sizes of the blocks of queries of `causal_attention`, about the same; none of few queries."""
+    """Sizes of the blocks of queries of `causal_attention`, about the same; none of few queries, or on an NPU, where
+    more kernels would cost what they save."""
+    if queries < 2 * _BLOCK or device.is_ascend():
+        return ()
     count = -(-queries // _BLOCK)
-    return tuple((queries + i) // count for i in range(count)) if queries >= 2 * _BLOCK else ()
+    return tuple((queries + i) // count for i in range(count))
 
 
 @ops.constexpr
