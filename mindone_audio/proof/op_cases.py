@@ -44,6 +44,8 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
     one, many = normal(2, 6, 1, 16), normal(2, 6, 9, 16)
     keys, values = normal(2, 2, 12, 16), normal(2, 2, 12, 16)
     hidden = rng.random((2, 1, 9, 12)) < 0.3
+    later = np.triu(np.ones((1, 1, 320, 320), bool), 1)
+    whole = normal(1, 2, 320, 4), normal(1, 1, 320, 4), normal(1, 1, 320, 4)
     angles = np.arange(9)[:, None] * np.array([1.0, 0.1, 0.01, 0.001])
     cos, sin = (function(angles).astype(np.float32) for function in (np.cos, np.sin))
     tables = np.concatenate([cos, cos], 1)[None, None], np.concatenate([-sin, sin], 1)[None, None]
@@ -89,12 +91,15 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
             "attention, a mask for all queries", _run_attention, _attention, (many, keys, values), (hidden[:, :, :1],)
         ),
         Case("attention, one query", _run_attention, _attention, (one, keys, values), (hidden[:, :, :1],)),
+        Case("causal_attention", _run_causal, _attention, whole, (later,)),
         Case("swap_last_axes", ops.swap_last_axes, lambda x: x.swapaxes(2, 3), (normal(2, 3, 5, 4),)),
         Case("attention, transposed keys", _run_transposed, _attention, (one, keys, values), (hidden[:, :, :1],)),
         Case("average_pairs", ops.average_pairs, lambda x: (x[:, 0:6:2] + x[:, 1:6:2]) / 2, (normal(2, 7, 4),)),
         Case("gelu", ops.gelu, _gelu, (normal(2, 5, 16) * 2,)),
         Case("attention_weights", ops.attention_weights, _weights, (normal(2, 3, 4, 8), normal(2, 3, 5, 8))),
         Case("silu", ops.silu, lambda x: x / (1 + np.exp(-x)), (normal(2, 5, 16) * 2,)),
+        Case("swiglu", ops.swiglu, _swiglu, (normal(10, 16), normal(24, 16), normal(8, 12))),
+        Case("swiglu, one row", ops.swiglu, _swiglu, (normal(1, 16), normal(24, 16), normal(8, 12))),
         Case("relu", ops.relu, lambda x: np.maximum(x, 0), (normal(2, 5, 16),)),
         Case("leaky_relu", _run_leaky_relu, lambda x: np.where(x > 0, x, 0.1 * x), (normal(2, 5, 16),)),
         Case("tanh", ops.tanh, np.tanh, (normal(2, 5, 16) * 2,)),
@@ -220,6 +225,10 @@ def _run_gather(x, rows):
 
 def _run_attention(query, key, value, hidden):
     return ops.attention(query, key, value, hidden.astype(ms.float32) * ops.MASKED)
+
+
+def _run_causal(query, key, value, hidden):
+    return ops.causal_attention(query, key, value, hidden.astype(ms.float32) * ops.MASKED)
 
 
 def _run_transposed(query, key, value, hidden):
@@ -363,6 +372,11 @@ def _attention(query, key, value, hidden):
     groups = query.shape[1] // key.shape[1]
     key, value = np.repeat(key, groups, 1), np.repeat(value, groups, 1)
     return _softmax(query @ key.swapaxes(2, 3) + hidden * ops.MASKED) @ value
+
+
+def _swiglu(x, gate_up, down):
+    gate, up = np.split(x @ gate_up.T, 2, 1)
+    return (gate / (1 + np.exp(-gate)) * up) @ down.T
 
 
 def _whole(query, key, value):
