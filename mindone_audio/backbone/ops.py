@@ -48,9 +48,11 @@ _MANY_ROWS = 32  # beyond which `rms_norm` broadcasts nothing: it would take lon
 _BLOCK = 160  # queries at a time whose later keys are not computed
 # Values that a CPU adds to a table without waking threads, which takes longer than adding some columns one by one.
 _ADDED_ALONE, _FEW_COLUMNS = 1024, 8
-# Factors of x^12, x^10, ... x^0 in p of `gelu`, which is for abs(x) up to 5.5 and grows on from there.
+# Factors of x^12, x^10, ... x^0 in p of `gelu`, and the square from which on Phi(x) is 1 to fp32. Beyond abs(x) of 8,000
+# p would be infinite without the limit, and a gradient not a number.
 _GELU = (3.6112371e-09, -2.66893011e-07)
 _GELU_REST = (7.93822204e-06, -0.00011048034, -6.6259912e-05, 0.0726685669, 1.59576843)
+_GELU_LIMIT = 5.5**2
 _OTHER_HALF = Tensor([1, 0], ms.int32)
 
 
@@ -88,7 +90,7 @@ def _are_many(shape: tuple[int, ...]) -> bool:
 @ops.constexpr
 def _is_a_column(mask: tuple[int, ...], dtype: ms.Type, transposed: bool) -> bool:
     """Whether `attention` makes a mask of this shape a column of the keys; an NPU multiplies by whole blocks of 16."""
-    return mask[2] == 1 and dtype == ms.float32 and not transposed and not device.is_ascend()
+    return mask[1] == mask[2] == 1 and dtype == ms.float32 and not transposed and not device.is_ascend()
 
 
 @ops.constexpr
@@ -383,7 +385,7 @@ def gelu(x: Tensor) -> Tensor:
     """
     if x.dtype != ms.float32:  # whose powers of x would overflow
         return x * (ops.erf(x * 0.5**0.5) * 0.5 + 0.5)
-    square = x * x
+    square = ops.minimum(x * x, Tensor(_GELU_LIMIT, ms.float32))
     slope = square * _GELU[0] + _GELU[1]
     for factor in _GELU_REST:
         slope = slope * square + factor
