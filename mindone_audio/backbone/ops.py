@@ -48,8 +48,8 @@ _MANY_ROWS = 32  # beyond which `rms_norm` broadcasts nothing: it would take lon
 _BLOCK = 160  # queries at a time whose later keys are not computed
 # Values that a CPU adds to a table without waking threads, which takes longer than adding some columns one by one.
 _ADDED_ALONE, _FEW_COLUMNS = 1024, 8
-# Factors of x^12, x^10, ... x^0 in p of `gelu`, and the square from which on Phi(x) is 1 to fp32. Beyond abs(x) of 8,000
-# p would be infinite without the limit, and a gradient not a number.
+# Factors of x^12, x^10, ... x^0 in p of `gelu`, and the square from which on Phi(x) is 1 to fp32. Beyond abs(x) of
+# 8,000 p would be infinite without the limit, and a gradient not a number.
 _GELU = (3.6112371e-09, -2.66893011e-07)
 _GELU_REST = (7.93822204e-06, -0.00011048034, -6.6259912e-05, 0.0726685669, 1.59576843)
 _GELU_LIMIT = 5.5**2
