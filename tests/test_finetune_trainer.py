@@ -28,6 +28,7 @@ from mindone_audio.finetune import (
     add_lora,
     dataset_examples,
     load_adapter,
+    recompute,
 )
 from mindone_audio.finetune.graphs import AdamW, Reduce, graph, prompt_bucket
 
@@ -413,6 +414,17 @@ def test_evaluation_and_recomputation(tiny, tmp_path):
     assert found[-1] == pytest.approx(np.mean(by_hand), rel=1e-5)
     again = trainer(tiny, tmp_path / "recompute", gradient_checkpointing=True).train()
     np.testing.assert_allclose(again.losses, result.losses, rtol=1e-5)
+
+
+def test_what_is_kept_changes_no_number(tiny, tmp_path, monkeypatch):
+    found, calls, construct = [], [], recompute.Layer.construct
+    monkeypatch.setattr(recompute.Layer, "construct", lambda *given: calls.append(1) or construct(*given))
+    for share in (0.01, 10**9):  # room for all layers, and for none
+        monkeypatch.setattr(recompute, "_SHARE", share)
+        settings = {"compile": False, "gradient_checkpointing": True, "max_steps": 2}
+        found.append((trainer(tiny, tmp_path / str(share), **settings).train().losses, len(calls)))
+        calls.clear()
+    assert found[0][0] == found[1][0] and 2 * found[0][1] == found[1][1] > 0
 
 
 @pytest.mark.slow

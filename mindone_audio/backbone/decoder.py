@@ -98,12 +98,22 @@ class DecoderAttention(nn.Cell):
         chosen: Tensor | None,
         gates: tuple,
     ) -> Tensor:
+        projected = self.projected(x, packed, gates[0])
+        attended = self.attended(projected, rotation, mask, cache, indices, chosen)
+        return project(self.o_proj, attended, gates[1])
+
+    def projected(self, x, packed: PackedWeights | None, gate: Tensor | None) -> Tensor:
+        """Queries, keys and values of all heads, (batch * length, all of their widths)."""
         if self.fused:
-            projected = project(self.qkv_proj, x, gates[0])
-        elif packed is None:
-            projected = msops.concat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), -1)
-        else:
-            projected = query_key_value(packed, self.layer, x)
+            return project(self.qkv_proj, x, gate)
+        if packed is None:
+            return msops.concat((self.q_proj(x), self.k_proj(x), self.v_proj(x)), -1)
+        return query_key_value(packed, self.layer, x)
+
+    def attended(
+        self, projected, rotation, mask, cache: KVCache | None = None, indices=None, chosen: Tensor | None = None
+    ) -> Tensor:
+        """What the output layer takes, of what `projected` gives."""
         heads = ops.split_heads(projected, rotation[0].shape[0], self.heads[0] + self.heads[1] + self.heads[2])
         if self.q_norm is not None:
             query, key, value = ops.split(heads, self.heads, 1)
@@ -115,10 +125,10 @@ class DecoderAttention(nn.Cell):
         if cache is not None:
             key, value, transposed = through_cache(cache, self.layer, indices, key, value, mask.shape[3])
         if cache is not None and query.shape[2] == mask.shape[3]:
-            attended = ops.causal_attention(query, key, value, mask)
+            mixed = ops.causal_attention(query, key, value, mask)
         else:
-            attended = ops.attention(query, key, value, mask, transposed)
-        return project(self.o_proj, ops.merge_heads(attended), gates[1])
+            mixed = ops.attention(query, key, value, mask, transposed)
+        return ops.merge_heads(mixed)
 
 
 class GatedMLP(nn.Cell):
@@ -137,12 +147,19 @@ class GatedMLP(nn.Cell):
 
     def construct(self, x: Tensor, packed: PackedWeights | None, switch: Tensor | None) -> Tensor:
         """switch: the gate of `project`."""
-        if self.fused:
-            gate, up = ops.split(project(self.gate_up_proj, x, switch), self.halves, -1)
-        elif packed is None:
-            gate, up = self.gate_proj(x), self.up_proj(x)
-        else:
+        if packed is not None and not self.fused:
             return ops.swiglu(x, packed.feed_forward[self.layer], self.down_proj.weight)
+        gate, up = self.gate_up(x, switch)
+        return self.down(gate, up, switch)
+
+    def gate_up(self, x: Tensor, switch: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What goes through SiLU, and what it is multiplied with."""
+        if self.fused:
+            return ops.split(project(self.gate_up_proj, x, switch), self.halves, -1)
+        return self.gate_proj(x), self.up_proj(x)
+
+    def down(self, gate: Tensor, up: Tensor, switch: Tensor | None) -> Tensor:
+        """The result, of what `gate_up` gives."""
         return project(self.down_proj, ops.silu(gate) * up, switch)
 
 
@@ -290,11 +307,16 @@ class Decoder(nn.Cell):
 
     def unstacked(self, tables: Tensor) -> list[Tensor]:
         """`position_tables`, of what `stacked_tables` gives."""
-        return [tables[0], tables[1]]
+        return both_tables(tables)
 
     def positions_at(self, tables: list[Tensor], places: Tensor, modes: Tensor | None = None) -> tuple:
         """`rotation_at` of int32 places (batch, length), by the tables of their modes."""
         return rotation_at(tables, in_mode(places, modes, tables[0].shape[0] // self.rope_sets))
+
+
+def both_tables(tables: Tensor) -> list[Tensor]:
+    """The two tensors that were stacked. An index instead of the split takes milliseconds on a CPU."""
+    return [table.reshape(tables.shape[1:]) for table in ops.split(tables, (1, 1), 0)]
 
 
 def gate_of(modes: Tensor, dtype: ms.Type) -> Tensor:
