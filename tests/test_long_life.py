@@ -130,7 +130,8 @@ def test_a_run_ends_before_its_graph_goes(monkeypatch):
     assert happened == ["waited", {"phase"}, {"phase"}]
 
 
-def test_training_needs_few_shapes(folder):
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_training_needs_few_shapes(folder, by_layer):
     """They follow from the length of the prompts: neither the clips' lengths nor those of the answers add any."""
     model, rng, shapes, lengths = (
         AutoModelForAudioTextToText.from_pretrained(folder),
@@ -144,7 +145,7 @@ def test_training_needs_few_shapes(folder):
         answer = int(rng.integers(1, 16))
         inputs["labels"] = np.full_like(inputs["input_ids"], -100)
         inputs["labels"][:, -answer:] = inputs["input_ids"][:, -answer:]
-        made = MicroBatch(model, inputs, 2, whole_windows=True)
-        lengths.add(prompt_bucket(inputs["input_ids"].shape[1]))
+        made = MicroBatch(model, inputs, 2, whole_windows=True, by_layer=by_layer)
+        lengths.add(prompt_bucket(inputs["input_ids"].shape[1], by_layer))
         shapes.add((*(tensor.shape for tensor in made.tokens), made.where.shape, made.lengths.shape))
     assert len(shapes) == len(lengths) <= 4

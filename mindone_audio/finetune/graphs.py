@@ -25,16 +25,16 @@ _SHORTEST = 64  # tokens that prompts are padded to
 _LONG = 512
 
 
-def prompt_bucket(length: int) -> int:
+def prompt_bucket(length: int, by_layer: bool = False) -> int:
     """The next of 64, 96, 128, 192, 256, 384, 512, and from there on of 576, 640, ..., 1024, 1152, ...
 
     A graph to compile for each: of short prompts at most a third is padding, and of long ones, such as those with a
-    clip of 30 s, a ninth.
+    clip of 30 s, a ninth; `by_layer`, where a graph is that of one layer, a seventeenth.
     """
     if length <= _SHORTEST:
         return _SHORTEST
     below = power_of_two(length) // 2
-    step = below // (2 if below < _LONG else 8)
+    step = below // (2 if below < _LONG else 16 if by_layer else 8)
     return -(-length // step) * step
 
 
@@ -47,16 +47,21 @@ class MicroBatch:
     followed by which token; only there are scores computed. count: how many are real, the others have target -100.
     """
 
-    def __init__(self, model: CheckpointModel, inputs: dict[str, Any], rows: int, whole_windows: bool):
+    def __init__(
+        self, model: CheckpointModel, inputs: dict[str, Any], rows: int, whole_windows: bool, by_layer: bool = False
+    ):
         """inputs: what the processor or a collator gives, with labels; rows: of every micro-batch, missing ones are
-        padding; whole_windows: audio_index is for clips whose encoded rows are continued to those of a window."""
+        padding; whole_windows: audio_index is for clips whose encoded rows are continued to those of a window;
+        by_layer: for graphs of one layer, of which there may be more."""
         prompt, features, lengths = model.prompt(**inputs)
-        rows, length = max(rows, len(prompt.input_ids)), prompt_bucket(prompt.input_ids.shape[1])
+        rows, length = max(rows, len(prompt.input_ids)), prompt_bucket(prompt.input_ids.shape[1], by_layer)
         targets = prompt.targets
         row, column = np.nonzero(targets != -100)
         self.count = len(row)
-        few = rows * max(_FEWEST_TARGETS, length // 4)  # answers are mostly shorter than what they are about
-        width = few if self.count <= few else rows * length
+        # Answers are mostly shorter than what they are about.
+        shares = (16, 4, 1) if by_layer else (4, 1)
+        widths = (rows * max(_FEWEST_TARGETS, length // share) for share in shares)
+        width = next(width for width in widths if self.count <= width)
         self.where = Tensor(_padded(row * length + column, (width,), 0))
         self.targets = Tensor(_padded(targets[row, column], (width,), -100))
         audio_index = prompt.audio_index

@@ -41,7 +41,7 @@ class FinetuneSettings:
     )
     max_new_tokens: int = setting(MAX_NEW_TOKENS[False], "of those answers")
     gradient_checkpointing: bool = setting(
-        False, "keep only the input of each decoder layer for the gradient: less memory, more time"
+        False, "keep less of each decoder layer for the gradient: less memory, more time"
     )
     shuffle: bool = setting(True, "draw a new order for each epoch")
     seed: int = setting(42, "of that order and of dropout")

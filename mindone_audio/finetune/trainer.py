@@ -226,7 +226,7 @@ class Trainer:
         total, count = 0.0, 0
         self.model.set_train(True)
         for number, inputs in enumerate(micro_batches):
-            batch = MicroBatch(self.base, inputs, rows, self._encode is not None)
+            batch = MicroBatch(self.base, inputs, rows, self._encode is not None, settings.gradient_checkpointing)
             # Of one step, micro-batch and rank: a run that goes on draws what an uninterrupted one would.
             draw = (self.step * self.settings.gradient_accumulation_steps + number) * self.ranks.count + self.ranks.rank
             set_dropout_seed(self.model, settings.seed + draw)
