@@ -1,7 +1,7 @@
 """Gradients layer by layer: memory for what is computed within one layer, not in all.
 
-What the products of a layer gave is kept until its gradients are computed, as far as the memory for that goes; the rest
-of a layer is computed again, and without it all of the layer.
+What the products of a layer take and give is kept until its gradients are computed, as far as the memory for that goes;
+what is between them is computed again. Of layers beyond that all is.
 
 All layers go through one graph, and the weights of a layer are copied in before it runs. MindSpore's own
 `Cell.recompute()` saves no memory on a CPU, because a graph runs whatever is ready, all layers at once. A graph for
@@ -48,8 +48,9 @@ class Begin(nn.Cell):
 class Part(nn.Cell):
     """A part of a decoder layer, of rows (batch * length, hidden_size).
 
-    It ends with the products of matrices, whose gradients need what goes in but not what comes out. So where all
-    arguments of a part are kept, none of its products is computed again. gate: of `project`, where there is one.
+    It ends with products of matrices, whose gradients need what goes in but not what comes out. So where all arguments
+    of a part are kept, no product with a weight is computed again, but for the small ones of adapters. gate: of
+    `project`, where there is one.
     """
 
     def __init__(self, layer: nn.Cell):
