@@ -84,6 +84,7 @@ def compare(result, ours: dict, losses: list[float], adapter: dict) -> None:
 def test_prompts_are_padded_to_few_lengths():
     for length in range(1, 3000, 7):
         assert length <= prompt_bucket(length) <= max(64, (1.5 if length < 512 else 1.125) * length)
+        assert length <= prompt_bucket(length, by_layer=True) <= prompt_bucket(length)
     assert len({prompt_bucket(length) for length in range(1, 513)}) == 7
     assert [prompt_bucket(length) for length in (513, 800, 1024, 1025)] == [576, 832, 1024, 1152]
     assert [prompt_bucket(length, by_layer=True) for length in (97, 257, 513, 800)] == [128, 384, 544, 800]

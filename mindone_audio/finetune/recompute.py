@@ -171,7 +171,7 @@ class EndGradient(nn.Cell):
 
 
 class Gradient(nn.Cell):
-    """The gradients of a cell's first arguments, by default of one, and of some of its parameters."""
+    """The gradients of a cell's first `count` arguments and of some of its parameters."""
 
     def __init__(self, cell: nn.Cell, parameters: Sequence[Parameter], count: int = 1):
         super().__init__(auto_prefix=False)
@@ -244,11 +244,9 @@ class AccumulateByLayer:
         at_end = learned(stack.norm, decoder.lm_head if decoder.lm_head is not None else stack.embed_tokens)
         at_begin = learned(stack.embed_tokens, model.audio_tower, model.multi_modal_projector)
         self._end_sums, self._begin_sums = ([total_of[id(p)] for p in found] for found in (at_end, at_begin))
-        self._room = sum(parameter.nbytes for parameter in model.get_parameters()) // _SHARE
-        self._forward, self._backward = (
-            graph(self._layer, compiled),
-            graph(LayerGradient(self._layer, copies), compiled),
-        )
+        self._budget = sum(parameter.nbytes for parameter in model.get_parameters()) // _SHARE
+        self._forward = graph(self._layer, compiled)
+        self._backward = graph(LayerGradient(self._layer, copies), compiled)
         self._begin, self._begin_gradient = graph(begin, compiled), graph(Gradient(begin, at_begin), compiled)
         self._end_gradient = graph(EndGradient(end, at_end), compiled)
 
@@ -257,12 +255,12 @@ class AccumulateByLayer:
         modes = self._decoder.modes(audio_index, visible)
         tokens = (positions, visible, tables) if modes is None else (positions, visible, tables, modes)
         x = self._begin(input_ids, audio_index, *audio)
-        inputs, room = [], self._room
+        inputs, left = [], self._budget
         for number, layer in enumerate(self._decoder_layers):
             self._layer.become(layer, number, seed)
             after, *kept = self._forward(x, *tokens)
-            room -= sum(tensor.nbytes for tensor in kept)
-            inputs.append((x, kept if room >= 0 else None))
+            left -= sum(tensor.nbytes for tensor in kept)
+            inputs.append((x, kept if left >= 0 else None))
             x = after
         loss, change, *gradients = self._end_gradient(x, where, targets)
         _add(self._end_sums, gradients)
