@@ -52,6 +52,37 @@ def test_attention(key_value_heads, queries, rows):
     check(ops.attention(Tensor(query), Tensor(key), Tensor(value), Tensor(mask)), expected)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("heads", "together"), [(6, 3), (6, 2), (12, 4)])
+def test_attention_of_some_heads_after_others(heads, together, transposed):
+    query, key, value = normal(2, heads, 3, 4), normal(2, 6, 5, 4), normal(2, 6, 5, 4)
+    mask = np.where(RNG.random((2, 1, 3, 5)) < 0.3, ops.MASKED, 0).astype(np.float32)
+    keys = Tensor(key.swapaxes(2, 3).copy() if transposed else key)
+    whole, parts = (
+        ops.attention(Tensor(query), keys, Tensor(value), ops.for_heads(Tensor(mask), count), transposed)
+        for count in (heads, together)
+    )
+    check(parts, whole.asnumpy(), 1e-7)
+
+
+@pytest.mark.parametrize(
+    ("heads", "key_value_heads", "queries", "keys", "together"),
+    [
+        (32, 8, 160, 4096, 32),  # Voxtral-Mini, 5 minutes
+        (32, 8, 160, 12288, 16),
+        (32, 8, 160, 24576, 8),
+        (28, 4, 160, 16384, 7),  # Audio Flamingo 3, 10 minutes
+        (32, 32, 160, 8192, 16),
+        (32, 1, 160, 24576, 32),  # one key head cannot be divided
+        (4, 4, 1 << 20, 1 << 20, 2),  # one head has more than the limit
+        (2, 2, 1 << 20, 1 << 20, 2),
+        (1, 1, 1 << 20, 1 << 20, 1),
+    ],
+)
+def test_as_many_heads_together_as_memory_is_for(heads, key_value_heads, queries, keys, together):
+    assert ops.heads_together(heads, key_value_heads, queries, keys) == together
+
+
 @pytest.mark.parametrize(("length", "read"), [(5, [5]), (6, [3, 6]), (7, [2, 4, 7]), (9, [3, 6, 9])])
 def test_causal_attention_leaves_out_what_is_hidden(length, read, monkeypatch):
     monkeypatch.setattr(ops, "_BLOCK", 3)

@@ -330,10 +330,14 @@ def in_mode(places: Tensor, modes: Tensor | None, positions: int) -> Tensor:
 
 
 def for_all_heads(rotation: tuple, mask: Tensor, heads: int, key_value_heads: int) -> tuple[tuple, Tensor]:
-    """What `rotation_at` and `causal_mask` give, for each head of queries, keys and values: once for all layers."""
+    """What `rotation_at` and `causal_mask` give, for each head of queries, keys and values: once for all layers.
+
+    The mask is for as many heads as `attention` computes at a time.
+    """
     kinds = ops.repeated((0, 1, 2), (heads, key_value_heads, key_value_heads))
-    cos, sin = rotation
-    return (ops.choose_heads(cos, kinds), ops.choose_heads(sin, kinds)), ops.for_heads(mask, heads)
+    batch, _, queries, keys = mask.shape
+    (cos, sin), together = rotation, ops.heads_together(heads, key_value_heads, batch * queries, keys)
+    return (ops.choose_heads(cos, kinds), ops.choose_heads(sin, kinds)), ops.for_heads(mask, together)
 
 
 def rotation_at(tables: list[Tensor], positions: Tensor) -> tuple:

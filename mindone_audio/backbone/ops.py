@@ -46,6 +46,7 @@ _add_along_rows, _add_along_last = ops.IndexAdd(axis=2), ops.IndexAdd(axis=3)
 _FEW_ROWS = (8, 64)
 _MANY_ROWS = 32  # beyond which `rms_norm` broadcasts nothing: it would take longer, and keep too much
 _BLOCK = 160  # queries at a time whose later keys are not computed
+_SCORES = 128 << 20  # bytes of the scores that `attention` has in memory at a time, where a key head has fewer
 # Values that a CPU adds to a table without waking threads, which takes longer than adding some columns one by one.
 _ADDED_ALONE, _FEW_COLUMNS = 1024, 8
 # Factors of x^12, x^10, ... x^0 in p of `gelu`, and the square from which on Phi(x) is 1 to fp32. Beyond abs(x) of
@@ -80,6 +81,17 @@ def _in_blocks(queries: int) -> tuple[int, ...]:
         return ()
     count = -(-queries // _BLOCK)
     return tuple((queries + i) // count for i in range(count))
+
+
+@ops.constexpr
+def heads_together(heads: int, key_value_heads: int, queries: int, keys: int) -> int:
+    """How many heads' scores are computed at a time, of as many queries in all samples, and keys.
+
+    All of them, or where those are too large, those of some key heads, which divide all. One mask serves all parts.
+    """
+    parts = [1, *(count for count in range(2, min(heads, key_value_heads + 1)) if key_value_heads % count == 0)]
+    fitting = (count for count in parts if 4 * heads // count * queries * keys <= _SCORES)
+    return heads // next(fitting, parts[-1])
 
 
 @ops.constexpr
@@ -285,7 +297,23 @@ def attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, tr
     keys, head_dim), or the key with its last axes `transposed`. Every `heads / key_value_heads` neighbouring query
     heads share one key head; mask fp32, added to the scores (batch, heads, queries, keys), or (batch, 1, 1, keys) for
     all queries; None hides nothing. Returns (batch, heads, queries, head_dim).
+
+    With a mask of fewer heads, as `heads_together` tells, so many are computed at a time, and the mask serves them all.
     """
+    together = query.shape[1] if mask is None or mask.shape[1] == 1 else mask.shape[1]
+    count = query.shape[1] // together
+    if count == 1:
+        return _attention(query, key, value, mask, transposed)
+    sizes, mixed = (value.shape[1] // count,) * count, ()
+    queries, keys, values = _split(query, (together,) * count, 1), _split(key, sizes, 1), _split(value, sizes, 1)
+    for i in range(count):
+        # A graph runs what is ready, and would have all scores in memory.
+        some = not_before(mixed[-1], queries[i]) if i else queries[i]
+        mixed += (_attention(some, keys[i], values[i], mask, transposed),)
+    return ops.concat(mixed, 1)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, transposed: bool) -> Tensor:
     batch, heads, queries, head_dim = query.shape
     key_value_heads, keys = value.shape[1], value.shape[2]
     groups = heads // key_value_heads

@@ -365,7 +365,7 @@ class Engine:
                     if keys[number] is not None:
                         self._keep(keys[number], x, place * tokens, tokens)
                 some, written = some[count:], written + len(x)
-        return (msops.gather(msops.concat(encoded), Tensor(order), 0) if encoded else None), firsts
+        return _in_order(encoded, order), firsts
 
     def _keep(self, key: bytes, rows: Tensor, first: int, count: int) -> None:
         """Keep so many rows of what was encoded."""
@@ -463,6 +463,14 @@ class Engine:
                 "when needed: fewer different sizes of batches, or shorter answers, take less",
                 *key,
             )
+
+
+def _in_order(encoded: list[Tensor], order: np.ndarray) -> Tensor | None:
+    """These of all rows (int32), of which a long recording has many: they are copied no more than they must."""
+    if not encoded:
+        return None
+    rows = encoded[0] if len(encoded) == 1 else msops.concat(encoded)
+    return rows if np.array_equal(order, np.arange(len(rows))) else msops.gather(rows, Tensor(order), 0)
 
 
 def _clip_key(features: np.ndarray, lengths: np.ndarray) -> bytes:

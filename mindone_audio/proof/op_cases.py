@@ -90,6 +90,7 @@ def cases(dtype: ms.Type = ms.float32) -> list[Case]:
         Case(
             "attention, a mask for all queries", _run_attention, _attention, (many, keys, values), (hidden[:, :, :1],)
         ),
+        Case("attention, a part of the heads at a time", _run_parts, _attention, (many, keys, values), (hidden,)),
         Case("attention, one query", _run_attention, _attention, (one, keys, values), (hidden[:, :, :1],)),
         Case("causal_attention", _run_causal, _attention, whole, (later,)),
         Case("swap_last_axes", ops.swap_last_axes, lambda x: x.swapaxes(2, 3), (normal(2, 3, 5, 4),)),
@@ -225,6 +226,10 @@ def _run_gather(x, rows):
 
 def _run_attention(query, key, value, hidden):
     return ops.attention(query, key, value, hidden.astype(ms.float32) * ops.MASKED)
+
+
+def _run_parts(query, key, value, hidden):
+    return ops.attention(query, key, value, ops.for_heads(hidden.astype(ms.float32) * ops.MASKED, 3))
 
 
 def _run_causal(query, key, value, hidden):
