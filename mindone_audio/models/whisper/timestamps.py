@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mindone_audio.generation.sampling import Rule, ScoreFunction, log_softmax
+from mindone_audio.generation.sampling import Rule, ScoreFunction
 
 SECONDS = 0.02  # from one timestamp token to the next: one position of the encoder
 FRAMES = 2  # of the log-mel, as long as that
@@ -68,9 +68,8 @@ def timestamp_rule(no_timestamps: int, end: int, latest_first: int | None) -> Ru
                 row[slice(end) if open_pair else slice(first, None)] = -np.inf
             if (times := new[new >= first]).size:
                 row[first : times[-1] + (0 if open_pair else 1)] = -np.inf
-            logs = log_softmax(row)
-            best = logs[first:].max()
-            if best > -np.inf and best + np.log(np.exp(logs[first:] - best).sum()) > logs[:first].max():
+            best = row[first:].max()  # scores are log probabilities but for what is the same of all
+            if best > -np.inf and best + np.log(np.exp(row[first:] - best).sum()) > row[:first].max():
                 row[:first] = -np.inf
 
         return apply
