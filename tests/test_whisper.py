@@ -19,7 +19,7 @@ from mindspore import Tensor
 from mindone_audio import cli, pipeline
 from mindone_audio.models import AutoProcessor
 from mindone_audio.models.whisper.model import WhisperForConditionalGeneration
-from mindone_audio.models.whisper.timestamps import segments_of
+from mindone_audio.models.whisper.timestamps import segments_of, timestamp_rule
 from mindone_audio.models.whisper.transcription import compression_ratio
 from mindone_audio.proof import parity
 from mindone_audio.setting_fields import SettingError, option
@@ -217,6 +217,25 @@ def test_a_hot_window_is_drawn_and_repeatable(models):
     hot = {"language": "en", "temperature": (0.0, 0.9), "logprob_threshold": 0.0, **NO_TIMES}
     made = [ours.generate(whisper.features(1), seed=seed, **hot).asnumpy().tolist() for seed in (1, 1, 2)]
     assert made[0] == made[1] != made[2]
+
+
+def test_the_rule_for_timestamps_is_that_of_transformers():
+    """Words are tokens before 60, which is the end; timestamps follow 62. Some likelier together than each word are
+    among the scores, and some that are not; a window begins with what transformers asks of it."""
+    settings = transformers.GenerationConfig(
+        no_timestamps_token_id=62, eos_token_id=60, max_initial_timestamp_index=10, _detect_timestamp_from_logprob=True
+    )
+    theirs = transformers.WhisperTimeStampLogitsProcessor(settings, begin_index=2)
+    ours, rng, won = timestamp_rule(62, 60, 10)(2), np.random.default_rng(0), set()
+    for new in ([], [63], [63, 5], [63, 5, 66], [63, 5, 66, 66], [63, 5, 66, 67], [5], [5, 7, 8], [63, 5, 70, 70, 9]):
+        tokens = np.array([[1, 2, *new]])
+        for height in (-2, 0, 2, 6):
+            scores = rng.normal(size=(1, 100)).astype(np.float32) * 2
+            scores[:, 63:] += height
+            expected = theirs(torch.from_numpy(tokens), torch.from_numpy(scores)).numpy()
+            np.testing.assert_array_equal(ours(scores, tokens), expected)
+            won.add((bool(new), bool(np.isinf(expected[0, :60]).all())))
+    assert won == {(False, True), (True, True), (True, False)}
 
 
 def test_segments():
