@@ -419,14 +419,14 @@ def test_the_microphone_is_refused(quick, visit):
 
 
 def test_a_recording_ends_by_itself(quick, visit):
-    """At the longest clip that the model takes in a conversation."""
-    type(quick[1].pipe.processor).longest_clip = 1
+    """At the longest clip that the model takes in a conversation. In one second a page that is fast hears nothing."""
+    type(quick[1].pipe.processor).longest_clip = 2
     try:
         tab = visit(quick[0])
         tab.page.click("#record")
         tab.page.wait_for_selector("#attached .wave")
-        assert "The recording has 1 s" in tab.notice()
-        assert tab.page.inner_text("#attached .time") == "1.0 s"
+        assert "The recording has 2 s" in tab.notice()
+        assert tab.page.inner_text("#attached .time") == "2.0 s"
     finally:
         type(quick[1].pipe.processor).longest_clip = 30
 
