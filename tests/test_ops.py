@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from mindspore import Tensor
+from mindspore import Tensor, grad, jit
 from mindspore.ops import GradOperation
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
@@ -63,6 +63,21 @@ def test_attention_of_some_heads_after_others(heads, together, transposed):
         for count in (heads, together)
     )
     check(parts, whole.asnumpy(), 1e-7)
+
+
+def test_gradients_of_attention_of_some_heads_after_others():
+    """Fine-tuning with a long prompt has them, in a graph."""
+    inputs = tuple(Tensor(normal(1, heads, 3, 4)) for heads in (6, 2, 2))
+    mask = Tensor(np.triu(np.full((1, 1, 3, 3), ops.MASKED, np.float32), 1))
+
+    def gradients(together):
+        def squares(query, key, value):
+            return (ops.attention(query, key, value, ops.for_heads(mask, together)) ** 2).sum()
+
+        return jit(grad(squares, (0, 1, 2)))(*inputs)
+
+    for whole, parts in zip(gradients(6), gradients(3)):
+        check(parts, whole.asnumpy(), 1e-6)
 
 
 @pytest.mark.parametrize(
